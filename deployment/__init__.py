@@ -1,0 +1,1 @@
+"""Serving and shipping: the BentoML service and the scorer behind it."""

@@ -1,0 +1,1 @@
+"""Feast: one definitions file, one writer, one read plan."""

@@ -1,0 +1,1 @@
+"""Networks, losses, training and metrics: only tensors, no domain names, files of the product or services."""

@@ -1,0 +1,113 @@
+"""The one batch type that every network takes.
+
+Symbols, used in every docstring of this package:
+
+    B  scored rows (a user looks at an item)      U  stored histories (rows of one user share one), U <= B
+    L  stored events of a history                 D  embedding width
+    F  item feature fields                        P  user profile fields
+    C  context fields                             M  domain tokens
+
+A history is stored once for all rows that read it. Row ``b`` reads stored history ``row[b]`` and sees of it only
+positions ``start[b] <= position < stop[b]``: the events strictly before its own time, at most as many as the network
+asks for. Events lie oldest first. Positions outside are padding or the future, and no score may depend on them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Self, TypeVar
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Events:
+    """Stored histories and what each row may see of them.
+
+    Shapes:
+        item:   (U, L) long, row of the item table that the history's items live in; 0 is out of vocabulary
+        action: (U, L) long, code of the action (view, click, buy); 0 is unknown
+        value:  (U, L) float, the event's label in its domain's own unit (rating, dwell, 1 for a click)
+        time:   (U, L) long, microseconds since the epoch
+        row:    (B,) long, which stored history each scored row reads
+        start, stop: (B,) long, the visible positions [start, stop)
+    """
+
+    item: Tensor
+    action: Tensor
+    value: Tensor
+    time: Tensor
+    row: Tensor
+    start: Tensor
+    stop: Tensor
+
+    def mask(self) -> Tensor:
+        """Visible events of each scored row, (B, L) bool."""
+        position = torch.arange(self.item.shape[1], device=self.item.device)
+        return (position >= self.start[:, None]) & (position < self.stop[:, None])
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        return _moved(self, device, non_blocking)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows to score, with everything a network may read about them.
+
+    Shapes:
+        domain:        (B,) long, slot of the domain the row is scored in
+        user:          (B,) long, index of the user; 0 is unknown
+        item:          (B,) long, row in the item table of the row's own domain; 0 is out of vocabulary
+        item_features: (B, F) long, feature codes of the item; 0 is missing or unseen
+        user_features: (B, P) long, profile codes
+        context:       (B, C) long, context codes
+        time:          (B,) long, microseconds since the epoch
+        label:         (B,) float, 0 or 1 for clicks, the rating otherwise
+        weight:        (B,) float, the row's weight in the loss
+        prior:         (B,) float, what is expected without personalisation, in the head's unit (logit or rating); 0 where
+                       the network has no prior track
+        lifelong:      the long source history, up to 2,000 events
+        short_source:  the latest source events, or None
+        short_target:  the latest events in the row's own domain, or None; items of the row's own domain table
+    """
+
+    domain: Tensor
+    user: Tensor
+    item: Tensor
+    item_features: Tensor
+    user_features: Tensor
+    context: Tensor
+    time: Tensor
+    label: Tensor
+    weight: Tensor
+    prior: Tensor
+    lifelong: Events
+    short_source: Events | None = None
+    short_target: Events | None = None
+
+    def __len__(self) -> int:
+        return self.item.shape[0]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same batch on another device."""
+        return _moved(self, device, non_blocking)
+
+    def rows(self, index: Tensor) -> Self:
+        """The scored rows at ``index``, (B',) long or (B,) bool; stored histories stay whole and shared."""
+        chosen = {f.name: getattr(self, f.name)[index] for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        for name in ("lifelong", "short_source", "short_target"):
+            events = getattr(self, name)
+            if events is not None:
+                chosen[name] = replace(events, row=events.row[index], start=events.start[index], stop=events.stop[index])
+        return replace(self, **chosen)
+
+
+T = TypeVar("T", Events, Batch)
+
+
+def _moved(value: T, device: torch.device | str, non_blocking: bool) -> T:
+    parts = {f.name: getattr(value, f.name) for f in fields(value)}
+    return replace(
+        value, **{name: part.to(device, non_blocking=non_blocking) for name, part in parts.items() if part is not None}
+    )

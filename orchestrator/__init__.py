@@ -1,0 +1,1 @@
+"""The only package that joins the others: use cases, flows, command line."""

@@ -1,0 +1,78 @@
+"""Where Graft runs: one frozen value, built only in entry points (command line, flows, service, pages)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Read from the environment: ``GRAFT_HOME=/data/graft graft up``. Nothing here says what to train."""
+
+    model_config = SettingsConfigDict(env_prefix="GRAFT_", frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    home: Path = Path(".graft")
+    """Folder that holds everything Graft writes: registry, events, features, artifacts, logs."""
+    database_url: str = ""
+    """Registry database; empty means SQLite inside the home folder. PostgreSQL: postgresql+psycopg://user@host/name."""
+    online_store: Literal["sqlite", "redis"] = "sqlite"
+    """Feast's online store."""
+    redis_url: str = "localhost:6379"
+    """Address of Redis when it is the online store."""
+    bind_host: str = "127.0.0.1"
+    """Interface that every server binds to."""
+    service_port: int = 3000
+    """Port of the prediction service."""
+    ui_port: int = 8501
+    """Port of the web UI."""
+    prefect_port: int = 4200
+    """Port of the Prefect server."""
+    prefect_api_url: str = ""
+    """Prefect server to use; empty means the one that `graft up` starts."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where tensors live; auto takes a GPU when there is one."""
+    threads: int = Field(default=0, ge=0)
+    """Threads for training; 0 means one per core. The service always uses one per worker."""
+
+    @property
+    def registry_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.home.absolute() / 'registry.db'}"
+
+    @property
+    def data_dir(self) -> Path:
+        """Validated events, items and users of every domain."""
+        return self.home / "data"
+
+    @property
+    def features_dir(self) -> Path:
+        """Feast's offline Parquet, registry and SQLite online store."""
+        return self.home / "features"
+
+    @property
+    def artifacts_dir(self) -> Path:
+        """BentoML's home: its model store holds every version."""
+        return self.home / "bentoml"
+
+    @property
+    def runs_dir(self) -> Path:
+        """Checkpoints of runs in progress, one folder a run."""
+        return self.home / "runs"
+
+    @property
+    def logs_dir(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def prefect_url(self) -> str:
+        return self.prefect_api_url or f"http://{self.bind_host}:{self.prefect_port}/api"
+
+    @property
+    def service_url(self) -> str:
+        return f"http://{self.bind_host}:{self.service_port}"
+
+    @property
+    def ui_url(self) -> str:
+        return f"http://{self.bind_host}:{self.ui_port}"

@@ -1,0 +1,21 @@
+"""Fixtures for every test: where public data sets lie, and quiet third parties."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Set before any import of the packages that read them: no test calls out.
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+os.environ.setdefault("FEAST_USAGE", "False")
+
+
+@pytest.fixture(scope="session")
+def public_data() -> Path:
+    """Folder of public data sets: GRAFT_PUBLIC_DATA, or the one kept beside the checkout."""
+    path = Path(os.environ.get("GRAFT_PUBLIC_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no public data sets at {path}")
+    return path
