@@ -1,0 +1,281 @@
+"""Prefect's view of Graft: which use cases run as flows, what is tried again, what follows a schedule.
+
+No logic of its own. A flow names the steps of a use case in a product person's words, tries again what may pass by
+itself, and shows progress. Every use case continues where the same ``run_id`` stopped, so a retry, a crashed process
+and a restarted machine are one case.
+
+``python -m orchestrator.flows`` writes the work pool, the deployments and the two automations that turn a silent run
+into a crashed one and a crashed one into a resumed one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import httpx
+from prefect import flow, get_client, runtime, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.automations import Automation
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, FlowRun, State, StateType
+from prefect.deployments.runner import EntrypointType
+from prefect.events import EventTrigger
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import Posture
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.flows import Flow
+from prefect.workers.process import ProcessWorker
+from sqlalchemy.exc import OperationalError
+
+from domains.registry import Registry
+from orchestrator import flow_client, use_cases
+from orchestrator.errors import Unavailable
+from orchestrator.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+WORK_POOL = "graft"
+TAG = "graft"
+RUNS_AT_ONCE = 2
+"""Flow runs that the work pool lets run side by side."""
+SILENT_AFTER_S = 65
+"""A run without a heartbeat for this long has lost its process; heartbeats come every 30 s."""
+STARTS_ALLOWED = 4
+"""A run whose process dies is started again; after this many starts it fails for good."""
+
+TRANSIENT = (Unavailable, ConnectionError, TimeoutError, OperationalError, httpx.TransportError)
+"""Faults that may pass by themselves: only these are tried again."""
+
+
+def may_pass_by_itself(_task: Any, _task_run: Any, state: State) -> bool:
+    """Prefect asks whether a failed task is worth another try: yes for a fault of the surroundings, never for bad data."""
+    return isinstance(state.result(raise_on_failure=False), TRANSIENT)
+
+
+step = task(retries=3, retry_delay_seconds=[2, 10, 60], retry_condition_fn=may_pass_by_itself, persist_result=False)
+"""A step of a use case: tried again after 2, 10 and 60 s where the fault may pass by itself."""
+
+
+class ProgressArtifact:
+    """A use case's progress as one bar on the flow run's page; at most one update a second."""
+
+    def __init__(self) -> None:
+        self._artifact: Any = None
+        self._shown_at = 0.0
+
+    def __call__(self, fraction: float, step_name: str = "", **_detail: Any) -> None:
+        now = time.monotonic()
+        if fraction < 1 and now - self._shown_at < 1:
+            return
+        self._shown_at = now
+        percent = round(100 * min(max(fraction, 0.0), 1.0), 1)
+        if self._artifact is None:
+            self._artifact = create_progress_artifact(percent, description=step_name)
+        else:
+            update_progress_artifact(self._artifact, percent, description=step_name)
+
+
+@step
+def collect_histories_and_features(settings: Settings) -> None:
+    """Users' histories and profiles, as training and the endpoints read them."""
+    use_cases.build_features(registry=_registry(settings), settings=settings)
+
+
+@step
+def check_readiness(settings: Settings, domain: str) -> None:
+    """What the domain still lacks before it can launch."""
+    found = use_cases.readiness(domain, registry=_registry(settings), settings=settings)
+    for lack in found.missing:
+        logger.warning("domain not ready", extra={"domain": domain, "lack": lack})
+
+
+@step
+def train_the_shared_model(settings: Settings, run_id: str, by: str, params: dict[str, Any]) -> str:
+    """Learn from all domains together, and evaluate on each."""
+    version = use_cases.train_shared(
+        registry=_registry(settings), settings=settings, run_id=run_id, by=by, on_progress=ProgressArtifact(), **params
+    )
+    return version.id
+
+
+@step
+def fine_tune_and_compare(settings: Settings, domain: str, run_id: str, by: str, params: dict[str, Any]) -> str:
+    """Fit the domain's own weights, certify that nothing else moved, compare with the rivals, ask the gate."""
+    version = use_cases.launch(
+        domain,
+        registry=_registry(settings),
+        settings=settings,
+        run_id=run_id,
+        by=by,
+        on_progress=ProgressArtifact(),
+        **params,
+    )
+    return version.id
+
+
+def mark_cancelled(flow: Flow, flow_run: FlowRun, state: State) -> None:
+    """Somebody stopped the flow run: the registry's run ends too."""
+    run_id = (flow_run.parameters or {}).get("run_id") or str(flow_run.id)
+    _registry(Settings()).finish_run(run_id, state="cancelled", error=state.message)
+
+
+def mark_failed(flow: Flow, flow_run: FlowRun, state: State) -> None:
+    """A step failed for good: the registry's run says why, whoever failed it."""
+    run_id = (flow_run.parameters or {}).get("run_id") or str(flow_run.id)
+    registry = _registry(Settings())
+    if registry.run(run_id).state in ("queued", "running"):
+        registry.finish_run(run_id, state="failed", error=state.message)
+
+
+@flow(name="train-shared", on_cancellation=[mark_cancelled], on_failure=[mark_failed], validate_parameters=False)
+def train_shared(run_id: str | None = None, by: str = "schedule", params: dict[str, Any] | None = None) -> str:
+    """Train the shared model on every domain's events."""
+    settings = Settings()
+    run_id = _begin(settings, "train-shared", None, run_id, by, params)
+    collect_histories_and_features(settings)
+    return train_the_shared_model(settings, run_id, by, params or {})
+
+
+@flow(name="launch-domain", on_cancellation=[mark_cancelled], on_failure=[mark_failed], validate_parameters=False)
+def launch_domain(
+    domain: str, run_id: str | None = None, by: str = "schedule", params: dict[str, Any] | None = None
+) -> str:
+    """Fine-tune one domain on top of the shared model and put it before the gate."""
+    settings = Settings()
+    run_id = _begin(settings, "launch-domain", domain, run_id, by, params)
+    collect_histories_and_features(settings)
+    check_readiness(settings, domain)
+    return fine_tune_and_compare(settings, domain, run_id, by, params or {})
+
+
+@flow(name="retrain", on_cancellation=[mark_cancelled], on_failure=[mark_failed], validate_parameters=False)
+def retrain(domain: str, run_id: str | None = None, by: str = "schedule", params: dict[str, Any] | None = None) -> str:
+    """Fine-tune a domain again on what it has learnt since; live if it passes the gate."""
+    settings = Settings()
+    run_id = _begin(settings, "retrain", domain, run_id, by, params)
+    collect_histories_and_features(settings)
+    return fine_tune_and_compare(settings, domain, run_id, by, params or {})
+
+
+@flow(name="materialise-features")
+def materialise_features() -> None:
+    """Bring the online features up to date with the events."""
+    collect_histories_and_features(Settings())
+
+
+DEPLOYED: dict[str, Flow] = {
+    flow_function.name: flow_function for flow_function in (train_shared, launch_domain, retrain, materialise_features)
+}
+
+
+def deploy(settings: Settings) -> list[str]:
+    """Write the work pool, one deployment a flow, one scheduled retrain a domain, and the automations; repeatable.
+
+    Returns:
+        Names of the deployments, ``flow/deployment``.
+    """
+    with get_client(sync_client=True) as client:
+        try:
+            client.create_work_pool(
+                WorkPoolCreate(
+                    name=WORK_POOL,
+                    type="process",
+                    base_job_template=ProcessWorker.get_default_base_job_template(),
+                    concurrency_limit=RUNS_AT_ONCE,
+                )
+            )
+        except ObjectAlreadyExists:
+            logger.debug("work pool stands")
+        _lay_automations(client)
+    names = []
+    for name, flow_function in DEPLOYED.items():
+        flow_function.to_deployment(
+            name,
+            description=flow_function.description,
+            tags=[TAG],
+            work_pool_name=WORK_POOL,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            # Two training runs at once would only slow each other down; the second waits.
+            concurrency_limit=(
+                ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
+                if name == "train-shared"
+                else None
+            ),
+        ).apply()
+        names.append(f"{name}/{name}")
+    for domain in _registry(settings).domains():
+        flow_client.schedule_retrain(domain.name, domain.spec.schedule, api_url=settings.prefect_url)
+        if domain.spec.schedule:
+            names.append(f"retrain/{domain.name}")
+    return names
+
+
+def _lay_automations(client: SyncPrefectClient) -> None:
+    this_flow_run = {"prefect.resource.id"}
+    of_graft = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
+    silent = Automation(
+        name="graft: a run that went silent has crashed",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={
+                "prefect.flow-run.heartbeat",
+                *(f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")),
+            },
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related=of_graft,
+            for_each=this_flow_run,
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=SILENT_AFTER_S),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no sign of life for {SILENT_AFTER_S} s")],
+    )
+    resumed = Automation(
+        name="graft: a crashed run is resumed",
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Crashed"},
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related=of_graft,
+            for_each=this_flow_run,
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.SCHEDULED, name="Resuming", message="its process died; it continues where it stopped"
+            )
+        ],
+    )
+    for automation in (silent, resumed):
+        for old in client.read_automations_by_name(automation.name):
+            client.delete_automation(old.id)
+        automation.create()
+
+
+def _registry(settings: Settings) -> Registry:
+    return Registry(settings.registry_url)
+
+
+def _begin(
+    settings: Settings, kind: str, domain: str | None, run_id: str | None, by: str, params: dict[str, Any] | None
+) -> str:
+    """The registry's run of this flow run: the one that was asked for, or a new one when a schedule asked."""
+    flow_run_id = str(runtime.flow_run.id)
+    run_id = run_id or flow_run_id
+    registry = _registry(settings)
+    registry.start_run(kind, domain, params=params or {}, by=by, run_id=run_id)
+    registry.link_flow_run(run_id, flow_run_id)
+    if runtime.flow_run.run_count > STARTS_ALLOWED:
+        raise RuntimeError(f"its process died {STARTS_ALLOWED} times; see the worker's log")
+    return run_id
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for deployment_name in deploy(Settings()):
+        logger.info("deployed %s", deployment_name)
