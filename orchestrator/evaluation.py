@@ -1,0 +1,150 @@
+"""What a version is worth: the same rows, the plain rows beside it, intervals over users, and the gain over each rival."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from domains.spec import Gate
+from models import metrics
+from orchestrator.promotion import LOWER_IS_BETTER
+
+METRICS = {"ctr": ("auc", "gauc", "logloss"), "rating": ("mae", "rmse")}
+DRAWS = 500
+
+
+def measure(
+    task: str, *, label: np.ndarray, score: np.ndarray, user: np.ndarray, draws: int = DRAWS, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Every metric of a task with its 95 % interval over users: ``{"auc": {"value", "low", "high"}, ...}``."""
+    return {
+        name: metrics.bootstrap_interval(
+            METRIC[name], label=label, score=score, user=user, draws=draws, seed=seed
+        ).as_dict()
+        for name in METRICS[task]
+    }
+
+
+def report(
+    task: str,
+    gate: Gate,
+    *,
+    subject: str,
+    scores: Mapping[str, np.ndarray],
+    label: np.ndarray,
+    user: np.ndarray,
+    segments: Mapping[str, np.ndarray],
+    cold_users: int,
+    leaks: list[str],
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The cold-start report of ``subject``, one of ``scores``, against every other row of ``scores``.
+
+    Args:
+        scores: for each row of the table its prediction of every test example, (N,) probability or rating.
+        segments: named masks (N,) of test examples, each measured apart when it holds enough.
+
+    Returns:
+        plain JSON: ``rows[name][metric] = {value, low, high}``, ``gain[name] = {value, low, high}`` (improvement of
+        the subject on the gate's metric, positive is better, paired over users), ``segments``, ``calibration_error``.
+    """
+    rows = {
+        name: measure(task, label=label, score=score, user=user, draws=draws, seed=seed)
+        for name, score in scores.items()
+    }
+    sign = -1.0 if gate.metric in LOWER_IS_BETTER else 1.0
+    gain = {}
+    for name, score in scores.items():
+        if name == subject:
+            continue
+        difference = metrics.paired_difference(
+            METRIC[gate.metric],
+            label=label,
+            score_a=scores[subject],
+            score_b=score,
+            user=user,
+            draws=draws,
+            seed=seed,
+        )
+        low, high = sorted((sign * difference.low, sign * difference.high))
+        gain[name] = {"value": sign * difference.value, "low": low, "high": high}
+    by_segment = {}
+    for name, mask in segments.items():
+        if mask.sum() >= 50 and (task == "rating" or 0 < label[mask].mean() < 1):
+            by_segment[name] = {
+                "examples": int(mask.sum()),
+                "users": int(len(np.unique(user[mask]))),
+                "rows": {
+                    row: measure(task, label=label[mask], score=score[mask], user=user[mask], draws=200, seed=seed)
+                    for row, score in scores.items()
+                },
+            }
+    return {
+        "task": task,
+        "metric": gate.metric,
+        "subject": subject,
+        "examples": len(label),
+        "users": len(np.unique(user)),
+        "cold_users": cold_users,
+        "label_mean": float(label.mean()),
+        "rows": rows,
+        "gain": gain,
+        "segments": by_segment,
+        "calibration_error": calibration_error(task, label, scores[subject]),
+        "reliability": reliability(label, scores[subject]) if task == "ctr" else None,
+        "leaks": leaks,
+    }
+
+
+def calibration_error(task: str, label: np.ndarray, score: np.ndarray) -> float:
+    """How far predictions are off on average, as a share: |predicted / observed - 1|; for ratings |bias| / spread."""
+    if task == "ctr":
+        return float(abs(score.mean() / max(label.mean(), 1e-9) - 1.0))
+    return float(abs(score.mean() - label.mean()) / max(label.std(), 1e-9))
+
+
+def reliability(label: np.ndarray, score: np.ndarray, bins: int = 10) -> list[dict[str, float]]:
+    """Predicted and observed click rates in equal-count bins of the prediction, for a plot."""
+    order = np.argsort(score, kind="stable")
+    return [
+        {"predicted": float(score[part].mean()), "observed": float(label[part].mean()), "examples": len(part)}
+        for part in np.array_split(order, bins)
+        if len(part)
+    ]
+
+
+def item_mean(
+    train_item: np.ndarray, train_label: np.ndarray, item: np.ndarray, *, strength: float = 20.0
+) -> np.ndarray:
+    """The plain row every table carries: an item's smoothed mean label in training, for each test item.
+
+    (sum + strength * mean) / (count + strength); items never seen get the mean.
+    """
+    size = int(max(train_item.max(initial=0), item.max(initial=0))) + 1
+    mean = float(train_label.mean()) if len(train_label) else 0.0
+    total = np.bincount(train_item, weights=train_label, minlength=size)
+    count = np.bincount(train_item, minlength=size)
+    return ((total + strength * mean) / (count + strength))[item]
+
+
+def popularity(train_item: np.ndarray, train_label: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """Popularity as a click rate: the item's share of all positive events, scaled to the mean label.
+
+    Ranks by how often an item was taken, not by how well it did per view.
+    """
+    size = int(max(train_item.max(initial=0), item.max(initial=0))) + 1
+    positives = np.bincount(train_item, weights=train_label, minlength=size)[item]
+    mean = float(train_label.mean()) if len(train_label) else 0.0
+    return np.clip(positives / max(positives.mean(), 1e-9) * mean, 1e-6, 1 - 1e-6)
+
+
+METRIC = {
+    "auc": metrics.auc,
+    "gauc": metrics.gauc,
+    "logloss": metrics.logloss,
+    "mae": metrics.mae,
+    "rmse": metrics.rmse,
+}

@@ -1,0 +1,315 @@
+"""Launch: freeze the shared model, fine-tune one domain's adapter, certify, compare on cold users, put before the gate."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from domains.errors import NoLiveVersion, NotEnoughData
+from domains.lifecycle import State
+from domains.registry import Version
+from domains.splits import scan_for_leaks
+from models import adapters, checkpoint, training
+from models.ranker import Ranker
+from orchestrator import evaluation, promotion
+from orchestrator.artifacts import Artifacts
+from orchestrator.encoding import Layout
+from orchestrator.recipe import Recipe
+from orchestrator.runs import RunContext, Step
+from orchestrator.shared_training import add_domain, offer_zero_shot, publish_adapter, score_rows, zero_shot_slot
+from orchestrator.training_data import EpochOfDomains
+from orchestrator.workspace import Workspace
+
+WITNESS_ROWS = 256
+"""Rows of each other domain whose predictions must stay bit-equal through a launch."""
+
+
+def open_launch(context: RunContext) -> None:
+    """Fix what this launch stands on (backbone, split) and let the domain answer at rung zero-shot meanwhile.
+
+    Raises:
+        NoLiveVersion: there is no shared model yet.
+        NotEnoughData: too few rows, or a label that never varies.
+    """
+    if context.read("opened") is not None:
+        return
+    registry = context.registry
+    domain = registry.domain(_name(context))
+    live = registry.live(None)
+    if live is None:
+        raise NoLiveVersion("there is no shared model yet; run train-shared first", domain=domain.name)
+    backbone = registry.version(live.version_id)
+    ranker, layout = _backbone(context, backbone)
+    if domain.spec.task != layout.task:
+        raise NotEnoughData(
+            f"domain {domain.name!r} predicts {domain.spec.task}, the shared model {layout.task}; "
+            "train a shared model on domains of the same task",
+            domain=domain.name,
+        )
+    if registry.live(domain.name) is None:
+        offer_zero_shot(context, domain, ranker=ranker, layout=layout, backbone_id=backbone.id)
+    workspace = Workspace(context.settings, tuple(registry.domains()))
+    rows = workspace.examples(layout, domain.name)
+    split = workspace.split(rows)
+    label = rows.label[split.train]
+    if len(split.train) < 50 or (layout.task == "ctr" and not 0 < label.mean() < 1):
+        raise NotEnoughData(
+            f"domain {domain.name!r} has {len(split.train)} training rows "
+            f"with mean label {label.mean() if len(label) else float('nan'):.3f}; "
+            "a launch needs at least 50 rows and both labels",
+            domain=domain.name,
+            rows=len(split.train),
+        )
+    np.savez(
+        context.folder / "split.npz",
+        train=split.train,
+        validation=split.validation,
+        test=split.test,
+        cold_users=split.cold_users,
+    )
+    registry.move(domain.name, State.TRAINING, by=context.by, why=f"launch {context.run_id}")
+    context.write("opened", {"backbone": backbone.id, "rows": len(rows)})
+
+
+def fine_tune(context: RunContext) -> None:
+    """Train only the domain's own parameters, fit its calibrator, and certify that nothing else moved."""
+    if (context.folder / "adapter").is_dir():
+        return
+    recipe, workspace, backbone = _stand(context)
+    name = _name(context)
+    ranker, layout = _backbone(context, backbone)
+    assembler = workspace.assembler(layout, [*layout.slots, name])
+    rows, split = _rows(context, workspace, layout)
+    slot = zero_shot_slot(ranker, workspace, layout, name)
+    witnesses = _witnesses(workspace, layout, name)
+    frozen_before = adapters.fingerprint(ranker, excluding=slot)
+    seen_before = {other: score_rows(ranker, assembler, witness, at) for other, (witness, at) in witnesses.items()}
+    validation = rows.take(split["validation"])
+    adapters.freeze_all_but(ranker, slot)
+    result = training.train(
+        ranker,
+        EpochOfDomains(
+            assembler, [(rows.take(split["train"]), slot)], batch_size=recipe.fine_tune_batch_size, seed=recipe.seed
+        ),
+        config=training.TrainConfig(
+            task=layout.task,
+            epochs=recipe.fine_tune_epochs,
+            learning_rate=recipe.fine_tune_learning_rate,
+            weight_decay=recipe.weight_decay,
+            patience=max(recipe.patience, 1),
+            seed=recipe.seed,
+            checkpoint_every_steps=recipe.checkpoint_every_steps,
+        ),
+        validation=EpochOfDomains(assembler, [(validation, slot)], batch_size=4096, seed=0, shuffle=False)
+        if len(validation)
+        else None,
+        checkpoint_dir=context.folder / "fine-tuning",
+        on_progress=lambda progress: context.progress(
+            progress.fraction, loss=progress.loss, step=progress.step, examples_per_s=progress.rows_per_s
+        ),
+    )
+    if len(validation):
+        adapters.fit_calibrator(
+            ranker, slot, torch.from_numpy(raw_scores(ranker, assembler, validation, slot)), torch.from_numpy(validation.label)
+        )
+    certificate = adapters.certificate(frozen_before, adapters.fingerprint(ranker, excluding=slot))
+    moved = [
+        other
+        for other, (witness, at) in witnesses.items()
+        if not np.array_equal(seen_before[other], score_rows(ranker, assembler, witness, at))
+    ]
+    building = context.folder / "adapter.building"
+    shutil.rmtree(building, ignore_errors=True)
+    checkpoint.save_adapter(adapters.extract(ranker, slot), building)
+    context.write(
+        "certificate",
+        {
+            **asdict(certificate),
+            "ok": certificate.ok and not moved,
+            "backbone": backbone.id,
+            "witnesses": {other: len(witness) for other, (witness, _) in witnesses.items()},
+            "predictions_moved": moved,
+            "trained_parameters": adapters.parameter_count(ranker, slot),
+            "all_parameters": sum(parameter.numel() for parameter in ranker.parameters()),
+        },
+    )
+    context.write("fine-tuned", {"seconds": result.seconds, "steps": result.steps, "history": result.history})
+    building.rename(context.folder / "adapter")
+
+
+def compare(context: RunContext) -> None:
+    """The cold-start report: adapter, zero-shot and the plain rows on users the adapter never met."""
+    if context.read("report") is not None:
+        return
+    recipe, workspace, backbone = _stand(context)
+    name = _name(context)
+    domain = workspace.domain(name)
+    ranker, layout = _backbone(context, backbone)
+    assembler = workspace.assembler(layout, [*layout.slots, name])
+    rows, split = _rows(context, workspace, layout)
+    known, test = rows.take(split["train"]), rows.take(split["test"])
+    if len(test) == 0:
+        raise NotEnoughData(f"domain {name!r} has no held-out cold users to compare on", domain=name)
+    plain = {
+        "train_mean": np.full(len(test), known.label.mean()),
+        "popularity": evaluation.popularity(known.item, known.label, test.item),
+        "item_mean": evaluation.item_mean(known.item, known.label, test.item),
+    }
+    if layout.task == "rating":
+        del plain["popularity"]
+    zero_shot = score_rows(ranker, assembler, test, zero_shot_slot(ranker, workspace, layout, name))
+    adapter = checkpoint.load_adapter(context.folder / "adapter")
+    slot = adapters.attach(ranker, adapter, backbone_hash=backbone.id)
+    tuned = score_rows(ranker, assembler, test, slot)
+    scores = {**plain, "zero_shot": zero_shot, "adapter": tuned}
+    best = _best_reachable(workspace, name, test)
+    if best is not None:
+        scores["best_reachable"] = best
+    popular = np.bincount(known.item, minlength=int(rows.item.max()) + 1)[test.item]
+    segments = {
+        "cold_item": popular == 0,
+        "head_item": popular >= np.quantile(popular, 0.8),
+        "tail_item": (popular > 0) & (popular < np.quantile(popular, 0.5)),
+        "short_history": _history_length(workspace, test) < 20,
+        "long_history": _history_length(workspace, test) >= 20,
+    }
+    report = evaluation.report(
+        layout.task,
+        domain.spec.gate,
+        subject="adapter",
+        scores=scores,
+        label=test.label,
+        user=test.user,
+        segments=segments,
+        cold_users=len(np.intersect1d(test.user, split["cold_users"])),
+        leaks=scan_for_leaks(
+            _as_split(split), user=rows.user, item=rows.item, time_us=rows.time_us if _timed(domain) else None
+        ),
+    )
+    certificate = context.read("certificate")
+    report["certificate_ok"] = certificate["ok"]
+    report["trained_parameters"] = certificate["trained_parameters"]
+    report["all_parameters"] = certificate["all_parameters"]
+    report["fine_tune_seconds"] = context.read("fine-tuned")["seconds"]
+    report["training_examples"] = len(known)
+    if layout.trained_until_us is not None and _timed(domain):
+        early = float((test.time_us <= layout.trained_until_us).mean())
+        report["notes"] = (
+            [f"{early:.0%} of test rows are older than the newest event the shared model was trained on"] if early else []
+        )
+    decision = promotion.decide(report, domain.spec.gate)
+    report["decision"] = {"promote": decision.promote, "verdict": decision.verdict, "reasons": list(decision.reasons)}
+    context.write("report", report)
+
+
+def offer(context: RunContext) -> None:
+    """Record the version with its certificate and report; a passed gate makes it the challenger."""
+    recipe, workspace, backbone = _stand(context)
+    name = _name(context)
+    domain = context.registry.domain(name)
+    report, certificate = context.read("report"), context.read("certificate")
+    version = publish_adapter(
+        context,
+        domain,
+        checkpoint.load_adapter(context.folder / "adapter"),
+        layout=_backbone(context, backbone)[1],
+        backbone_id=backbone.id,
+        rung="adapter",
+        metrics=report["rows"]["adapter"],
+        report=report,
+        certificate=certificate,
+        config=recipe.model_dump(mode="json"),
+    )
+    live = context.registry.live(name)
+    already_live = live is not None and live.version_id == version.id
+    state = State.LIVE if already_live else State.CHALLENGER if report["decision"]["promote"] else State.DATA_READY
+    if not report["decision"]["promote"] and live is not None:
+        held = context.registry.version(live.version_id)
+        if held.rung == "adapter":
+            state = State.LIVE
+    context.registry.move(name, state, by=context.by, why="; ".join(report["decision"]["reasons"]))
+    context.write("result", {"version": version.id, "decision": report["decision"]})
+
+
+STEPS = (
+    Step("Choose the cold users to judge on", open_launch, 1),
+    Step("Fine-tune the adapter and certify the rest frozen", fine_tune, 8),
+    Step("Compare on cold users", compare, 3),
+    Step("Offer the version to the gate", offer, 1),
+)
+
+
+def raw_scores(ranker: Ranker, assembler: Any, rows: Any, slot: int) -> np.ndarray:
+    """Uncalibrated network outputs of rows in their order, (N,)."""
+    ranker.eval()
+    with torch.inference_mode():
+        return np.concatenate(
+            [
+                ranker(assembler.batch(rows.take(np.arange(at, min(at + 4096, len(rows)))), slot)).float().numpy()
+                for at in range(0, len(rows), 4096)
+            ]
+        )
+
+
+def _name(context: RunContext) -> str:
+    assert context.domain is not None, "a launch names its domain"
+    return context.domain
+
+
+def _stand(context: RunContext) -> tuple[Recipe, Workspace, Version]:
+    opened = context.read("opened")
+    workspace = Workspace(context.settings, tuple(context.registry.domains()))
+    return Recipe(**context.params), workspace, context.registry.version(opened["backbone"])
+
+
+def _backbone(context: RunContext, version: Version) -> tuple[Ranker, Layout]:
+    folder = Artifacts(context.settings.artifacts_dir).path(version.artifact)
+    return checkpoint.load_backbone(folder), Layout.load(folder)
+
+
+def _rows(context: RunContext, workspace: Workspace, layout: Layout) -> tuple[Any, dict[str, np.ndarray]]:
+    rows = workspace.examples(layout, _name(context))
+    with np.load(context.folder / "split.npz") as held:
+        return rows, dict(held)
+
+
+def _witnesses(workspace: Workspace, layout: Layout, name: str) -> dict[str, tuple[Any, int]]:
+    found = {}
+    for slot, other in enumerate(layout.slots):
+        if other != name:
+            rows = workspace.examples(layout, other)
+            found[other] = (rows.take(np.arange(max(0, len(rows) - WITNESS_ROWS), len(rows))), slot)
+    return found
+
+
+def _history_length(workspace: Workspace, rows: Any) -> np.ndarray:
+    start, stop = workspace.histories.source.window(rows.user, rows.time_us, 2000)
+    return stop - start
+
+
+def _best_reachable(workspace: Workspace, name: str, rows: Any) -> np.ndarray | None:
+    """True probabilities of a simulated domain, where its truth file was ingested beside it."""
+    return workspace.true_probabilities(name, rows)
+
+
+def _timed(domain: Any) -> bool:
+    return domain.spec.interactions.time is not None
+
+
+def _as_split(split: dict[str, np.ndarray]) -> Any:
+    from domains.splits import Split
+
+    return Split(
+        train=split["train"],
+        validation=split["validation"],
+        test=split["test"],
+        cold_users=split["cold_users"],
+        cut_us=None,
+    )
+
+
+__all__ = ["STEPS", "add_domain"]

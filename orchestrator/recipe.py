@@ -1,0 +1,43 @@
+"""What to train and how: one frozen value, stored with every run and every version it makes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Recipe(BaseModel):
+    """Choices of a training run. The defaults are what evidence favoured; docs/experiments.md has the losers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    domains: tuple[str, ...] = ()
+    """Domains that shared training learns from; empty means all that have data and share the task."""
+    leave_out: tuple[str, ...] = ()
+    """Domains to keep out of shared training."""
+    task: Literal["ctr", "rating"] = "ctr"
+    """Clicks or ratings; a shared model has one head."""
+    interest: Literal["dacdr", "lcn", "both"] = "dacdr"
+    """How the source history is read: cross-attention, lifelong pyramid, or both views side by side."""
+    width: int = Field(default=32, ge=4, le=512)
+    """Embedding width."""
+    lifelong: int = Field(default=100, ge=1, le=2000)
+    """Source events that a row may see."""
+    short: int = Field(default=24, ge=1, le=200)
+    """Latest events in the short views."""
+    user_embedding: bool = False
+    """Give each user a row of their own beside the history; helps warm users only."""
+    epochs: int = Field(default=3, ge=1)
+    batch_size: int = Field(default=1024, ge=8)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    patience: int = Field(default=1, ge=0)
+    """Epochs without a better validation score before training stops."""
+    contrastive_weight: float = Field(default=0.0, ge=0)
+    """Weight of LCN's cross representation production; 0 leaves it out."""
+    fine_tune_epochs: int = Field(default=8, ge=1)
+    fine_tune_learning_rate: float = Field(default=3e-3, gt=0)
+    fine_tune_batch_size: int = Field(default=256, ge=8)
+    seed: int = 0
+    checkpoint_every_steps: int = Field(default=200, ge=1)

@@ -1,0 +1,116 @@
+"""A run: named steps over one folder, each of which can be killed, repeated and resumed.
+
+A step reads what earlier steps left in the run's folder and publishes its own result there by an atomic rename; when its
+result already exists it does nothing. So a run that died is continued by starting it again under the same id, and
+Prefect, a thread and a test all drive the same steps.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import traceback
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from domains.registry import Registry, Run
+from orchestrator.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+OnProgress = Callable[[float, str, dict[str, Any]], None]
+
+
+@dataclass
+class RunContext:
+    """What a step may touch."""
+
+    run_id: str
+    kind: str
+    domain: str | None
+    params: dict[str, Any]
+    by: str
+    registry: Registry
+    settings: Settings
+    on_progress: OnProgress | None = None
+    _window: tuple[float, float] = field(default=(0.0, 1.0), repr=False)
+    _step: str = field(default="", repr=False)
+
+    @property
+    def folder(self) -> Path:
+        folder = self.settings.runs_dir / self.run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def progress(self, fraction: float, **detail: Any) -> None:
+        """Report how far the current step is, 0 to 1."""
+        low, high = self._window
+        overall = low + (high - low) * min(max(fraction, 0.0), 1.0)
+        self.registry.report_progress(self.run_id, overall, self._step, **detail)
+        if self.on_progress is not None:
+            self.on_progress(overall, self._step, detail)
+
+    def read(self, name: str) -> Any | None:
+        """A JSON result of an earlier step, or None."""
+        path = self.folder / f"{name}.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def write(self, name: str, value: Any) -> None:
+        """Publish a JSON result atomically."""
+        temporary = self.folder / f".{name}.{uuid.uuid4().hex}"
+        temporary.write_text(json.dumps(value, indent=1, default=str))
+        os.replace(temporary, self.folder / f"{name}.json")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run: a title for people, the work, and its share of the run's time."""
+
+    title: str
+    work: Callable[[RunContext], None]
+    share: float = 1.0
+
+
+def execute(
+    steps: Sequence[Step],
+    context: RunContext,
+    *,
+    call: Callable[[Step, RunContext], None] = lambda step, context: step.work(context),
+) -> Run:
+    """Drive a run to its end and record it; ``call`` lets Prefect wrap each step in a task.
+
+    Raises:
+        whatever a step raises, after the run is recorded as failed.
+    """
+    registry = context.registry
+    registry.start_run(
+        context.kind, context.domain, params=context.params, by=context.by, run_id=context.run_id
+    )
+    total = sum(step.share for step in steps)
+    done = 0.0
+    try:
+        for step in steps:
+            context._window = (done / total, (done + step.share) / total)
+            context._step = step.title
+            context.progress(0.0)
+            call(step, context)
+            done += step.share
+    except BaseException as error:
+        logger.exception("run failed", extra={"run": context.run_id, "step": context._step})
+        cancelled = isinstance(error, KeyboardInterrupt | SystemExit)
+        registry.finish_run(
+            context.run_id,
+            state="cancelled" if cancelled else "failed",
+            error="".join(traceback.format_exception_only(error)).strip(),
+        )
+        raise
+    return registry.finish_run(context.run_id, state="succeeded", result=context.read("result") or {})
+
+
+def new_run_id(kind: str) -> str:
+    """A fresh id that starts with what the run does."""
+    return f"{kind}-{uuid.uuid4().hex[:12]}"
