@@ -1,0 +1,182 @@
+"""What Feast knows, all of it, in one file with one writer: ``apply``.
+
+    entity user                     entity domain
+      user_profile                    domain_features
+      user_history  (source events)
+      user_recent   (user and domain: events in one target domain)
+
+    feature service ranking = user_profile + user_history + user_recent: one read per request
+
+The schema does not depend on which domains are registered, so a new domain needs no new definitions: profiles and domain
+features are (name, value) pairs, and ``user_recent`` is one view for all domains. That also keeps any column name of a
+team's file (spaces, colons, a column called "user") out of Feast's own name space.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sqlite3
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from string import Template
+from typing import Any, Literal
+
+import yaml
+from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, PushSource, RepoConfig
+from feast.types import Array, Float64, Int64, String
+from feast.value_type import ValueType
+
+logger = logging.getLogger(__name__)
+
+HISTORY_EVENTS = 2_000
+"""Source events kept online for each user, the latest."""
+EVENT_FIELDS = ("item", "domain", "action", "value", "time_us")
+"""Parallel arrays of a history: local item index, domain number, action code, value, microseconds since the epoch."""
+RANKING = "ranking"
+
+_MARKER = '''"""Written by feature_repo.definitions.apply, so that `feast apply` in this folder finds what is there already."""
+
+from pathlib import Path
+
+from feature_repo.definitions import FeatureRepo, objects
+
+for _position, _object in enumerate(objects(FeatureRepo(Path(__file__).parent))):
+    globals()[f"feast_object_{_position}"] = _object
+'''
+
+
+@dataclass(frozen=True)
+class FeatureRepo:
+    """Where the features of one installation live.
+
+    Args:
+        folder: holds the offline Parquet, Feast's registry and the SQLite online store.
+        online_store: Feast's online store.
+        redis_url: ``host:port[,password=...]`` of Redis when it is the online store.
+    """
+
+    folder: Path
+    online_store: Literal["sqlite", "redis"] = "sqlite"
+    redis_url: str = "localhost:6379"
+
+    @property
+    def root(self) -> Path:
+        # Feast resolves relative paths against whatever folder it was started from.
+        return self.folder.absolute()
+
+    @property
+    def online_file(self) -> Path:
+        return self.root / "online.db"
+
+    def offline_file(self, view: str) -> Path:
+        return self.root / "offline" / f"{view}.parquet"
+
+    def settings_text(self) -> str:
+        """feature_store.yaml with absolute paths."""
+        if self.online_store == "redis":
+            # A slow store must not hold a request: the answer then comes without history, which says so.
+            online: dict[str, Any] = {
+                "type": "redis",
+                "connection_string": f"{self.redis_url},socket_timeout=0.5,socket_connect_timeout=0.5",
+                # Freshness is kept by materialise.py, the same way for every store.
+                "skip_dedup": True,
+            }
+        else:
+            online = {"type": "sqlite", "path": str(self.online_file)}
+        template = Template((Path(__file__).parent / "feature_store.yaml").read_text())
+        return template.substitute(folder=self.root, online_store=json.dumps(online))
+
+    def store(self) -> FeatureStore:
+        """A Feast store of its own: its own registry cache and its own connection."""
+        config = yaml.safe_load(self.settings_text())
+        return FeatureStore(config=RepoConfig(**config, repo_path=self.root))
+
+
+def objects(repo: FeatureRepo) -> list[Any]:
+    """All entities, views and services."""
+    user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING, description="A person")
+    domain = Entity(
+        name="domain", join_keys=["domain"], value_type=ValueType.STRING, description="A recommendation surface"
+    )
+    events = [
+        Field(name="item", dtype=Array(Int64), description="Index in the item vocabulary of the event's domain"),
+        Field(name="domain", dtype=Array(Int64), description="Number of the event's domain"),
+        Field(name="action", dtype=Array(Int64), description="Code of the action; 0 is unknown"),
+        Field(name="value", dtype=Array(Float64), description="Label of the event in its domain's unit"),
+        Field(name="time_us", dtype=Array(Int64), description="Microseconds since the epoch, oldest first"),
+    ]
+    pairs = [Field(name="names", dtype=Array(String)), Field(name="values", dtype=Array(String))]
+    user_profile = FeatureView(
+        name="user_profile",
+        entities=[user],
+        ttl=timedelta(0),
+        schema=[Field(name="index", dtype=Int64, description="Index in the user vocabulary"), *pairs],
+        source=_parquet(repo, "user_profile"),
+    )
+    user_history = FeatureView(
+        name="user_history",
+        entities=[user],
+        ttl=timedelta(0),
+        schema=events,
+        source=PushSource(name="user_history_pushed", batch_source=_parquet(repo, "user_history")),
+    )
+    user_recent = FeatureView(
+        name="user_recent",
+        entities=[user, domain],
+        ttl=timedelta(0),
+        # The events' own domain is the entity here.
+        schema=[field for field in events if field.name != "domain"],
+        source=PushSource(name="user_recent_pushed", batch_source=_parquet(repo, "user_recent")),
+    )
+    domain_features = FeatureView(
+        name="domain_features",
+        entities=[domain],
+        ttl=timedelta(0),
+        schema=[
+            Field(name="number", dtype=Int64, description="The domain's number in histories"),
+            Field(name="role", dtype=String),
+            *pairs,
+        ],
+        source=_parquet(repo, "domain_features"),
+    )
+    return [
+        user,
+        domain,
+        user_profile,
+        user_history,
+        user_recent,
+        domain_features,
+        FeatureService(name=RANKING, features=[user_profile, user_history, user_recent]),
+        FeatureService(name="surfaces", features=[domain_features]),
+    ]
+
+
+def apply(repo: FeatureRepo) -> FeatureStore:
+    """Make Feast's registry and online tables say what this file says. Safe to repeat."""
+    repo.offline_file("user_profile").parent.mkdir(parents=True, exist_ok=True)
+    _write(repo.root / "feature_store.yaml", repo.settings_text())
+    _write(repo.root / "feast_objects.py", _MARKER)
+    if repo.online_store == "sqlite":
+        with sqlite3.connect(repo.online_file) as connection:
+            # Readers go on while a chunk is being written.
+            connection.execute("pragma journal_mode = wal")
+        connection.close()
+    store = repo.store()
+    store.apply(objects(repo))
+    logger.info("feature definitions applied", extra={"folder": str(repo.root), "online_store": repo.online_store})
+    return store
+
+
+def _parquet(repo: FeatureRepo, view: str) -> FileSource:
+    return FileSource(name=f"{view}_offline", path=str(repo.offline_file(view)), timestamp_field="event_timestamp")
+
+
+def _write(path: Path, text: str) -> None:
+    if path.exists() and path.read_text() == text:
+        return
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,0 +1,337 @@
+"""Histories and profiles into Feast: offline as Parquet, online in chunks, and single events the moment they happen.
+
+The online store is written by two hands: ``materialise`` (everything, now and then) and ``push_event`` (one event, now).
+Both write whole histories, so both take the same lock, read what is online and keep every event that is newer than what
+they bring. Feast itself does not: on SQLite a materialisation overwrites a fresher push.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from domains.domain_data import DomainData
+from domains.histories import Histories, HistoryStore
+from domains.registry import Domain
+from domains.vocabulary import Vocabulary
+from feast import FeatureStore
+from feast.data_source import PushMode
+
+from feature_repo.definitions import EVENT_FIELDS, HISTORY_EVENTS, FeatureRepo, apply
+from feature_repo.online import read_events
+
+logger = logging.getLogger(__name__)
+
+CHUNK_ROWS = 5_000
+CHUNK_EVENTS = 1_000_000
+"""A chunk ends at either bound, so its memory does not grow with the number or the activity of users."""
+
+_MOMENT = pa.timestamp("us", tz="UTC")
+_EVENT_TYPES = {
+    "item": pa.int64(),
+    "domain": pa.int64(),
+    "action": pa.int64(),
+    "value": pa.float64(),
+    "time_us": pa.int64(),
+}
+_RECENT_FIELDS = tuple(name for name in EVENT_FIELDS if name != "domain")
+_TIMELESS = 0
+"""Event time of facts that carry no time of their own (profiles, domain features): true since the epoch."""
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Materialised:
+    """Rows written, by view, and how many of them kept events that had been pushed meanwhile."""
+
+    rows: dict[str, int]
+    kept_fresher: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"rows": dict(self.rows), "kept_fresher": self.kept_fresher}
+
+
+@dataclass(frozen=True)
+class PushedEvent:
+    """One thing a user just did."""
+
+    user_id: str
+    item: int
+    domain: int
+    action: int
+    value: float
+    time_us: int
+
+
+def materialise(
+    repo: FeatureRepo,
+    *,
+    domains: Sequence[Domain],
+    data_dir: Path,
+    histories: Histories,
+    users: Vocabulary,
+    before_us: int | None = None,
+    on_progress: Progress | None = None,
+) -> Materialised:
+    """Apply the definitions, write every view's Parquet and bring the online store up to it. Safe to repeat.
+
+    Args:
+        before_us: only events strictly before this moment; None takes all. A row's Feast timestamp is one microsecond
+            after its newest event, so a point-in-time join sees strictly the past, as training does.
+    """
+    progress = on_progress or (lambda fraction, step: None)
+    store = apply(repo)
+    rows = {
+        "user_profile": _write_profiles(repo, domains, data_dir, users),
+        "domain_features": _write_domain_features(repo, domains),
+    }
+    progress(0.1, "profiles written offline")
+    rows["user_history"] = _write_parquet(
+        repo.offline_file("user_history"), _user_history(histories.source, users, before_us), _history_schema()
+    )
+    rows["user_recent"] = _write_parquet(
+        repo.offline_file("user_recent"), _user_recent(histories, domains, users, before_us), _recent_schema()
+    )
+    progress(0.3, "histories written offline")
+    total, done, kept = max(1, sum(rows.values())), 0, 0
+    for view in rows:
+        for chunk in _chunks(repo.offline_file(view)):
+            kept += _write_online(repo, store, view, chunk)
+            done += len(chunk)
+            progress(0.3 + 0.7 * done / total, f"{view} online")
+    logger.info("features materialised", extra={"rows": rows, "kept_fresher": kept})
+    return Materialised(rows=rows, kept_fresher=kept)
+
+
+def push_event(repo: FeatureRepo, store: FeatureStore, event: PushedEvent, *, target: str | None) -> bool:
+    """Add one event to a user's online history at once; False when it is there already.
+
+    Args:
+        store: this process's own store for writing.
+        target: name of the target domain the event happened in, or None for a source domain's event.
+    """
+    view = "user_history" if target is None else "user_recent"
+    keys = {"user_id": event.user_id} | ({} if target is None else {"domain": target})
+    with _writing(repo):
+        [held] = read_events(store, view, [keys])
+        added = held.with_event(event.item, event.domain, event.action, event.value, event.time_us, HISTORY_EVENTS)
+        if added is held:
+            return False
+        fields = EVENT_FIELDS if target is None else _RECENT_FIELDS
+        row = keys | {name: [getattr(added, name)] for name in fields} | {"event_timestamp": [datetime.now(UTC)]}
+        store.push(f"{view}_pushed", pd.DataFrame(row), to=PushMode.ONLINE)
+    return True
+
+
+def _write_online(repo: FeatureRepo, store: FeatureStore, view: str, chunk: pd.DataFrame) -> int:
+    if view not in ("user_history", "user_recent"):
+        store.write_to_online_store(view, chunk)
+        return 0
+    keys = ["user_id"] if view == "user_history" else ["user_id", "domain"]
+    fields = EVENT_FIELDS if view == "user_history" else _RECENT_FIELDS
+    kept = 0
+    with _writing(repo):
+        newest = chunk["time_us"].map(lambda times: times[-1]).to_numpy()
+        online = read_events(store, view, chunk[keys].to_dict("records"), fields=("time_us",))
+        fresher = [at for at, held in enumerate(online) if len(held.time_us) and held.time_us[-1] > newest[at]]
+        for at, held in zip(
+            fresher,
+            read_events(store, view, chunk[keys].iloc[fresher].to_dict("records")) if fresher else [],
+            strict=True,
+        ):
+            extra = held.time_us > newest[at]
+            for name in fields:
+                joined = np.concatenate([chunk[name].iloc[at], getattr(held, name)[extra]])
+                chunk.at[chunk.index[at], name] = joined[-HISTORY_EVENTS:]
+            kept += 1
+        store.write_to_online_store(view, chunk)
+    return kept
+
+
+@contextmanager
+def _writing(repo: FeatureRepo) -> Iterator[None]:
+    """Only one writer of histories at a time, over all processes (and, with Redis, all machines)."""
+    if repo.online_store == "redis":
+        import redis
+        from feast.infra.online_stores.redis import RedisOnlineStore
+
+        # Feast's own parser, so that the one setting means the same here as there.
+        [node, *_], parameters = RedisOnlineStore._parse_connection_string(repo.redis_url)
+        with (
+            redis.Redis(**node, **parameters) as client,
+            client.lock("graft:features:writing", timeout=60, blocking_timeout=60),
+        ):
+            yield
+        return
+    with open(repo.root / "writing.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _user_history(source: HistoryStore, users: Vocabulary, before_us: int | None) -> Iterator[pa.Table]:
+    for user, start, stop in _windows(source, before_us, HISTORY_EVENTS):
+        position, offsets = _positions(start, stop)
+        yield pa.table(
+            {"user_id": pa.array([users.name(int(index)) for index in user], pa.string())}
+            | {name: _lists(getattr(source, name)[position], offsets, _EVENT_TYPES[name]) for name in EVENT_FIELDS}
+            | {"event_timestamp": _moments(source.time_us[stop - 1] + 1)},
+            schema=_history_schema(),
+        )
+
+
+def _user_recent(
+    histories: Histories, domains: Sequence[Domain], users: Vocabulary, before_us: int | None
+) -> Iterator[pa.Table]:
+    for domain in domains:
+        target = histories.target.get(domain.name)
+        if target is None:
+            continue
+        for user, start, stop in _windows(target, before_us, domain.spec.history.short):
+            position, offsets = _positions(start, stop)
+            yield pa.table(
+                {
+                    "user_id": pa.array([users.name(int(index)) for index in user], pa.string()),
+                    "domain": pa.array([domain.name] * len(user), pa.string()),
+                }
+                | {
+                    name: _lists(getattr(target, name)[position], offsets, _EVENT_TYPES[name])
+                    for name in _RECENT_FIELDS
+                }
+                | {"event_timestamp": _moments(target.time_us[stop - 1] + 1)},
+                schema=_recent_schema(),
+            )
+
+
+def _windows(
+    store: HistoryStore, before_us: int | None, length: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(user, start, stop) of every user who has events, in chunks of bounded rows and events."""
+    before = np.iinfo(np.int64).max if before_us is None else before_us
+    everyone = len(store.offsets) - 1
+    for first in range(0, everyone, CHUNK_ROWS):
+        user = np.arange(first, min(first + CHUNK_ROWS, everyone))
+        start, stop = store.window(user, np.full(len(user), before, np.int64), length)
+        some = stop > start
+        user, start, stop = user[some], start[some], stop[some]
+        part = np.cumsum(stop - start) // CHUNK_EVENTS
+        for number in np.unique(part):
+            here = part == number
+            yield user[here], start[here], stop[here]
+
+
+def _positions(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Absolute positions of all windows one after the other, and where each window begins in that."""
+    offsets = np.concatenate([[0], np.cumsum(stop - start)])
+    return np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], stop - start), offsets
+
+
+def _write_profiles(repo: FeatureRepo, domains: Sequence[Domain], data_dir: Path, users: Vocabulary) -> int:
+    """One row for every known user, with what all domains together say of them.
+
+    Where two domains give one feature of one user, the domain registered last is believed.
+    """
+    known: list[dict[str, str]] = [{} for _ in range(len(users))]
+    for domain in sorted(domains, key=lambda domain: domain.number):
+        table = DomainData(data_dir, domain.name).users()
+        if table is None or domain.spec.users is None:
+            continue
+        index = users.index(table["user_id"].to_pylist())
+        for name in domain.spec.users.features:
+            for user, value in zip(index, table[name].to_pylist(), strict=True):
+                if user and value is not None:
+                    known[user][name] = str(value)
+
+    def tables() -> Iterator[pa.Table]:
+        for first in range(1, len(known), CHUNK_ROWS):
+            chunk = range(first, min(first + CHUNK_ROWS, len(known)))
+            yield pa.table(
+                {
+                    "user_id": [users.name(index) for index in chunk],
+                    "index": list(chunk),
+                    "names": [list(known[index]) for index in chunk],
+                    "values": [list(known[index].values()) for index in chunk],
+                    "event_timestamp": _moments(np.full(len(chunk), _TIMELESS)),
+                },
+                schema=_profile_schema(),
+            )
+
+    return _write_parquet(repo.offline_file("user_profile"), tables(), _profile_schema())
+
+
+def _write_domain_features(repo: FeatureRepo, domains: Sequence[Domain]) -> int:
+    table = pa.table(
+        {
+            "domain": [domain.name for domain in domains],
+            "number": [domain.number for domain in domains],
+            "role": [str(domain.role) for domain in domains],
+            "names": [list(domain.spec.domain_features) for domain in domains],
+            "values": [[str(value) for value in domain.spec.domain_features.values()] for domain in domains],
+            "event_timestamp": _moments(np.full(len(domains), _TIMELESS)),
+        },
+        schema=_domain_schema(),
+    )
+    return _write_parquet(repo.offline_file("domain_features"), iter([table]), _domain_schema())
+
+
+def _write_parquet(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> int:
+    """Write row group by row group and put the file in place whole."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    rows = 0
+    with pq.ParquetWriter(temporary, schema) as writer:
+        for table in tables:
+            if len(table):
+                writer.write_table(table, row_group_size=max(1, len(table)))
+                rows += len(table)
+    temporary.replace(path)
+    return rows
+
+
+def _chunks(path: Path) -> Iterator[pd.DataFrame]:
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group).to_pandas()
+
+
+def _lists(values: np.ndarray, offsets: np.ndarray, kind: pa.DataType) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values).cast(kind))
+
+
+def _moments(time_us: np.ndarray) -> pa.Array:
+    return pa.array(np.asarray(time_us, np.int64), pa.int64()).cast(_MOMENT)
+
+
+def _schema(fields: Mapping[str, pa.DataType]) -> pa.Schema:
+    return pa.schema([*fields.items(), ("event_timestamp", _MOMENT)])
+
+
+def _history_schema() -> pa.Schema:
+    return _schema({"user_id": pa.string()} | {name: pa.list_(_EVENT_TYPES[name]) for name in EVENT_FIELDS})
+
+
+def _recent_schema() -> pa.Schema:
+    return _schema(
+        {"user_id": pa.string(), "domain": pa.string()}
+        | {name: pa.list_(_EVENT_TYPES[name]) for name in _RECENT_FIELDS}
+    )
+
+
+def _profile_schema() -> pa.Schema:
+    text = pa.list_(pa.string())
+    return _schema({"user_id": pa.string(), "index": pa.int64(), "names": text, "values": text})
+
+
+def _domain_schema() -> pa.Schema:
+    text = pa.list_(pa.string())
+    return _schema({"domain": pa.string(), "number": pa.int64(), "role": pa.string(), "names": text, "values": text})

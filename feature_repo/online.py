@@ -1,0 +1,187 @@
+"""The read plan: what one rank request asks of the online store, in one call."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+from feast import FeatureService, FeatureStore
+
+from feature_repo.definitions import EVENT_FIELDS, RANKING, FeatureRepo
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"item": np.int64, "domain": np.int64, "action": np.int64, "value": np.float64, "time_us": np.int64}
+
+
+class FeatureStoreDown(RuntimeError):
+    """The online store does not answer, or not in a form that we can read."""
+
+
+@dataclass(frozen=True)
+class Events:
+    """Parallel arrays of L events, oldest first.
+
+    Shapes:
+        item: (L,) int64, index in the item vocabulary of the event's domain
+        domain: (L,) int64, number of the event's domain; empty where the domain is the question
+        action: (L,) int64; value: (L,) float64; time_us: (L,) int64
+    """
+
+    item: np.ndarray
+    domain: np.ndarray
+    action: np.ndarray
+    value: np.ndarray
+    time_us: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.time_us)
+
+    @classmethod
+    def none(cls) -> Self:
+        return cls(**{name: np.zeros(0, dtype) for name, dtype in _DTYPES.items()})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def with_event(self, item: int, domain: int, action: int, value: float, time_us: int, most: int) -> Self:
+        """These events and one more at its place in time, the latest ``most`` of them; itself if it holds it already."""
+        same = (self.time_us == time_us) & (self.item == item) & (self.action == action)
+        if len(self.domain):
+            same &= self.domain == domain
+        if same.any():
+            return self
+        at = int(np.searchsorted(self.time_us, time_us, side="right"))
+        new = {"item": item, "domain": domain, "action": action, "value": value, "time_us": time_us}
+        held = self.arrays()
+        if len(self) and not len(self.domain):
+            held["domain"] = np.full(len(self), domain, np.int64)
+        return type(self)(**{name: np.insert(array, at, new[name])[-most:] for name, array in held.items()})
+
+
+@dataclass(frozen=True)
+class UserFeatures:
+    """What is known of a user at this moment.
+
+    ``index`` is the user's number in the user vocabulary, 0 for one who came after it was built. ``history`` holds source
+    events, ``recent`` those of the asked target domain.
+    """
+
+    user_id: str
+    index: int
+    profile: Mapping[str, str]
+    history: Events
+    recent: Events
+
+
+class OnlineFeatures:
+    """Reads users from the online store; made once per process, used from any thread.
+
+    After a failure the store is left alone for ``rest_s``, so that a store that times out costs one request and not all.
+    """
+
+    def __init__(self, repo: FeatureRepo, *, rest_s: float = 0.5) -> None:
+        self._repo = repo
+        self._rest_s = rest_s
+        self._lock = threading.Lock()
+        self._store: FeatureStore | None = None
+        self._service: FeatureService | None = None
+        self._file: tuple[int, int] | None = None
+        self._closed_until = 0.0
+        self._reason = ""
+
+    def read_user(self, user_id: str, domain: str) -> UserFeatures | None:
+        """One user's profile, source history and recent events in ``domain``; None for a user nobody has seen.
+
+        Raises:
+            FeatureStoreDown: the store does not answer.
+        """
+        with self._lock:
+            if time.monotonic() < self._closed_until:
+                raise FeatureStoreDown(self._reason)
+            try:
+                self._open()
+                assert self._store is not None
+                values = _columns(self._store, self._service, [{"user_id": user_id, "domain": domain}])
+            # Whatever a store's driver throws (SQLite, Redis, Feast's registry), the answer is the same: no features now.
+            except Exception as error:
+                self._close(f"{type(error).__name__}: {error}")
+                raise FeatureStoreDown(self._reason) from error
+        index = values["user_profile__index"][0]
+        known = index.WhichOneof("val") is not None
+        history = _events(values, "user_history", 0)
+        recent = _events(values, "user_recent", 0)
+        if not known and not len(history) and not len(recent):
+            return None
+        names = values["user_profile__names"][0].string_list_val.val
+        return UserFeatures(
+            user_id=user_id,
+            index=index.int64_val if known else 0,
+            profile=dict(zip(names, values["user_profile__values"][0].string_list_val.val, strict=True)),
+            history=history,
+            recent=recent,
+        )
+
+    def refresh(self) -> None:
+        """Forget the cached definitions; the next read loads them anew."""
+        with self._lock:
+            self._store = None
+
+    def _open(self) -> None:
+        if self._repo.online_store == "sqlite":
+            # A connection outlives its file: without this look a deleted store would go on answering, ever more stale.
+            status = self._repo.online_file.stat()
+            if self._file != (status.st_dev, status.st_ino):
+                self._store = None
+                self._file = (status.st_dev, status.st_ino)
+        if self._store is None:
+            store = self._repo.store()
+            self._service = store.get_feature_service(RANKING)
+            self._store = store
+
+    def _close(self, reason: str) -> None:
+        if reason != self._reason or self._store is not None:
+            logger.warning("feature store down", extra={"reason": reason})
+        self._store = None
+        self._reason = reason
+        self._closed_until = time.monotonic() + self._rest_s
+
+
+def read_events(
+    store: FeatureStore, view: str, keys: Sequence[Mapping[str, Any]], *, fields: Sequence[str] | None = None
+) -> list[Events]:
+    """Events that are online now, one for each key; fields not asked for stay empty."""
+    if fields is None:
+        fields = [name for name in EVENT_FIELDS if name != "domain" or view == "user_history"]
+    values = _columns(store, [f"{view}:{name}" for name in fields], keys)
+    return [_events(values, view, row) for row in range(len(keys))]
+
+
+def _columns(store: FeatureStore, features: Any, keys: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    answer = store.get_online_features(
+        features=features, entity_rows=[dict(key) for key in keys], full_feature_names=True
+    )
+    # Straight from the message: `to_dict` builds a Python list of every array. The order of the answer is not the
+    # order of the question, hence by name.
+    return {
+        name: column.values
+        for name, column in zip(answer.proto.metadata.feature_names.val, answer.proto.results, strict=True)
+    }
+
+
+def _events(values: Mapping[str, Any], view: str, row: int) -> Events:
+    arrays = {}
+    for name, dtype in _DTYPES.items():
+        column = values.get(f"{view}__{name}")
+        if column is None:
+            arrays[name] = np.zeros(0, dtype)
+        else:
+            cell = column[row]
+            held = cell.double_list_val.val if dtype is np.float64 else cell.int64_list_val.val
+            arrays[name] = np.fromiter(held, dtype, len(held))
+    return Events(**arrays)
