@@ -1,0 +1,181 @@
+"""One database, two dialects: SQLite in a file, or PostgreSQL by URL. Hides every difference between them.
+
+A write on either takes one lock first and holds it until it commits: ``BEGIN IMMEDIATE`` on SQLite, the row of a
+counter on PostgreSQL. So two writes never interleave, counters grow in the order of commits, and no write ever waits
+for a lock while it holds another. Reads take no lock and never wait.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+from sqlalchemy import Connection, DateTime, Engine, TypeDecorator, create_engine, event, make_url, text
+from sqlalchemy.engine import URL, Dialect
+from sqlalchemy.exc import ArgumentError, DisconnectionError
+from sqlalchemy.pool import QueuePool
+
+from domains.errors import DomainFault
+
+LOCK_TIMEOUT_S = 30
+
+Counter = Literal["domain_number", "generation", "feedback"]
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A moment. SQLite forgets the zone and PostgreSQL answers in the session's: both come back aware, in UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else in_utc(value)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else in_utc(value)
+
+
+def in_utc(moment: datetime) -> datetime:
+    """The same moment in UTC; a naive time is taken to be UTC."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Database:
+    """Transactions on ``sqlite:///path``, ``sqlite://`` (in memory) or ``postgresql://...``.
+
+    Raises:
+        DomainFault: the URL names neither SQLite nor PostgreSQL.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = _understood(url)
+        self.engine = _postgresql(self.url) if self.is_postgresql else _sqlite(self.url)
+        _refuse_inherited_connections(self.engine)
+        self._writer = self.engine.execution_options(graft_writes=True)
+
+    @property
+    def is_postgresql(self) -> bool:
+        return self.url.get_backend_name() == "postgresql"
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One consistent look; nothing written in it is kept."""
+        with self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self, lock: Counter = "generation") -> Iterator[Connection]:
+        """One transaction, alone among those with the same lock; kept when the block ends, undone when it raises."""
+        with self._writer.begin() as connection:
+            if self.is_postgresql:
+                connection.execute(text("SELECT value FROM counters WHERE name = :name FOR UPDATE"), {"name": lock})
+            yield connection
+
+    @contextmanager
+    def change_tables(self) -> Iterator[Connection]:
+        """One transaction for a migration, alone among all migrations; DDL is undone too when it raises."""
+        if not self.is_postgresql and self.url.database:
+            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        with self._writer.begin() as connection:
+            if self.is_postgresql:
+                connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('graft registry migration'))"))
+            yield connection
+
+
+def advance(connection: Connection, counter: Counter, by: int = 1) -> int:
+    """Add to a counter in this transaction and give its new value."""
+    statement = text("UPDATE counters SET value = value + :by WHERE name = :name RETURNING value")
+    return int(connection.execute(statement, {"by": by, "name": counter}).scalar_one())
+
+
+def finite(value: float | None) -> float | None:
+    """A number that both databases keep alike: not-a-number and infinities become absent."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _understood(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise DomainFault("the registry's database must be a URL such as sqlite:////path/registry.db") from None
+    if parsed.get_backend_name() in ("postgresql", "postgres"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() == "sqlite":
+        return parsed.set(drivername="sqlite+pysqlite")
+    raise DomainFault(f"the registry lives in SQLite or PostgreSQL, not in {parsed.get_backend_name()}")
+
+
+def _json(value: Any) -> str:
+    # orjson writes not-a-number as null, which PostgreSQL's JSONB demands, and takes numpy's scalars and arrays.
+    return orjson.dumps(value, default=str, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _postgresql(url: URL) -> Engine:
+    engine = create_engine(
+        url, json_serializer=_json, json_deserializer=orjson.loads, pool_pre_ping=True, pool_size=8, max_overflow=24
+    )
+
+    @event.listens_for(engine, "connect")
+    def bound_waits(connection: Any, record: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
+            # A client that hangs inside a transaction holds the writers' lock; the server ends it.
+            cursor.execute(f"SET idle_in_transaction_session_timeout = '{2 * LOCK_TIMEOUT_S}s'")
+        connection.commit()
+
+    return engine
+
+
+def _sqlite(url: URL) -> Engine:
+    in_memory = url.database in (None, "", ":memory:")
+    engine = create_engine(
+        url,
+        json_serializer=_json,
+        json_deserializer=orjson.loads,
+        poolclass=QueuePool,
+        # A database in memory is its one connection, so threads take turns on it.
+        pool_size=1 if in_memory else 8,
+        max_overflow=0 if in_memory else 24,
+        pool_timeout=2 * LOCK_TIMEOUT_S,
+        connect_args={"check_same_thread": False, "timeout": LOCK_TIMEOUT_S},
+    )
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions on its own: see `begin`
+        connection.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_S * 1000}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")  # what was acknowledged survives a power cut too
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A deferred transaction that reads first and writes later fails at once when another wrote in between.
+        writes = connection.get_execution_options().get("graft_writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _refuse_inherited_connections(engine: Engine) -> None:
+    """After a fork, the child opens connections of its own: sharing one corrupts both sides."""
+
+    @event.listens_for(engine, "connect")
+    def sign(connection: Any, record: Any) -> None:
+        record.info["pid"] = os.getpid()
+
+    @event.listens_for(engine, "checkout")
+    def compare(connection: Any, record: Any, proxy: Any) -> None:
+        if record.info["pid"] != os.getpid():
+            record.dbapi_connection = proxy.dbapi_connection = None
+            raise DisconnectionError("this connection belongs to the parent process")
