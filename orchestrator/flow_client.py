@@ -15,6 +15,9 @@ from orchestrator.errors import FlowsUnavailable
 
 TIMEOUT_S = 10.0
 RETRAIN = "retrain"
+WORK_POOL = "graft"
+TAG = "graft"
+"""Tag of every deployment of Graft, and so of its flow runs."""
 
 FINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 """State types that Prefect does not leave by itself."""
@@ -127,12 +130,50 @@ def schedule_retrain(domain: str, cron: str | None, *, api_url: str) -> None:
             "parameter_openapi_schema": base["parameter_openapi_schema"],
             "parameters": {"domain": domain},
             "description": f"Retrain {domain} on what it has learnt since, by its own schedule.",
-            "tags": ["graft", "scheduled"],
+            "tags": [TAG, "scheduled"],
             "schedules": [{"schedule": {"cron": cron, "timezone": "UTC"}, "active": True}],
             "concurrency_limit": 1,
             "concurrency_options": {"collision_strategy": "CANCEL_NEW"},
         }
         _send(client, "POST", "/deployments/", body)
+
+
+def worker_online(name: str, *, api_url: str) -> bool:
+    """Whether the worker of that name has lately reported to Graft's work pool.
+
+    Raises:
+        FlowsUnavailable: Prefect does not answer.
+    """
+    with _client(api_url) as client:
+        try:
+            workers = _send(client, "POST", f"/work_pools/{WORK_POOL}/workers/filter", {})
+        except NotFound:
+            return False
+    return any(worker["name"] == name and worker["status"] == "ONLINE" for worker in workers)
+
+
+def crash_abandoned(*, api_url: str) -> int:
+    """Say of every run that is marked as running that its process is gone; answers how many there were.
+
+    Only right while no worker is up: just after the server has started, before the worker does.
+
+    Raises:
+        FlowsUnavailable: Prefect does not answer.
+    """
+    with _client(api_url) as client:
+        wanted = {
+            "flow_runs": {
+                "tags": {"all_": [TAG]},
+                "state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}},
+            }
+        }
+        abandoned = _send(client, "POST", "/flow_runs/filter", wanted)
+        for run in abandoned:
+            # What somebody was stopping counts as stopped; the rest is crashed, and resumed by the automation.
+            kind = "CANCELLED" if run["state_type"] == "CANCELLING" else "CRASHED"
+            body = {"state": {"type": kind, "message": "the servers were stopped while it ran"}, "force": True}
+            _send(client, "POST", f"/flow_runs/{run['id']}/set_state", body)
+    return len(abandoned)
 
 
 def healthy(api_url: str, *, timeout_s: float = 2.0) -> bool:

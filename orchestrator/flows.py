@@ -1,8 +1,8 @@
 """Prefect's view of Graft: which use cases run as flows, what is tried again, what follows a schedule.
 
-No logic of its own. A flow names the steps of a use case in a product person's words, tries again what may pass by
-itself, and shows progress. Every use case continues where the same ``run_id`` stopped, so a retry, a crashed process
-and a restarted machine are one case.
+No logic of its own: a flow runs the steps of a use case as tasks under the steps' own titles, tries again what may pass
+by itself, and shows progress. Every run continues where the same ``run_id`` stopped, so a retry, a killed process and a
+restarted machine are one case.
 
 ``python -m orchestrator.flows`` writes the work pool, the deployments and the two automations that turn a silent run
 into a crashed one and a crashed one into a resumed one.
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx
 from prefect import flow, get_client, runtime, task
@@ -35,12 +35,12 @@ from sqlalchemy.exc import OperationalError
 from domains.registry import Registry
 from orchestrator import flow_client, use_cases
 from orchestrator.errors import Unavailable
+from orchestrator.flow_client import TAG, WORK_POOL
+from orchestrator.runs import RunContext, Step, execute
 from orchestrator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-WORK_POOL = "graft"
-TAG = "graft"
 RUNS_AT_ONCE = 2
 """Flow runs that the work pool lets run side by side."""
 SILENT_AFTER_S = 65
@@ -53,119 +53,90 @@ TRANSIENT = (Unavailable, ConnectionError, TimeoutError, OperationalError, httpx
 
 
 def may_pass_by_itself(_task: Any, _task_run: Any, state: State) -> bool:
-    """Prefect asks whether a failed task is worth another try: yes for a fault of the surroundings, never for bad data."""
+    """Prefect asks whether a failed step is worth another try: yes for a passing fault, no for bad data."""
     return isinstance(state.result(raise_on_failure=False), TRANSIENT)
 
 
-step = task(retries=3, retry_delay_seconds=[2, 10, 60], retry_condition_fn=may_pass_by_itself, persist_result=False)
-"""A step of a use case: tried again after 2, 10 and 60 s where the fault may pass by itself."""
+def as_task(step: Step, context: RunContext) -> None:
+    """Run one step as a Prefect task under the step's title, tried again after 2, 10 and 60 s."""
+
+    @task(
+        name=step.title,
+        description=step.work.__doc__,
+        retries=3,
+        retry_delay_seconds=[2, 10, 60],
+        retry_condition_fn=may_pass_by_itself,
+        persist_result=False,
+    )
+    def work() -> None:
+        step.work(context)
+
+    work()
 
 
 class ProgressArtifact:
-    """A use case's progress as one bar on the flow run's page; at most one update a second."""
+    """A run's progress as one bar on the flow run's page; at most one update a second."""
 
     def __init__(self) -> None:
-        self._artifact: Any = None
+        self._artifact: UUID | None = None
         self._shown_at = 0.0
 
-    def __call__(self, fraction: float, step_name: str = "", **_detail: Any) -> None:
+    def __call__(self, fraction: float, step: str = "", _detail: dict[str, Any] | None = None) -> None:
         now = time.monotonic()
         if fraction < 1 and now - self._shown_at < 1:
             return
         self._shown_at = now
         percent = round(100 * min(max(fraction, 0.0), 1.0), 1)
-        if self._artifact is None:
-            self._artifact = create_progress_artifact(percent, description=step_name)
-        else:
-            update_progress_artifact(self._artifact, percent, description=step_name)
-
-
-@step
-def collect_histories_and_features(settings: Settings) -> None:
-    """Users' histories and profiles, as training and the endpoints read them."""
-    use_cases.build_features(registry=_registry(settings), settings=settings)
-
-
-@step
-def check_readiness(settings: Settings, domain: str) -> None:
-    """What the domain still lacks before it can launch."""
-    found = use_cases.readiness(domain, registry=_registry(settings), settings=settings)
-    for lack in found.missing:
-        logger.warning("domain not ready", extra={"domain": domain, "lack": lack})
-
-
-@step
-def train_the_shared_model(settings: Settings, run_id: str, by: str, params: dict[str, Any]) -> str:
-    """Learn from all domains together, and evaluate on each."""
-    version = use_cases.train_shared(
-        registry=_registry(settings), settings=settings, run_id=run_id, by=by, on_progress=ProgressArtifact(), **params
-    )
-    return version.id
-
-
-@step
-def fine_tune_and_compare(settings: Settings, domain: str, run_id: str, by: str, params: dict[str, Any]) -> str:
-    """Fit the domain's own weights, certify that nothing else moved, compare with the rivals, ask the gate."""
-    version = use_cases.launch(
-        domain,
-        registry=_registry(settings),
-        settings=settings,
-        run_id=run_id,
-        by=by,
-        on_progress=ProgressArtifact(),
-        **params,
-    )
-    return version.id
+        try:
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(percent, description=step)
+            else:
+                update_progress_artifact(self._artifact, percent, description=step)
+        except httpx.HTTPError:  # a bar is no reason to fail a run
+            logger.warning("progress not shown", extra={"step": step})
 
 
 def mark_cancelled(flow: Flow, flow_run: FlowRun, state: State) -> None:
     """Somebody stopped the flow run: the registry's run ends too."""
     run_id = (flow_run.parameters or {}).get("run_id") or str(flow_run.id)
-    _registry(Settings()).finish_run(run_id, state="cancelled", error=state.message)
+    _registry(Settings()).finish_run(run_id, state="cancelled", error=state.message or "stopped")
 
 
-def mark_failed(flow: Flow, flow_run: FlowRun, state: State) -> None:
-    """A step failed for good: the registry's run says why, whoever failed it."""
-    run_id = (flow_run.parameters or {}).get("run_id") or str(flow_run.id)
-    registry = _registry(Settings())
-    if registry.run(run_id).state in ("queued", "running"):
-        registry.finish_run(run_id, state="failed", error=state.message)
+@flow(name="train-shared", on_cancellation=[mark_cancelled])
+def train_shared(run_id: str | None = None, by: str = "schedule", params: dict[str, Any] | None = None) -> None:
+    """Train the shared model on every domain's events and evaluate it on each."""
+    _drive("train-shared", None, run_id, by, params)
 
 
-@flow(name="train-shared", on_cancellation=[mark_cancelled], on_failure=[mark_failed], validate_parameters=False)
-def train_shared(run_id: str | None = None, by: str = "schedule", params: dict[str, Any] | None = None) -> str:
-    """Train the shared model on every domain's events."""
-    settings = Settings()
-    run_id = _begin(settings, "train-shared", None, run_id, by, params)
-    collect_histories_and_features(settings)
-    return train_the_shared_model(settings, run_id, by, params or {})
-
-
-@flow(name="launch-domain", on_cancellation=[mark_cancelled], on_failure=[mark_failed], validate_parameters=False)
+@flow(name="launch-domain", on_cancellation=[mark_cancelled])
 def launch_domain(
     domain: str, run_id: str | None = None, by: str = "schedule", params: dict[str, Any] | None = None
-) -> str:
-    """Fine-tune one domain on top of the shared model and put it before the gate."""
-    settings = Settings()
-    run_id = _begin(settings, "launch-domain", domain, run_id, by, params)
-    collect_histories_and_features(settings)
-    check_readiness(settings, domain)
-    return fine_tune_and_compare(settings, domain, run_id, by, params or {})
+) -> None:
+    """Fine-tune one domain on top of the shared model, certify, compare with its rivals and ask the gate."""
+    _drive("launch-domain", domain, run_id, by, params)
 
 
-@flow(name="retrain", on_cancellation=[mark_cancelled], on_failure=[mark_failed], validate_parameters=False)
-def retrain(domain: str, run_id: str | None = None, by: str = "schedule", params: dict[str, Any] | None = None) -> str:
-    """Fine-tune a domain again on what it has learnt since; live if it passes the gate."""
-    settings = Settings()
-    run_id = _begin(settings, "retrain", domain, run_id, by, params)
-    collect_histories_and_features(settings)
-    return fine_tune_and_compare(settings, domain, run_id, by, params or {})
+@flow(name="retrain", on_cancellation=[mark_cancelled])
+def retrain(domain: str, run_id: str | None = None, by: str = "schedule", params: dict[str, Any] | None = None) -> None:
+    """Fine-tune a domain again on what it has learnt since its last version."""
+    _drive("retrain", domain, run_id, by, params)
 
 
 @flow(name="materialise-features")
 def materialise_features() -> None:
-    """Bring the online features up to date with the events."""
-    collect_histories_and_features(Settings())
+    """Bring histories and online features up to date with the events."""
+    settings = Settings()
+
+    @task(
+        name="Gather histories and online features",
+        retries=3,
+        retry_delay_seconds=[2, 10, 60],
+        retry_condition_fn=may_pass_by_itself,
+    )
+    def gather() -> None:
+        use_cases.build_features(registry=_registry(settings), settings=settings)
+
+    gather()
 
 
 DEPLOYED: dict[str, Flow] = {
@@ -261,18 +232,27 @@ def _registry(settings: Settings) -> Registry:
     return Registry(settings.registry_url)
 
 
-def _begin(
-    settings: Settings, kind: str, domain: str | None, run_id: str | None, by: str, params: dict[str, Any] | None
-) -> str:
-    """The registry's run of this flow run: the one that was asked for, or a new one when a schedule asked."""
+def _drive(kind: str, domain: str | None, run_id: str | None, by: str, params: dict[str, Any] | None) -> None:
+    """Run the steps of a use case as tasks, under the registry's run that was asked for or, by schedule, a new one."""
     flow_run_id = str(runtime.flow_run.id)
-    run_id = run_id or flow_run_id
-    registry = _registry(settings)
-    registry.start_run(kind, domain, params=params or {}, by=by, run_id=run_id)
-    registry.link_flow_run(run_id, flow_run_id)
+    settings = Settings()
+    context = RunContext(
+        run_id=run_id or flow_run_id,
+        kind=kind,
+        domain=domain,
+        params=params or {},
+        by=by,
+        registry=_registry(settings),
+        settings=settings,
+        on_progress=ProgressArtifact(),
+    )
     if runtime.flow_run.run_count > STARTS_ALLOWED:
-        raise RuntimeError(f"its process died {STARTS_ALLOWED} times; see the worker's log")
-    return run_id
+        reason = f"its process died {STARTS_ALLOWED} times; the worker's log says why"
+        context.registry.finish_run(context.run_id, state="failed", error=reason)
+        raise RuntimeError(reason)
+    context.registry.start_run(kind, domain, params=context.params, by=by, run_id=context.run_id)
+    context.registry.link_flow_run(context.run_id, flow_run_id)
+    execute(use_cases.STEPS[kind], context, call=as_task)
 
 
 if __name__ == "__main__":
