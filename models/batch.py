@@ -15,7 +15,7 @@ asks for. Events lie oldest first. Positions outside are padding or the future, 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -65,8 +65,8 @@ class Batch:
         time:          (B,) long, microseconds since the epoch
         label:         (B,) float, 0 or 1 for clicks, the rating otherwise
         weight:        (B,) float, the row's weight in the loss
-        prior:         (B,) float, what is expected without personalisation, in the head's unit (logit or rating); 0 where
-                       the network has no prior track
+        prior:         (B,) float, what is expected without personalisation, in the head's unit (logit or rating);
+                       0 where the network has no prior track
         lifelong:      the long source history, up to 2,000 events
         short_source:  the latest source events, or None
         short_target:  the latest events in the row's own domain, or None; items of the row's own domain table
@@ -95,19 +95,100 @@ class Batch:
 
     def rows(self, index: Tensor) -> Self:
         """The scored rows at ``index``, (B',) long or (B,) bool; stored histories stay whole and shared."""
-        chosen = {f.name: getattr(self, f.name)[index] for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        chosen = {
+            f.name: getattr(self, f.name)[index] for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
+        }
         for name in ("lifelong", "short_source", "short_target"):
             events = getattr(self, name)
             if events is not None:
-                chosen[name] = replace(events, row=events.row[index], start=events.start[index], stop=events.stop[index])
+                chosen[name] = replace(
+                    events, row=events.row[index], start=events.start[index], stop=events.stop[index]
+                )
         return replace(self, **chosen)
 
 
-T = TypeVar("T", Events, Batch)
+T = TypeVar("T", bound=Events | Batch)
 
 
 def _moved(value: T, device: torch.device | str, non_blocking: bool) -> T:
-    parts = {f.name: getattr(value, f.name) for f in fields(value)}
+    parts: dict[str, Any] = {f.name: getattr(value, f.name) for f in fields(value)}
     return replace(
         value, **{name: part.to(device, non_blocking=non_blocking) for name, part in parts.items() if part is not None}
     )
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Rows laid out in C chunks of G cells, so that one chunk reads one stored history for all its rows.
+
+    Rows of a chunk share every stored history and the domain. A cell that no row fills repeats a row of its own chunk,
+    so there is nothing to mask; its answer is dropped. At most about twice as many cells as rows are made.
+
+    Shapes:
+        row_of_cell: (C * G,) long, or None where cells are the rows in their own order
+        cell_of_row: (B,) long, or None likewise
+    """
+
+    chunks: int
+    per_chunk: int
+    row_of_cell: Tensor | None
+    cell_of_row: Tensor | None
+
+    def back(self, answers: Tensor) -> Tensor:
+        """Answers of the cells, (C * G, ...), as answers of the rows, (B, ...)."""
+        return answers if self.cell_of_row is None else answers[self.cell_of_row]
+
+
+def arrange(batch: Batch) -> tuple[Batch, Arrangement]:
+    """Lay a batch out in chunks: the batch of its cells, whose events hold one stored history a chunk, and the layout.
+
+    Works for any order and any mix of users and domains. In the result, cell ``i`` reads stored history
+    ``i // per_chunk`` of each of its events, and columns that no row can see are cut away.
+    """
+    views = [events for events in (batch.lifelong, batch.short_source, batch.short_target) if events is not None]
+    key = batch.domain
+    for events in views:
+        key = torch.unique(key * events.item.shape[0] + events.row, return_inverse=True)[1]
+    rows = key.shape[0]
+    size = torch.bincount(key)
+    per_chunk = max(1, -(-rows // max(1, size.numel())))
+    if per_chunk == 1 and rows == size.numel():
+        return _chunked(batch, batch, per_chunk), Arrangement(rows, 1, None, None)
+    order = torch.argsort(key, stable=True)
+    group = key[order]
+    first_row = torch.cumsum(size, 0) - size
+    position = torch.arange(rows, device=key.device) - first_row[group]
+    chunks_of_group = (size + per_chunk - 1) // per_chunk
+    first_chunk = torch.cumsum(chunks_of_group, 0) - chunks_of_group
+    cell = (first_chunk[group] + position // per_chunk) * per_chunk + position % per_chunk
+    chunks = int(chunks_of_group.sum())
+    # Every chunk has a row in its first cell: cells left empty repeat that one.
+    row_of_cell = order.new_full((chunks * per_chunk,), -1)
+    row_of_cell[cell] = order
+    leader = row_of_cell.view(chunks, per_chunk)[:, :1].expand(chunks, per_chunk).reshape(-1)
+    row_of_cell = torch.where(row_of_cell < 0, leader, row_of_cell)
+    if chunks * per_chunk == rows and torch.equal(cell, order):
+        return _chunked(batch, batch, per_chunk), Arrangement(chunks, per_chunk, None, None)
+    cell_of_row = torch.empty_like(cell)
+    cell_of_row[order] = cell
+    return _chunked(batch.rows(row_of_cell), batch, per_chunk), Arrangement(chunks, per_chunk, row_of_cell, cell_of_row)
+
+
+def _chunked(cells: Batch, batch: Batch, per_chunk: int) -> Batch:
+    """``cells`` with one stored history a chunk, cut to the columns that some row can see."""
+    chosen: dict[str, Any] = {}
+    for name in ("lifelong", "short_source", "short_target"):
+        events: Events | None = getattr(cells, name)
+        if events is None:
+            continue
+        stored = events.row[::per_chunk]
+        length = events.item.shape[1]
+        low = min(int(events.start.min()), length - 1) if len(events.row) and length else 0
+        high = max(int(events.stop.max()), low + 1) if len(events.row) else length
+        chosen[name] = Events(
+            **{part: getattr(events, part)[stored, low:high] for part in ("item", "action", "value", "time")},
+            row=torch.arange(len(stored), device=stored.device).repeat_interleave(per_chunk),
+            start=(events.start - low).clamp(min=0),
+            stop=events.stop - low,
+        )
+    return replace(cells, **chosen)

@@ -1,0 +1,238 @@
+"""From indices and codes to vectors: item and user tables, feature fields, and the context of an event.
+
+Row 0 of every table and code 0 of every field mean "unknown"; so does any index beyond a table, so that an item that
+arrived after training is read as unknown and never as another item.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+INITIAL_SCALE = 0.05
+RECENCY_BUCKETS = 32
+VALUE_HALF_STEPS = 10
+VALUE_CODES = 41
+_VALUE_REACH = VALUE_CODES // 2
+
+
+class RowTable(nn.Module):
+    """A table of which a step touches few rows.
+
+    ``sparse`` makes its gradient hold the touched rows alone, which the touched-row optimisers need; look a table up
+    once per step, since each look-up makes a gradient of its own.
+
+    Shapes:
+        weight: (rows, D)
+        index:  any shape, long; returns that shape + (D,)
+    """
+
+    def __init__(self, rows: int, width: int, *, scale: float = INITIAL_SCALE) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(rows, width) * scale if scale else torch.zeros(rows, width))
+        self.sparse = False
+
+    def forward(self, index: Tensor) -> Tensor:
+        return F.embedding(_known(index, self.weight.shape[0]), self.weight, sparse=self.sparse)
+
+
+class FieldEmbedding(nn.Module):
+    """Several categorical fields in one table, each with its own rows.
+
+    Shapes:
+        codes:   (..., F) long; a code outside its field's vocabulary is read as 0, unknown
+        sum:     (..., D), the fields' vectors added up
+        tokens:  (..., F, D), one vector a field
+    """
+
+    first: Tensor
+    sizes: Tensor
+
+    def __init__(self, sizes: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        if any(size < 1 for size in sizes):
+            raise ValueError(f"every field needs at least the row of the unknown, got sizes {sizes}")
+        self.width = width
+        count = torch.tensor(sizes, dtype=torch.long)
+        self.register_buffer("sizes", count, persistent=False)
+        self.register_buffer("first", torch.cumsum(count, 0) - count, persistent=False)
+        self.weight = nn.Parameter(torch.randn(sum(sizes), width) * INITIAL_SCALE)
+
+    def __len__(self) -> int:
+        return self.sizes.shape[0]
+
+    def _rows(self, codes: Tensor) -> Tensor:
+        if codes.shape[-1] != len(self):
+            raise ValueError(f"expected codes of {len(self)} fields, got {codes.shape[-1]}")
+        inside = (codes >= 0) & (codes < self.sizes)
+        return torch.where(inside, codes, 0) + self.first
+
+    def sum(self, codes: Tensor) -> Tensor:
+        if not len(self):
+            return self.weight.new_zeros(*codes.shape[:-1], self.width)
+        rows = self._rows(codes)
+        # The bag adds while it reads: nothing of size (..., F, D) is written.
+        return F.embedding_bag(rows.reshape(-1, len(self)), self.weight, mode="sum").view(*codes.shape[:-1], self.width)
+
+    def tokens(self, codes: Tensor) -> Tensor:
+        if not len(self):
+            return self.weight.new_zeros(*codes.shape[:-1], 0, self.width)
+        return F.embedding(self._rows(codes), self.weight)
+
+
+class ItemTable(nn.Module):
+    """The items of one catalogue: a row each, and the codes of their features.
+
+    Shapes:
+        codes:  (V, F) long, fixed
+        index:  any shape, long, into the V items
+    """
+
+    codes: Tensor
+
+    def __init__(
+        self, rows: int, width: int, codes: Tensor | None, fields: int, *, scale: float = INITIAL_SCALE
+    ) -> None:
+        super().__init__()
+        if codes is None:
+            codes = torch.zeros(rows, fields, dtype=torch.long)
+        if tuple(codes.shape) != (rows, fields):
+            raise ValueError(f"item codes must have shape {(rows, fields)}, got {tuple(codes.shape)}")
+        self.rows = RowTable(rows, width, scale=scale)
+        self.register_buffer("codes", codes.detach().clone().long())
+
+    def __len__(self) -> int:
+        return self.codes.shape[0]
+
+    def features(self, index: Tensor) -> Tensor:
+        """Feature codes of stored items, ``index``'s shape + (F,)."""
+        known = _known(index, len(self))
+        return self.codes.index_select(0, known.reshape(-1)).view(*index.shape, self.codes.shape[1])
+
+
+class EventContext(nn.Module):
+    """What is known of an event beside its item: the action, the value and how long ago it was.
+
+    One small table holds all three vocabularies. Recency is seen from the scored row, so it differs between rows that
+    share a history; that is why attention reads it through codes and never as stored vectors.
+
+    Shapes:
+        action, value:        (C, L)
+        time:                 (C, L) microseconds;  now: (C, G) microseconds
+        codes(...):           action and value codes (C, 1, L), recency code (C, G, L); rows of ``weight``
+        weight:               (actions + VALUE_CODES + RECENCY_BUCKETS, D)
+    """
+
+    def __init__(self, actions: int, width: int) -> None:
+        super().__init__()
+        self.actions = max(1, actions)
+        self.weight = nn.Parameter(torch.randn(self.actions + VALUE_CODES + RECENCY_BUCKETS, width) * INITIAL_SCALE)
+
+    def codes(self, action: Tensor, value: Tensor, time: Tensor, now: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            _known(action, self.actions)[:, None],
+            value_code(value)[:, None] + self.actions,
+            recency_bucket(now[:, :, None] - time[:, None]) + (self.actions + VALUE_CODES),
+        )
+
+    def vectors(self, codes: tuple[Tensor, ...]) -> Tensor:
+        """The three vectors of each event added up, (C, G, L, D)."""
+        stacked = torch.stack(torch.broadcast_tensors(*codes), -1)
+        bag = F.embedding_bag(stacked.view(-1, stacked.shape[-1]), self.weight, mode="sum")
+        return bag.view(*stacked.shape[:-1], self.weight.shape[1])
+
+
+@dataclass(frozen=True)
+class History:
+    """Events as attention reads them: item vectors stored once a chunk, context through codes.
+
+    A query's product with an event is its product with the item's vector plus its products with three rows of the small
+    context table; those are computed once a query and looked up. So nothing of size rows x L x D is made.
+    When many candidates share one view of the history, ``joined`` holds the context as vectors instead.
+
+    Shapes (C chunks, G cells a chunk, V = G or 1 views a chunk, L events, N rows of the context table, Q queries):
+        items:   (C, L, D)
+        mask:    (C, V, L) bool
+        codes:   each (C, 1 or V, L) long
+        table:   (N, D)
+        joined:  (C, L, D) context vectors, or None
+    """
+
+    items: Tensor
+    mask: Tensor
+    codes: tuple[Tensor, ...]
+    table: Tensor
+    joined: Tensor | None = None
+
+    def item_scores(self, query: Tensor) -> Tensor:
+        """(C, G, Q, D) queries against item vectors: (C, G, Q, L)."""
+        return _scores(query, self.items)
+
+    def item_pool(self, weight: Tensor) -> Tensor:
+        """(C, G, Q, L) weights over item vectors: (C, G, Q, D)."""
+        return _pool(weight, self.items)
+
+    def context_scores(self, query: Tensor) -> Tensor:
+        """(C, G, Q, D) queries against context vectors: (C, G or V, Q, L)."""
+        if self.joined is not None:
+            return _scores(query, self.joined)
+        of_row = query @ self.table.t()  # (C, G, Q, N)
+        total: Tensor | None = None
+        for code in self.codes:
+            cells = max(query.shape[1], code.shape[1])
+            index = code[:, :, None].expand(-1, cells, query.shape[2], -1)
+            part = of_row.expand(-1, cells, -1, -1).gather(3, index)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def context_pool(self, weight: Tensor) -> Tensor:
+        """(C, G, Q, L) weights over context vectors: (C, G, Q, D)."""
+        if self.joined is not None:
+            return _pool(weight, self.joined)
+        mass = weight.new_zeros(*weight.shape[:3], self.table.shape[0])
+        for code in self.codes:
+            mass = mass.scatter_add(3, code[:, :, None].expand_as(weight), weight)
+        return mass @ self.table
+
+    def scores(self, query: Tensor) -> Tensor:
+        """Products with whole event tokens, item plus context: (C, G or V, Q, L)."""
+        return self.item_scores(query) + self.context_scores(query)
+
+    def pool(self, weight: Tensor) -> Tensor:
+        """Weighted sums of whole event tokens: (C, G, Q, D)."""
+        return self.item_pool(weight) + self.context_pool(weight)
+
+
+def recency_bucket(gap_us: Tensor) -> Tensor:
+    """log2 bucket of a time gap in seconds, 0 below one second, at most RECENCY_BUCKETS - 1."""
+    seconds = gap_us.clamp(min=0).float() * 1e-6
+    return torch.log2(seconds + 1).long().clamp(max=RECENCY_BUCKETS - 1)
+
+
+def value_code(value: Tensor) -> Tensor:
+    """Code of an event's value: half steps up to 5 either side of zero, then doublings; not a number is read as 0."""
+    size = value.abs().nan_to_num(nan=0.0)
+    fine = 2 * size
+    coarse = VALUE_HALF_STEPS + torch.log2((size / (VALUE_HALF_STEPS / 2)).clamp(min=1))
+    steps = torch.where(fine <= VALUE_HALF_STEPS, fine, coarse).round().clamp(max=_VALUE_REACH)
+    return (torch.where(value < 0, -steps, steps) + _VALUE_REACH).long()
+
+
+def _known(index: Tensor, rows: int) -> Tensor:
+    return torch.where((index >= 0) & (index < rows), index, 0)
+
+
+def _scores(query: Tensor, events: Tensor) -> Tensor:
+    chunks, cells, queries, width = query.shape
+    flat = torch.bmm(query.reshape(chunks, cells * queries, width), events.transpose(1, 2))
+    return flat.view(chunks, cells, queries, events.shape[1])
+
+
+def _pool(weight: Tensor, events: Tensor) -> Tensor:
+    chunks, cells, queries, length = weight.shape
+    flat = torch.bmm(weight.reshape(chunks, cells * queries, length), events)
+    return flat.view(chunks, cells, queries, events.shape[2])

@@ -1,0 +1,279 @@
+"""LCN's lifelong attention pyramid (section 4.2, equations 7 to 13): the whole history, then K1 events, then K2.
+
+Complete-scope attention (CSA) scores every event by a plain product. Median-scope attention (MSA) reads the best K1
+with their context. Focused-scope attention (FSA) reads the best K2 with several heads. The three answers are
+concatenated, so gradients reach each level although a top-K carries none.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.embeddings import History
+
+Norm = Literal["none", "1/n_valid", "softmax"]
+Level = Literal["csa", "msa", "fsa"]
+LEVELS: tuple[Level, ...] = ("csa", "msa", "fsa")
+
+
+@dataclass(frozen=True)
+class PyramidConfig:
+    """Sizes and readings of the pyramid.
+
+    k1, k2: events that MSA and FSA read.
+    levels: which levels stand. Without "msa" FSA reads CSA's best K2. Without "csa" its product still selects, but
+        gives no answer of its own: ("fsa",) is the two-stage search that the paper compares with.
+    norm: how the raw weighted sums of CSA and MSA (equations 8 and 10) are held: as written (``none``), divided by the
+        number of events summed (the default: no drift with the length), or a softmax of the scores.
+    reading: equations 11 to 13 clash in shape. "A" is the standard decoder, one row; "B" passes each weighted event
+        through the feed-forward layer and averages.
+    """
+
+    k1: int = 200
+    k2: int = 50
+    heads: int = 4
+    levels: tuple[Level, ...] = LEVELS
+    norm: Norm = "1/n_valid"
+    reading: Literal["A", "B"] = "A"
+    feed_forward: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.levels or any(level not in LEVELS for level in self.levels):
+            raise ValueError(f"levels are some of {LEVELS}, got {self.levels}")
+        if self.norm not in ("none", "1/n_valid", "softmax"):
+            raise ValueError(f"norm is none, 1/n_valid or softmax, not {self.norm!r}")
+        if self.reading not in ("A", "B"):
+            raise ValueError(f"reading is A or B, not {self.reading!r}")
+        if self.k1 < 1 or self.k2 < 1 or ("msa" in self.levels and self.k2 > self.k1):
+            raise ValueError(f"need 1 <= k2 <= k1, got k1={self.k1}, k2={self.k2}")
+
+    @classmethod
+    def named(cls, name: str) -> PyramidConfig:
+        """The paper's LCN-200-50 and LCN-500-100, or any LCN-<K1>-<K2>."""
+        parts = name.lower().split("-")
+        if len(parts) != 3 or parts[0] != "lcn" or not all(part.isdigit() for part in parts[1:]):
+            raise ValueError(f"a pyramid is named LCN-<K1>-<K2>, not {name!r}")
+        return cls(k1=int(parts[1]), k2=int(parts[2]))
+
+    def without(self, *levels: Level) -> PyramidConfig:
+        """The ablation that lacks these levels."""
+        return replace(self, levels=tuple(level for level in self.levels if level not in levels))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Events chosen for each row: positions (C, G, K) and which of them are real, (C, G, K) bool."""
+
+    position: Tensor
+    real: Tensor
+
+    def mask(self, length: int) -> Tensor:
+        """The chosen events as a mask over the history, (C, G, L)."""
+        chosen = self.real.new_zeros(*self.position.shape[:2], length)
+        return chosen.scatter(2, self.position, self.real)
+
+
+class Pyramid(nn.Module):
+    """Three levels of attention over a lifelong history.
+
+    Shapes (C chunks, G cells a chunk, L events, D width):
+        history:    see History
+        candidate:  (C, G, D)
+        returns:    (C, G, len(levels) * D), in the order of the levels
+    """
+
+    def __init__(self, config: PyramidConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.msa = MedianScopeAttention(width, config.norm) if "msa" in config.levels else None
+        self.fsa = FocusedScopeAttention(config, width) if "fsa" in config.levels else None
+
+    def forward(self, history: History, candidate: Tensor) -> Tensor:
+        return self.read(history, candidate)[0]
+
+    def read(self, history: History, candidate: Tensor) -> tuple[Tensor, Selection]:
+        """The answer and the last selection that was made (FSA's events)."""
+        config = self.config
+        query = candidate[:, :, None]
+        mask = history.mask.expand(-1, candidate.shape[1], -1)
+        raw = history.item_scores(query)[:, :, 0]  # [C, G, L]
+        answers: dict[Level, Tensor] = {}
+        if "csa" in config.levels:
+            answers["csa"] = history.item_pool(_weights(raw, mask, config.norm)[:, :, None])[:, :, 0]
+        if self.msa is not None:
+            narrowed = mask
+            if config.k1 < mask.shape[2]:
+                narrowed = _best_mask(raw, mask, config.k1)
+            answers["msa"], raw = self.msa(history, candidate, narrowed)
+            mask = narrowed
+        selection = _best(raw if self.msa is not None else _later_first(raw, mask), mask, config.k2)
+        if self.fsa is not None:
+            answers["fsa"] = self.fsa(history, candidate, selection)
+        return torch.cat([answers[level] for level in LEVELS if level in answers], -1), selection
+
+    @torch.no_grad()
+    def consistency(self, history: History, candidate: Tensor, top: int = 50) -> tuple[Tensor, Tensor]:
+        """Share of the final level's own ``top`` events that the earlier levels hand on (section 5.2.2).
+
+        "Own" means after scoring the whole history with the final level's parameters, the mean of its heads' logits.
+        Returns the share (C, G) and which rows it means something for: those with more than ``top`` events.
+
+        Raises:
+            ValueError: the pyramid has no FSA.
+        """
+        if self.fsa is None:
+            raise ValueError("consistency compares with FSA, which this pyramid lacks")
+        mask = history.mask.expand(-1, candidate.shape[1], -1)
+        own = _best(self.fsa.logits(history, candidate), mask, top).mask(mask.shape[2])
+        raw = history.item_scores(candidate[:, :, None])[:, :, 0]
+        handed = mask
+        if self.msa is not None:
+            handed = _best(raw, mask, self.config.k1).mask(mask.shape[2])
+            raw = self.msa(history, candidate, handed)[1]
+        found = _best(raw, handed, top).mask(mask.shape[2])
+        return (own & found).sum(-1) / top, mask.sum(-1) > top
+
+
+class MedianScopeAttention(nn.Module):
+    """Raw scaled products with item and context, no softmax (equations 9 and 10).
+
+    W_K and W_V read the concatenation (item ‖ context); they are kept as two halves, so each half folds into its query.
+
+    Shapes:
+        history: see History; candidate (C, G, D); mask (C, G, L), the events that CSA handed on
+        returns: (C, G, D) and the scores (C, G, L)
+    """
+
+    def __init__(self, width: int, norm: Norm) -> None:
+        super().__init__()
+        self.norm = norm
+        self.query = _matrix(width, width)
+        self.key = _matrix(2 * width, width)
+        self.value = _matrix(2 * width, width)
+
+    def forward(self, history: History, candidate: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        width = candidate.shape[-1]
+        reading = candidate @ (self.query @ self.key.t() / math.sqrt(width))  # [C, G, 2D]
+        of_item, of_context = reading[:, :, None].chunk(2, -1)
+        scores = (history.item_scores(of_item) + history.context_scores(of_context))[:, :, 0]
+        weights = _weights(scores, mask, self.norm)[:, :, None]
+        pooled = torch.cat([history.item_pool(weights), history.context_pool(weights)], -1)[:, :, 0]
+        return pooled @ self.value, scores
+
+
+class FocusedScopeAttention(nn.Module):
+    """Multi-head attention of the candidate over K2 events, then a feed-forward layer (equations 11 to 13).
+
+    Shapes (H heads of D / H):
+        history: see History; candidate (C, G, D); selection of K events; returns (C, G, D)
+    """
+
+    def __init__(self, config: PyramidConfig, width: int) -> None:
+        super().__init__()
+        if width % config.heads:
+            raise ValueError(f"width {width} cannot be split into {config.heads} heads")
+        self.heads = config.heads
+        self.reading = config.reading
+        self.query = _matrix(width, width)
+        self.key = _matrix(2 * width, width)
+        self.value = _matrix(2 * width, width)
+        hidden = config.feed_forward * width
+        self.feed_forward = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
+
+    def forward(self, history: History, candidate: Tensor, selection: Selection) -> Tensor:
+        chunks, cells, count = selection.position.shape
+        width = candidate.shape[-1]
+        events = self._chosen(history, selection)  # [C*G, K, 2D]
+        readings = self._readings(candidate).view(chunks * cells, self.heads, 2 * width)
+        scores = torch.bmm(readings, events.transpose(1, 2))  # [C*G, H, K]
+        real = selection.real.view(chunks * cells, 1, count)
+        # A row without events attends to nothing: its weights are 0, not undefined.
+        weights = scores.masked_fill(~real, torch.finfo(scores.dtype).min).softmax(-1) * real
+        value = self.value.view(2 * width, self.heads, width // self.heads)
+        if self.reading == "A":
+            pooled = torch.bmm(weights, events)  # [C*G, H, 2D]
+            heads = torch.einsum("rhe,ehf->rhf", pooled, value).flatten(1)
+            return self.feed_forward(heads).view(chunks, cells, width)
+        rows = torch.einsum("rke,ehf->rkhf", events, value) * weights.transpose(1, 2)[..., None]
+        each = self.feed_forward(rows.flatten(2)) * real.transpose(1, 2)  # [C*G, K, D]
+        return (each.sum(1) / real.sum(-1).clamp(min=1)).view(chunks, cells, width)
+
+    def logits(self, history: History, candidate: Tensor) -> Tensor:
+        """Mean over heads of the pre-softmax logits of every event, (C, G, L)."""
+        of_item, of_context = self._readings(candidate).mean(2, keepdim=True).chunk(2, -1)
+        return (history.item_scores(of_item) + history.context_scores(of_context))[:, :, 0]
+
+    def _readings(self, candidate: Tensor) -> Tensor:
+        """Queries of all heads with the keys' projection folded in, (C, G, H, 2D)."""
+        width = candidate.shape[-1]
+        size = width // self.heads
+        query = self.query.view(width, self.heads, size)
+        key = self.key.view(2 * width, self.heads, size)
+        folded = torch.einsum("dhf,ehf->dhe", query, key) / math.sqrt(size)  # [D, H, 2D]
+        return torch.einsum("cgd,dhe->cghe", candidate, folded)
+
+    def _chosen(self, history: History, selection: Selection) -> Tensor:
+        """Item and context vectors of the chosen events, (C * G, K, 2D)."""
+        chunks, cells, count = selection.position.shape
+        length, width = history.items.shape[1:]
+        first = torch.arange(chunks, device=selection.position.device)[:, None, None] * length
+        flat = (selection.position + first).view(-1)
+        item = history.items.reshape(-1, width).index_select(0, flat)
+        context = _context_at(history, selection.position, flat)
+        return torch.cat([item, context], -1).view(chunks * cells, count, 2 * width)
+
+
+def _context_at(history: History, position: Tensor, flat: Tensor) -> Tensor:
+    """Context vectors of chosen events, (C * G * K, D)."""
+    if history.joined is not None:
+        return history.joined.reshape(-1, history.joined.shape[-1]).index_select(0, flat)
+    cells = position.shape[1]
+    codes = [code.expand(-1, cells, -1).gather(2, position).view(-1) for code in history.codes]
+    return torch.nn.functional.embedding_bag(torch.stack(codes, -1), history.table, mode="sum")
+
+
+def _best(scores: Tensor, mask: Tensor, count: int) -> Selection:
+    """The ``count`` best visible events; padding is -inf before the choice and marked where there were too few."""
+    hidden = scores.detach().masked_fill(~mask, -torch.inf)
+    best = hidden.topk(min(count, scores.shape[-1]), dim=-1, sorted=False)
+    return Selection(best.indices, best.values > -torch.inf)
+
+
+def _best_mask(scores: Tensor, mask: Tensor, count: int) -> Tensor:
+    """The ``count`` best visible events and all that tie with the last of them, (C, G, L).
+
+    One item may stand in a history many times, with other context each time, and CSA cannot tell these apart. Taking
+    all of them keeps the choice free of their order and of rounding.
+    """
+    hidden = scores.detach().masked_fill(~mask, -torch.inf)
+    last = hidden.topk(min(count, scores.shape[-1]), dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    return (hidden >= last - _rounding(scores, mask)) & mask
+
+
+def _later_first(scores: Tensor, mask: Tensor) -> Tensor:
+    """Scores in which the later of two equal ones is ahead by more than rounding."""
+    position = torch.arange(scores.shape[-1], device=scores.device)
+    return scores.detach() + _rounding(scores, mask) * position
+
+
+def _rounding(scores: Tensor, mask: Tensor) -> Tensor:
+    """By how much equal scores of a row may differ, (C, G, 1)."""
+    seen = scores.detach().masked_fill(~mask, 0)
+    return 8 * torch.finfo(scores.dtype).eps * seen.abs().amax(-1, keepdim=True)
+
+
+def _weights(scores: Tensor, mask: Tensor, norm: Norm) -> Tensor:
+    """Scores as pooling weights, 0 outside the mask."""
+    if norm == "softmax":
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1) * mask
+    weights = scores.masked_fill(~mask, 0)
+    return weights if norm == "none" else weights / mask.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _matrix(rows: int, columns: int) -> nn.Parameter:
+    return nn.Parameter(nn.init.xavier_uniform_(torch.empty(rows, columns)))
