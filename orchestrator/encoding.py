@@ -124,9 +124,7 @@ class Layout:
 
     def one(self, fields: tuple[Field, ...], values: Mapping[str, Any]) -> np.ndarray:
         """Codes of one thing given as a mapping, (len(fields),) int64."""
-        return np.array(
-            [int(field.encode([values.get(field.name)])[0]) for field in fields], dtype=np.int64
-        )
+        return np.array([int(field.encode([values.get(field.name)])[0]) for field in fields], dtype=np.int64)
 
     def domain_codes(self, spec: DomainSpec) -> tuple[int, ...]:
         """Codes of a domain's own features, one a domain field."""
@@ -190,9 +188,7 @@ def fit_domain_fields(specs: Sequence[DomainSpec]) -> tuple[Field, ...]:
         Field(
             name,
             "category",
-            values=tuple(
-                sorted({str(spec.domain_features[name]) for spec in specs if name in spec.domain_features})
-            ),
+            values=tuple(sorted({str(spec.domain_features[name]) for spec in specs if name in spec.domain_features})),
         )
         for name in names
     )

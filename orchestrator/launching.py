@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from domains.errors import NoLiveVersion, NotEnoughData
 from domains.lifecycle import State
 from domains.registry import Version
-from domains.splits import scan_for_leaks
+from domains.splits import Split, scan_for_leaks
 from models import adapters, checkpoint, training
 from models.ranker import Ranker
 from orchestrator import evaluation, promotion
@@ -20,7 +20,13 @@ from orchestrator.artifacts import Artifacts
 from orchestrator.encoding import Layout
 from orchestrator.recipe import Recipe
 from orchestrator.runs import RunContext, Step
-from orchestrator.shared_training import add_domain, offer_zero_shot, publish_adapter, score_rows, zero_shot_slot
+from orchestrator.shared_training import (
+    attach_live,
+    offer_zero_shot,
+    publish_version,
+    score_rows,
+    zero_shot_slot,
+)
 from orchestrator.training_data import EpochOfDomains
 from orchestrator.workspace import Workspace
 
@@ -82,10 +88,11 @@ def fine_tune(context: RunContext) -> None:
     recipe, workspace, backbone = _stand(context)
     name = _name(context)
     ranker, layout = _backbone(context, backbone)
-    assembler = workspace.assembler(layout, [*layout.slots, name])
+    assembler = workspace.assembler(layout, [domain.name for domain in workspace.domains])
     rows, split = _rows(context, workspace, layout)
-    slot = zero_shot_slot(ranker, workspace, layout, name)
-    witnesses = _witnesses(workspace, layout, name)
+    others = attach_live(context, ranker, backbone.id, leave_out=name)
+    slot = zero_shot_slot(ranker, workspace, layout, name, others)
+    witnesses = _witnesses(workspace, layout, others)
     frozen_before = adapters.fingerprint(ranker, excluding=slot)
     seen_before = {other: score_rows(ranker, assembler, witness, at) for other, (witness, at) in witnesses.items()}
     validation = rows.take(split["validation"])
@@ -101,6 +108,7 @@ def fine_tune(context: RunContext) -> None:
             learning_rate=recipe.fine_tune_learning_rate,
             weight_decay=recipe.weight_decay,
             patience=max(recipe.patience, 1),
+            consider_start=True,
             seed=recipe.seed,
             checkpoint_every_steps=recipe.checkpoint_every_steps,
         ),
@@ -113,10 +121,13 @@ def fine_tune(context: RunContext) -> None:
         ),
     )
     if len(validation):
-        adapters.fit_calibrator(
-            ranker, slot, torch.from_numpy(raw_scores(ranker, assembler, validation, slot)), torch.from_numpy(validation.label)
-        )
-    certificate = adapters.certificate(frozen_before, adapters.fingerprint(ranker, excluding=slot))
+        calibrate(ranker, slot, raw_scores(ranker, assembler, validation, slot), validation.label)
+    certificate = adapters.certificate(
+        frozen_before,
+        adapters.fingerprint(ranker, excluding=slot),
+        trained_parameters=adapters.trained_parameter_count(ranker),
+    )
+    ranker.eval()
     moved = [
         other
         for other, (witness, at) in witnesses.items()
@@ -124,16 +135,16 @@ def fine_tune(context: RunContext) -> None:
     ]
     building = context.folder / "adapter.building"
     shutil.rmtree(building, ignore_errors=True)
-    checkpoint.save_adapter(adapters.extract(ranker, slot), building)
+    checkpoint.save_adapter(ranker, slot, building, backbone=backbone.id)
+    layout.save(building)
     context.write(
         "certificate",
         {
-            **asdict(certificate),
+            **certificate.as_dict(),
             "ok": certificate.ok and not moved,
             "backbone": backbone.id,
             "witnesses": {other: len(witness) for other, (witness, _) in witnesses.items()},
             "predictions_moved": moved,
-            "trained_parameters": adapters.parameter_count(ranker, slot),
             "all_parameters": sum(parameter.numel() for parameter in ranker.parameters()),
         },
     )
@@ -149,7 +160,7 @@ def compare(context: RunContext) -> None:
     name = _name(context)
     domain = workspace.domain(name)
     ranker, layout = _backbone(context, backbone)
-    assembler = workspace.assembler(layout, [*layout.slots, name])
+    assembler = workspace.assembler(layout, [domain.name for domain in workspace.domains])
     rows, split = _rows(context, workspace, layout)
     known, test = rows.take(split["train"]), rows.take(split["test"])
     if len(test) == 0:
@@ -161,9 +172,9 @@ def compare(context: RunContext) -> None:
     }
     if layout.task == "rating":
         del plain["popularity"]
-    zero_shot = score_rows(ranker, assembler, test, zero_shot_slot(ranker, workspace, layout, name))
-    adapter = checkpoint.load_adapter(context.folder / "adapter")
-    slot = adapters.attach(ranker, adapter, backbone_hash=backbone.id)
+    others = attach_live(context, ranker, backbone.id, leave_out=name)
+    zero_shot = score_rows(ranker, assembler, test, zero_shot_slot(ranker, workspace, layout, name, others))
+    slot = checkpoint.load_into(ranker, context.folder / "adapter", backbone=backbone.id)
     tuned = score_rows(ranker, assembler, test, slot)
     scores = {**plain, "zero_shot": zero_shot, "adapter": tuned}
     best = _best_reachable(workspace, name, test)
@@ -199,7 +210,9 @@ def compare(context: RunContext) -> None:
     if layout.trained_until_us is not None and _timed(domain):
         early = float((test.time_us <= layout.trained_until_us).mean())
         report["notes"] = (
-            [f"{early:.0%} of test rows are older than the newest event the shared model was trained on"] if early else []
+            [f"{early:.0%} of test rows are older than the newest event the shared model was trained on"]
+            if early
+            else []
         )
     decision = promotion.decide(report, domain.spec.gate)
     report["decision"] = {"promote": decision.promote, "verdict": decision.verdict, "reasons": list(decision.reasons)}
@@ -210,19 +223,22 @@ def offer(context: RunContext) -> None:
     """Record the version with its certificate and report; a passed gate makes it the challenger."""
     recipe, workspace, backbone = _stand(context)
     name = _name(context)
-    domain = context.registry.domain(name)
     report, certificate = context.read("report"), context.read("certificate")
-    version = publish_adapter(
+    version = publish_version(
         context,
-        domain,
-        checkpoint.load_adapter(context.folder / "adapter"),
-        layout=_backbone(context, backbone)[1],
-        backbone_id=backbone.id,
-        rung="adapter",
-        metrics=report["rows"]["adapter"],
-        report=report,
-        certificate=certificate,
-        config=recipe.model_dump(mode="json"),
+        context.folder / "adapter",
+        Version(
+            id=checkpoint.load_adapter(context.folder / "adapter").content,
+            kind="adapter",
+            domain=name,
+            backbone_id=backbone.id,
+            rung="adapter",
+            metrics=report["rows"]["adapter"],
+            report=report,
+            certificate=certificate,
+            config=recipe.model_dump(mode="json"),
+            created_by=context.by,
+        ),
     )
     live = context.registry.live(name)
     already_live = live is not None and live.version_id == version.id
@@ -255,6 +271,28 @@ def raw_scores(ranker: Ranker, assembler: Any, rows: Any, slot: int) -> np.ndarr
         )
 
 
+def calibrate(ranker: Ranker, slot: int, score: np.ndarray, label: np.ndarray) -> None:
+    """Fit the domain's calibrator on held-out rows: Platt scaling for clicks, an affine map for ratings.
+
+    A slope that is not positive would turn the ranking round; then only the shift is fitted.
+    """
+    calibrator = ranker.owned(slot).calibrator
+    if ranker.config.task == "ctr":
+        if not 0 < label.mean() < 1:
+            return
+        fit = LogisticRegression(C=1e4).fit(score[:, None], label)
+        scale, shift = float(fit.coef_[0, 0]), float(fit.intercept_[0])
+    else:
+        scale, shift = (float(value) for value in np.polyfit(score, label, 1)) if score.std() > 1e-6 else (0.0, 0.0)
+        if scale <= 0:
+            scale, shift = 1.0, float(label.mean() - score.mean())
+    if scale <= 0:
+        return
+    with torch.no_grad():
+        calibrator.scale.fill_(scale)
+        calibrator.shift.fill_(shift)
+
+
 def _name(context: RunContext) -> str:
     assert context.domain is not None, "a launch names its domain"
     return context.domain
@@ -277,12 +315,13 @@ def _rows(context: RunContext, workspace: Workspace, layout: Layout) -> tuple[An
         return rows, dict(held)
 
 
-def _witnesses(workspace: Workspace, layout: Layout, name: str) -> dict[str, tuple[Any, int]]:
+def _witnesses(workspace: Workspace, layout: Layout, others: dict[str, int]) -> dict[str, tuple[Any, int]]:
+    """A few rows of every other domain in the ranker, sources included, and their slots."""
+    sources = {source.domain: layout.slots.index(source.domain) for source in layout.sources}
     found = {}
-    for slot, other in enumerate(layout.slots):
-        if other != name:
-            rows = workspace.examples(layout, other)
-            found[other] = (rows.take(np.arange(max(0, len(rows) - WITNESS_ROWS), len(rows))), slot)
+    for other, slot in {**sources, **others}.items():
+        rows = workspace.examples(layout, other)
+        found[other] = (rows.take(np.arange(max(0, len(rows) - WITNESS_ROWS), len(rows))), slot)
     return found
 
 
@@ -301,8 +340,6 @@ def _timed(domain: Any) -> bool:
 
 
 def _as_split(split: dict[str, np.ndarray]) -> Any:
-    from domains.splits import Split
-
     return Split(
         train=split["train"],
         validation=split["validation"],
@@ -310,6 +347,3 @@ def _as_split(split: dict[str, np.ndarray]) -> Any:
         cold_users=split["cold_users"],
         cut_us=None,
     )
-
-
-__all__ = ["STEPS", "add_domain"]

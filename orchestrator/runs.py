@@ -87,9 +87,7 @@ def execute(
         whatever a step raises, after the run is recorded as failed.
     """
     registry = context.registry
-    registry.start_run(
-        context.kind, context.domain, params=context.params, by=context.by, run_id=context.run_id
-    )
+    registry.start_run(context.kind, context.domain, params=context.params, by=context.by, run_id=context.run_id)
     total = sum(step.share for step in steps)
     done = 0.0
     try:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from domains.errors import NotEnoughData
-from domains.histories import Histories
+from domains.histories import ACTIONS, Histories
+from domains.lifecycle import State
 from domains.registry import Domain, Version
 from models import adapters, checkpoint, training
 from models.ranker import DomainConfig, Ranker, RankerConfig
@@ -31,16 +32,15 @@ def gather_histories(context: RunContext) -> None:
     registry, settings = context.registry, context.settings
     Histories.build(
         settings.data_dir,
-        [(domain.spec, domain.number) for domain in registry.domains() if domain.counts.get("rows_added")],
+        [(domain.spec, domain.number) for domain in registry.domains() if has_data(domain)],
     )
 
 
 def train(context: RunContext) -> None:
     """Train the backbone on the chosen domains; continues from its checkpoint after a kill."""
-    if (context.folder / "backbone").is_dir():
+    if (context.folder / "trained").is_dir():
         return
     recipe, workspace, slots = _plan(context)
-    rows_of = {}
     cut_us: int | None = None
     layout = workspace.fit_layout(
         task=recipe.task,
@@ -55,7 +55,6 @@ def train(context: RunContext) -> None:
     for slot, name in enumerate(slots):
         rows = workspace.examples(layout, name)
         split = workspace.split(rows)
-        rows_of[name] = rows
         train_parts.append((rows.take(split.train), slot))
         validation_parts.append((rows.take(_sample(split.validation, EVALUATED_ROWS)), slot))
         if len(split.train):
@@ -66,7 +65,14 @@ def train(context: RunContext) -> None:
     validation = EpochOfDomains(
         assembler, [part for part in validation_parts if len(part[0])], batch_size=4096, seed=0, shuffle=False
     )
-    ranker = new_ranker(workspace, layout, recipe)
+    labels = np.concatenate([rows.label for rows, _ in train_parts])
+    mean = float(labels.mean())
+    ranker = new_ranker(
+        workspace,
+        layout,
+        recipe,
+        initial_output=mean if recipe.task == "rating" else float(np.log(mean / (1 - mean))),
+    )
     training.train(
         ranker,
         data,
@@ -86,11 +92,16 @@ def train(context: RunContext) -> None:
             progress.fraction, loss=progress.loss, step=progress.step, examples_per_s=progress.rows_per_s
         ),
     )
-    building = context.folder / "backbone.building"
+    ranker.eval()
+    building = context.folder / "trained.building"
     shutil.rmtree(building, ignore_errors=True)
-    checkpoint.save_backbone(ranker, building)
-    layout.save(building)
-    building.rename(context.folder / "backbone")
+    backbone_id = checkpoint.save_backbone(ranker, building / "backbone")
+    layout.save(building / "backbone")
+    for slot, name in enumerate(slots):
+        if layout.source(name) is None:
+            checkpoint.save_adapter(ranker, slot, building / name, backbone=backbone_id)
+            layout.save(building / name)
+    building.rename(context.folder / "trained")
 
 
 def evaluate(context: RunContext) -> None:
@@ -98,8 +109,7 @@ def evaluate(context: RunContext) -> None:
     if context.read("metrics") is not None:
         return
     recipe, workspace, slots = _plan(context)
-    ranker = checkpoint.load_backbone(context.folder / "backbone")
-    layout = Layout.load(context.folder / "backbone")
+    ranker, layout = _trained(context)
     assembler = workspace.assembler(layout, slots)
     measured: dict[str, Any] = {}
     for slot, name in enumerate(slots):
@@ -115,7 +125,11 @@ def evaluate(context: RunContext) -> None:
             "examples": len(test),
             "rows": {
                 "train_mean": evaluation.measure(
-                    recipe.task, label=test.label, score=np.full(len(test), known.label.mean()), user=test.user, draws=50
+                    recipe.task,
+                    label=test.label,
+                    score=np.full(len(test), known.label.mean()),
+                    user=test.user,
+                    draws=50,
                 ),
                 "item_mean": evaluation.measure(
                     recipe.task,
@@ -124,9 +138,7 @@ def evaluate(context: RunContext) -> None:
                     user=test.user,
                     draws=200,
                 ),
-                "shared": evaluation.measure(
-                    recipe.task, label=test.label, score=predicted, user=test.user, draws=200
-                ),
+                "shared": evaluation.measure(recipe.task, label=test.label, score=predicted, user=test.user, draws=200),
             },
         }
         context.progress((slot + 1) / len(slots))
@@ -135,43 +147,50 @@ def evaluate(context: RunContext) -> None:
 
 def publish(context: RunContext) -> None:
     """Store the backbone and one adapter a domain, then flip the pointers."""
-    registry, settings = context.registry, context.settings
+    registry = context.registry
     recipe, workspace, slots = _plan(context)
-    folder = context.folder / "backbone"
-    ranker = checkpoint.load_backbone(folder)
-    backbone_id = checkpoint.content_hash(folder)
+    ranker, layout = _trained(context)
     measured = context.read("metrics") or {}
-    store = Artifacts(settings.artifacts_dir)
-    backbone = registry.add_version(
+    backbone_id = adapters.backbone_hash(ranker)
+    publish_version(
+        context,
+        context.folder / "trained" / "backbone",
         Version(
             id=backbone_id,
             kind="backbone",
-            domain=None,
-            backbone_id=None,
-            rung=None,
-            artifact=store.publish("backbone", folder, backbone_id),
             metrics=measured,
-            report={},
-            certificate={},
             config=recipe.model_dump(mode="json"),
-            created_at=datetime.now(UTC),
             created_by=context.by,
-        )
+        ),
     )
-    layout = Layout.load(folder)
-    for slot, name in enumerate(slots):
-        domain = workspace.domain(name)
-        adapter = adapters.extract(ranker, slot)
-        version = publish_adapter(
-            context, domain, adapter, layout=layout, backbone_id=backbone.id, rung="adapter", metrics=measured.get(name, {})
+    for name in slots:
+        if layout.source(name) is not None:
+            continue
+        folder = context.folder / "trained" / name
+        version = publish_version(
+            context,
+            folder,
+            Version(
+                id=checkpoint.load_adapter(folder).content,
+                kind="adapter",
+                domain=name,
+                backbone_id=backbone_id,
+                rung="adapter",
+                metrics=measured.get(name, {}),
+                config=recipe.model_dump(mode="json"),
+                created_by=context.by,
+            ),
         )
-        if domain.role == "source" or registry.live(name) is None:
-            flip(context, name, version.id, why=f"trained together with shared model {backbone.id[:12]}")
-    flip(context, None, backbone.id, why="shared training finished")
+        if registry.live(name) is None:
+            flip(context, name, version.id, why=f"trained together with shared model {backbone_id[:12]}")
+            registry.move(name, State.TRAINING, by=context.by, why="shared training")
+            registry.move(name, State.CHALLENGER, by=context.by, why="shared training")
+            registry.move(name, State.LIVE, by=context.by, why="first version of a domain in shared training")
+    flip(context, None, backbone_id, why="shared training finished")
     for domain in registry.domains():
         if domain.name not in slots and domain.role == "target" and registry.live(domain.name) is None:
-            offer_zero_shot(context, domain, ranker=ranker, layout=layout, backbone_id=backbone.id)
-    context.write("result", {"version": backbone.id, "domains": list(slots)})
+            offer_zero_shot(context, domain, ranker=ranker, layout=layout, backbone_id=backbone_id)
+    context.write("result", {"version": backbone_id, "domains": list(slots)})
 
 
 def refresh_features(context: RunContext) -> None:
@@ -188,7 +207,7 @@ STEPS = (
 )
 
 
-def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe) -> Ranker:
+def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, initial_output: float) -> Ranker:
     """A fresh network for a layout, with a slot for each of its domains."""
     torch.manual_seed(recipe.seed)
     ranker = Ranker(
@@ -200,9 +219,10 @@ def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe) -> Ranker:
             domain_fields=tuple(field.size for field in layout.domain_fields),
             users=layout.users,
             width=recipe.width,
+            actions=ACTIONS,
             task=recipe.task,
             interest=recipe.interest,
-            contrastive=recipe.contrastive_weight > 0,
+            initial_output=initial_output,
         ),
         torch.from_numpy(workspace.source_item_codes(layout)),
     )
@@ -211,12 +231,12 @@ def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe) -> Ranker:
     return ranker
 
 
-def add_domain(ranker: Ranker, workspace: Workspace, layout: Layout, name: str) -> int:
+def add_domain(ranker: Ranker, workspace: Workspace, layout: Layout, name: str, *, like: int | None = None) -> int:
     """A fresh slot for a domain; sources read the backbone's item table, targets own theirs."""
     domain = workspace.domain(name)
     codes = None if layout.source(name) else torch.from_numpy(workspace.item_codes(layout, name))
     config = DomainConfig(items=0 if codes is None else len(codes), feature_codes=layout.domain_codes(domain.spec))
-    return ranker.add_domain(config, codes)
+    return ranker.add_domain(config, codes, like=like)
 
 
 def score_rows(ranker: Ranker, assembler: Any, rows: Examples, slot: int) -> np.ndarray:
@@ -230,43 +250,10 @@ def score_rows(ranker: Ranker, assembler: Any, rows: Examples, slot: int) -> np.
     return np.concatenate(scores) if scores else np.zeros(0, np.float32)
 
 
-def publish_adapter(
-    context: RunContext,
-    domain: Domain,
-    adapter: adapters.Adapter,
-    *,
-    layout: Layout,
-    backbone_id: str,
-    rung: str,
-    metrics: dict[str, Any],
-    report: dict[str, Any] | None = None,
-    certificate: dict[str, Any] | None = None,
-    config: dict[str, Any] | None = None,
-) -> Version:
-    """Store an adapter under its content hash and record it; publishing it again changes nothing."""
-    folder = context.folder / f"adapter-{domain.name}-{rung}"
-    building = folder.with_name(folder.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
-    adapter_id = checkpoint.save_adapter(adapter, building)
-    layout.save(building)
-    shutil.rmtree(folder, ignore_errors=True)
-    building.rename(folder)
-    return context.registry.add_version(
-        Version(
-            id=adapter_id,
-            kind="adapter",
-            domain=domain.name,
-            backbone_id=backbone_id,
-            rung=rung,
-            artifact=Artifacts(context.settings.artifacts_dir).publish("adapter", folder, adapter_id),
-            metrics=metrics,
-            report=report or {},
-            certificate=certificate or {},
-            config=config or {},
-            created_at=datetime.now(UTC),
-            created_by=context.by,
-        )
-    )
+def publish_version(context: RunContext, folder: Path, version: Version) -> Version:
+    """Store a finished folder under the version's content hash and record it; doing it again changes nothing."""
+    tag = Artifacts(context.settings.artifacts_dir).publish(version.kind, folder, version.id)
+    return context.registry.add_version(replace(version, artifact=tag))
 
 
 def offer_zero_shot(
@@ -277,29 +264,70 @@ def offer_zero_shot(
     Returns None where the domain's task is not the backbone's, or it has no data at all.
     """
     workspace = Workspace(context.settings, tuple(context.registry.domains()))
-    if domain.spec.task != layout.task or not domain.counts.get("rows_added"):
+    if domain.spec.task != layout.task or not has_data(domain):
         return None
-    slot = zero_shot_slot(ranker, workspace, layout, domain.name)
-    version = publish_adapter(
-        context, domain, adapters.extract(ranker, slot), layout=layout, backbone_id=backbone_id, rung="zero_shot", metrics={}
+    slot = zero_shot_slot(ranker, workspace, layout, domain.name, attach_live(context, ranker, backbone_id))
+    folder = context.folder / f"zero-shot-{domain.name}"
+    if not folder.is_dir():
+        building = context.folder / f"zero-shot-{domain.name}.building"
+        shutil.rmtree(building, ignore_errors=True)
+        checkpoint.save_adapter(ranker, slot, building, backbone=backbone_id)
+        layout.save(building)
+        building.rename(folder)
+    version = publish_version(
+        context,
+        folder,
+        Version(
+            id=checkpoint.load_adapter(folder).content,
+            kind="adapter",
+            domain=domain.name,
+            backbone_id=backbone_id,
+            rung="zero_shot",
+            created_by=context.by,
+        ),
     )
     flip(context, domain.name, version.id, why="first answers before any training on this domain")
     return version
 
 
-def zero_shot_slot(ranker: Ranker, workspace: Workspace, layout: Layout, name: str) -> int:
-    """A fresh slot that borrows the attention of the target domain whose features agree most; ties keep the backbone's."""
-    slot = add_domain(ranker, workspace, layout, name)
+def attach_live(
+    context: RunContext, ranker: Ranker, backbone_id: str, *, leave_out: str | None = None
+) -> dict[str, int]:
+    """Attach every target's live adapter that was trained on this backbone; returns their slots by name."""
+    store = Artifacts(context.settings.artifacts_dir)
+    slots = {}
+    for live in context.registry.lives():
+        if live.domain is None or live.domain == leave_out:
+            continue
+        version = context.registry.version(live.version_id)
+        if version.kind == "adapter" and version.rung == "adapter" and version.backbone_id == backbone_id:
+            adapter = checkpoint.load_adapter(store.path(version.artifact))
+            slots[live.domain] = adapters.attach(ranker, adapter, backbone=backbone_id)
+    return slots
+
+
+def zero_shot_slot(ranker: Ranker, workspace: Workspace, layout: Layout, name: str, others: dict[str, int]) -> int:
+    """A fresh slot that borrows the attention of the target domain whose features agree most, if any agree.
+
+    Args:
+        others: slots of other target domains in this ranker, by name.
+    """
     own = layout.domain_codes(workspace.domain(name).spec)
     agreement = {
-        other: sum(a == b and a > 0 for a, b in zip(own, layout.domain_codes(workspace.domain(other_name).spec), strict=True))
-        for other, other_name in enumerate(layout.slots)
-        if workspace.domain(other_name).role == "target" and other_name != name
+        other: sum(
+            a == b and a > 0 for a, b in zip(own, layout.domain_codes(workspace.domain(other).spec), strict=True)
+        )
+        for other in others
+        if other != name
     }
-    if agreement and max(agreement.values()) > 0:
-        nearest = max(agreement, key=lambda other: (agreement[other], -other))
-        adapters.borrow_attention(ranker, slot, nearest)
-    return slot
+    nearest = max(agreement, key=lambda other: (agreement[other], other), default=None)
+    like = others[nearest] if nearest is not None and agreement[nearest] > 0 else None
+    return add_domain(ranker, workspace, layout, name, like=like)
+
+
+def has_data(domain: Domain) -> bool:
+    """Whether anything was ingested for a domain."""
+    return bool(domain.counts.get("rows_added"))
 
 
 def flip(context: RunContext, domain: str | None, version_id: str, *, why: str) -> None:
@@ -307,14 +335,24 @@ def flip(context: RunContext, domain: str | None, version_id: str, *, why: str) 
     live = context.registry.live(domain)
     if live is not None and live.version_id == version_id:
         return
-    context.registry.promote(
-        domain, version_id, expect=live.version_id if live else None, who=context.by, why=why
-    )
+    context.registry.promote(domain, version_id, expect=live.version_id if live else None, who=context.by, why=why)
+
+
+def _trained(context: RunContext) -> tuple[Ranker, Layout]:
+    """The trained network with the adapters of the targets it was trained on, in their slots."""
+    folder = context.folder / "trained"
+    layout = Layout.load(folder / "backbone")
+    ranker = checkpoint.load_backbone(folder / "backbone")
+    backbone_id = adapters.backbone_hash(ranker)
+    for name in layout.slots:
+        if layout.source(name) is None:
+            adapters.attach(ranker, checkpoint.load_adapter(folder / name), backbone=backbone_id)
+    return ranker.eval(), layout
 
 
 def _plan(context: RunContext) -> tuple[Recipe, Workspace, tuple[str, ...]]:
     recipe = Recipe(**context.params)
-    held = tuple(domain for domain in context.registry.domains() if domain.counts.get("rows_added"))
+    held = tuple(domain for domain in context.registry.domains() if has_data(domain))
     workspace = Workspace(context.settings, held)
     chosen = [
         domain

@@ -215,7 +215,10 @@ def start(
     if local:
         run = registry.start_run(kind, domain, params=params, by=by, run_id=run_id)
         threading.Thread(
-            target=_execute_quietly, args=(kind, domain, params, registry, settings, by, run_id), daemon=True, name=run_id
+            target=_execute_quietly,
+            args=(kind, domain, params, registry, settings, by, run_id),
+            daemon=True,
+            name=run_id,
         ).start()
         return run
     run = registry.start_run(kind, domain, params=params, by=by, run_id=run_id)
@@ -249,9 +252,7 @@ def sample_users(name: str, *, settings: Settings, registry: Registry, most: int
     return [{"user_id": vocabulary.name(int(users[at])), "source_events": int(events[at])} for at in order]
 
 
-def recent_events(
-    user_id: str, *, settings: Settings, registry: Registry, most: int = 20
-) -> list[dict[str, Any]]:
+def recent_events(user_id: str, *, settings: Settings, registry: Registry, most: int = 20) -> list[dict[str, Any]]:
     """A user's latest source events, newest first, in words."""
     domains = {domain.number: domain.name for domain in registry.domains()}
     store = Histories.open(settings.data_dir).source

@@ -112,9 +112,7 @@ class Workspace:
             user_codes=self.user_codes(layout),
             item_codes={name: self.item_codes(layout, name) for name in names},
             source=EventSource(self.histories.source),
-            target={
-                name: EventSource(store) for name, store in self.histories.target.items() if name in names
-            },
+            target={name: EventSource(store) for name, store in self.histories.target.items() if name in names},
         )
 
     def examples(self, layout: Layout, name: str) -> Examples:
