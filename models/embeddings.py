@@ -84,17 +84,26 @@ class FieldEmbedding(nn.Module):
 
 
 class ItemTable(nn.Module):
-    """The items of one catalogue: a row each, and the codes of their features.
+    """The items of one catalogue: a row each, the codes of their features, and the mean label of each.
 
     Shapes:
         codes:  (V, F) long, fixed
+        means:  (V,) float, fixed before training; ``mean`` for all where nothing is known
         index:  any shape, long, into the V items
     """
 
     codes: Tensor
+    means: Tensor
 
     def __init__(
-        self, rows: int, width: int, codes: Tensor | None, fields: int, *, scale: float = INITIAL_SCALE
+        self,
+        rows: int,
+        width: int,
+        codes: Tensor | None,
+        fields: int,
+        *,
+        scale: float = INITIAL_SCALE,
+        mean: float = 0.5,
     ) -> None:
         super().__init__()
         if codes is None:
@@ -103,9 +112,24 @@ class ItemTable(nn.Module):
             raise ValueError(f"item codes must have shape {(rows, fields)}, got {tuple(codes.shape)}")
         self.rows = RowTable(rows, width, scale=scale)
         self.register_buffer("codes", codes.detach().clone().long())
+        self.register_buffer("means", torch.full((rows,), float(mean)))
 
     def __len__(self) -> int:
         return self.codes.shape[0]
+
+    def set_means(self, means: Tensor) -> None:
+        """Say what each item gets on average, (V,); row 0 is the overall mean.
+
+        Raises:
+            ValueError: not one number an item.
+        """
+        if means.shape != self.means.shape:
+            raise ValueError(f"expected {len(self)} means, got shape {tuple(means.shape)}")
+        self.means.copy_(means)
+
+    def mean_of(self, index: Tensor) -> Tensor:
+        """Mean label of items, ``index``'s shape; that of row 0 for unknown ones."""
+        return self.means[_known(index, len(self))]
 
     def features(self, index: Tensor) -> Tensor:
         """Feature codes of stored items, ``index``'s shape + (F,)."""

@@ -29,6 +29,7 @@ from models.cross_attention import (
     Vacated,
 )
 from models.embeddings import EventContext, FieldEmbedding, History, ItemTable, RowTable
+from models.evidence import EVIDENCE, as_score, history_evidence
 from models.pyramid import Pyramid, PyramidConfig
 
 Interest = Literal["dacdr", "lcn", "both", "domain_over_pyramid"]
@@ -48,7 +49,7 @@ class RankerConfig:
     ia_memory, domain_attention, item_attention, vacated: see AttentionConfig
     product: also give the head û ⊙ e_v, which a multilayer perceptron is slow to find
     user_dropout: share of training rows whose user is hidden, so that the unknown user means something
-    initial_output: what the untrained head answers (for ratings, their mean)
+    mean_label: mean label of the training rows; what an item of which nothing is known is expected to get
     """
 
     source_items: int
@@ -70,7 +71,7 @@ class RankerConfig:
     head: tuple[int, ...] = (256, 128)
     product: bool = True
     user_dropout: float = 0.2
-    initial_output: float = 0.0
+    mean_label: float = 0.5
 
     def __post_init__(self) -> None:
         if self.source_items < 1:
@@ -149,11 +150,12 @@ class Calibrator(nn.Module):
 
 
 class DomainAdapter(DomainOwned):
-    """Everything that one domain owns; zero or the identity when fresh.
+    """Everything that one domain owns; zero or the identity when fresh (and every item's mean the overall one).
 
     Shapes:
         tokens:                        (M, D), added to the shared domain tokens
         domain_weights, item_weights:  (3, D, D), added to the shared W_Q, W_K, W_V of each step
+        evidence:                      (EVIDENCE,), added to the shared weights of the user's evidence
         feature_codes:                 (domain fields,) long
         items:                         the domain's own catalogue, or None
     """
@@ -175,15 +177,19 @@ class DomainAdapter(DomainOwned):
         steps = (ranker.attends and ranker.domain_attention, ranker.attends and ranker.item_attention)
         self.domain_weights = nn.Parameter(torch.zeros(3, width, width)) if steps[0] else None
         self.item_weights = nn.Parameter(torch.zeros(3, width, width)) if steps[1] else None
+        self.evidence = nn.Parameter(torch.zeros(EVIDENCE))
         self.calibrator = Calibrator()
         self.items: ItemTable | None = None
         if not config.in_backbone:
-            self.items = ItemTable(config.items, width, item_codes, len(ranker.item_fields), scale=0.0)
+            self.items = ItemTable(
+                config.items, width, item_codes, len(ranker.item_fields), scale=0.0, mean=ranker.mean_label
+            )
 
     def start_like(self, other: DomainAdapter) -> None:
         """Take over another domain's tokens and attention; items and calibration stay the domain's own."""
         with torch.no_grad():
             self.tokens.copy_(other.tokens)
+            self.evidence.copy_(other.evidence)
             for mine, theirs in ((self.domain_weights, other.domain_weights), (self.item_weights, other.item_weights)):
                 if mine is not None and theirs is not None:
                     mine.copy_(theirs)
@@ -232,7 +238,9 @@ class Ranker(nn.Module):
         super().__init__()
         width = config.width
         self.config = config
-        self.source_items = ItemTable(config.source_items, width, source_item_codes, len(config.item_fields))
+        self.source_items = ItemTable(
+            config.source_items, width, source_item_codes, len(config.item_fields), mean=config.mean_label
+        )
         self.item_fields = FieldEmbedding(config.item_fields, width)
         self.user_fields = FieldEmbedding(config.user_fields, width)
         self.context_fields = FieldEmbedding(config.context_fields, width)
@@ -256,7 +264,8 @@ class Ranker(nn.Module):
         self.pyramid = Pyramid(config.pyramid, width) if config.climbs else None
         self.short_target = TargetAttention(width) if config.climbs else None
         self.short_source = TargetAttention(width) if config.climbs else None
-        self.head = _head(self._head_inputs() * width, config.head, config.initial_output)
+        self.head = _head(self._head_inputs() * width + EVIDENCE, config.head)
+        self.evidence = nn.Parameter(torch.zeros(EVIDENCE))
         self.domains = nn.ModuleList()
         self.tuned_slot: int | None = None
 
@@ -377,8 +386,20 @@ class Ranker(nn.Module):
             inputs += [transferred, transferred * candidate] if self.config.product else [transferred]
         else:
             inputs.append(tokens.flatten(1)[:, None].expand(-1, layout.per_chunk, -1))
-        score = self.head(torch.cat(inputs, -1)).view(-1)
+        evidence = history_evidence(cells.lifelong, self.source_items.means)
+        inputs.append(evidence.view(*shape, -1))
+        score = self.head(torch.cat(inputs, -1)).view(-1) + self._expected(cells, evidence, present)
         return layout.back(score) + batch.prior
+
+    def _expected(self, cells: Batch, evidence: Tensor, present: list[int]) -> Tensor:
+        """What the plain facts say, (C * G,): the item's mean, and the user's evidence with the domain's own weights."""
+        expected = evidence.new_zeros(len(cells))
+        for number in present:
+            adapter = self.owned(number)
+            mean = as_score((adapter.items or self.source_items).mean_of(cells.item), self.config.task)
+            own = mean + evidence @ (self.evidence + adapter.evidence)
+            expected = own if len(present) == 1 else torch.where(cells.domain == number, own, expected)
+        return expected
 
     def probability(self, batch: Batch, stack: DomainStack | None = None) -> Tensor:
         """Calibrated answers, (B,): click probabilities, or ratings."""
@@ -505,12 +526,13 @@ def _only(history: History, mask: Tensor) -> History:
     return History(history.items, mask, history.codes, history.table, history.joined)
 
 
-def _head(inputs: int, hidden: tuple[int, ...], initial_output: float) -> nn.Sequential:
+def _head(inputs: int, hidden: tuple[int, ...]) -> nn.Sequential:
     """FC of equation 7: ReLU layers and one output."""
     layers: list[nn.Module] = []
     for size in hidden:
         layers += [nn.Linear(inputs, size), nn.ReLU()]
         inputs = size
     last = nn.Linear(inputs, 1)
-    nn.init.constant_(last.bias, initial_output)
+    # The item's mean is where scores start from, so the network itself starts from nothing.
+    nn.init.zeros_(last.bias)
     return nn.Sequential(*layers, last)
