@@ -128,6 +128,15 @@ def status() -> None:
 
 
 @app.command()
+def deploy() -> None:
+    """Write flows, schedules and automations to the Prefect server; `graft up` does it by itself."""
+    from orchestrator import flows
+
+    for name in flows.deploy(Settings()):
+        _say(f"deployed {name}")
+
+
+@app.command()
 def demo(
     data: Annotated[str, typer.Option(help="simulated, or a public data set such as amazon or douban.")] = "simulated",
     path: Annotated[Path | None, typer.Option(help="Folder of the public data set's files.")] = None,

@@ -5,6 +5,8 @@ Spoken with httpx alone: the pages, the command line and the service stay free o
 
 from __future__ import annotations
 
+import time
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,8 @@ from domains.errors import NotFound
 from orchestrator.errors import FlowsUnavailable
 
 TIMEOUT_S = 10.0
+BUSY_WAITS_S = (0.2, 0.5, 1.0, 2.0, 4.0)
+"""Prefect on SQLite answers 503 while another writer holds its database: asked again after these waits."""
 RETRAIN = "retrain"
 WORK_POOL = "graft"
 TAG = "graft"
@@ -62,11 +66,14 @@ def create_flow_run(
     """
     with _client(api_url) as client:
         deployment = _deployment(client, deployment_name)
-        body: dict[str, Any] = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        body: dict[str, Any] = {
+            "parameters": parameters,
+            "state": {"type": "SCHEDULED"},
+            # Always a key: a request that is sent again after a timeout must not start a second run.
+            "idempotency_key": idempotency_key or uuid.uuid4().hex,
+        }
         if name is not None:
             body["name"] = name
-        if idempotency_key is not None:
-            body["idempotency_key"] = idempotency_key
         answer = _send(client, "POST", f"/deployments/{deployment['id']}/create_flow_run", body)
     return str(answer["id"])
 
@@ -152,27 +159,27 @@ def worker_online(name: str, *, api_url: str) -> bool:
     return any(worker["name"] == name and worker["status"] == "ONLINE" for worker in workers)
 
 
-def crash_abandoned(*, api_url: str) -> int:
-    """Say of every run that is marked as running that its process is gone; answers how many there were.
+def resume_abandoned(*, api_url: str) -> int:
+    """Plan every run that is marked as running once more, as its process is gone; answers how many there were.
 
     Only right while no worker is up: just after the server has started, before the worker does.
 
     Raises:
         FlowsUnavailable: Prefect does not answer.
     """
-    with _client(api_url) as client:
-        wanted = {
-            "flow_runs": {
-                "tags": {"all_": [TAG]},
-                "state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}},
-            }
+    wanted = {
+        "flow_runs": {
+            "tags": {"all_": [TAG]},
+            "state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}},
         }
+    }
+    with _client(api_url) as client:
         abandoned = _send(client, "POST", "/flow_runs/filter", wanted)
         for run in abandoned:
-            # What somebody was stopping counts as stopped; the rest is crashed, and resumed by the automation.
-            kind = "CANCELLED" if run["state_type"] == "CANCELLING" else "CRASHED"
-            body = {"state": {"type": kind, "message": "the servers were stopped while it ran"}, "force": True}
-            _send(client, "POST", f"/flow_runs/{run['id']}/set_state", body)
+            state = {"type": "SCHEDULED", "name": "Resuming", "message": "the servers were stopped while it ran"}
+            if run["state_type"] == "CANCELLING":
+                state = {"type": "CANCELLED", "message": "somebody was stopping it when the servers were stopped"}
+            _send(client, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
     return len(abandoned)
 
 
@@ -200,6 +207,11 @@ def _deployment(client: httpx.Client, name: str) -> dict[str, Any]:
 def _send(client: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
     try:
         answer = client.request(method, path, json=body)
+        for wait_s in BUSY_WAITS_S:
+            if answer.status_code != 503:
+                break
+            time.sleep(wait_s)
+            answer = client.request(method, path, json=body)
         if answer.status_code == 404:
             raise NotFound(f"Prefect knows nothing at {path}")
         answer.raise_for_status()

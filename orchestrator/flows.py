@@ -4,8 +4,8 @@ No logic of its own: a flow runs the steps of a use case as tasks under the step
 by itself, and shows progress. Every run continues where the same ``run_id`` stopped, so a retry, a killed process and a
 restarted machine are one case.
 
-``python -m orchestrator.flows`` writes the work pool, the deployments and the two automations that turn a silent run
-into a crashed one and a crashed one into a resumed one.
+``deploy`` writes the work pool, the deployments and the two automations that turn a silent run into a crashed one and a
+crashed one into a resumed one.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ RUNS_AT_ONCE = 2
 """Flow runs that the work pool lets run side by side."""
 SILENT_AFTER_S = 65
 """A run without a heartbeat for this long has lost its process; heartbeats come every 30 s."""
+LONGEST_RUN = timedelta(days=7)
+"""A run that dies later than this after its last start is not resumed by itself."""
 STARTS_ALLOWED = 4
 """A run whose process dies is started again; after this many starts it fails for good."""
 
@@ -209,12 +211,15 @@ def _lay_automations(client: SyncPrefectClient) -> None:
     resumed = Automation(
         name="graft: a crashed run is resumed",
         trigger=EventTrigger(
+            # Only a run that had begun: a process that cannot even start would be started again without end.
+            after={"prefect.flow-run.Running"},
             expect={"prefect.flow-run.Crashed"},
             match={"prefect.resource.id": "prefect.flow-run.*"},
             match_related=of_graft,
             for_each=this_flow_run,
             posture=Posture.Reactive,
             threshold=1,
+            within=LONGEST_RUN,
         ),
         actions=[
             ChangeFlowRunState(
@@ -253,9 +258,3 @@ def _drive(kind: str, domain: str | None, run_id: str | None, by: str, params: d
     context.registry.start_run(kind, domain, params=context.params, by=by, run_id=context.run_id)
     context.registry.link_flow_run(context.run_id, flow_run_id)
     execute(use_cases.STEPS[kind], context, call=as_task)
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    for deployment_name in deploy(Settings()):
-        logger.info("deployed %s", deployment_name)

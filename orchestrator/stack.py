@@ -40,7 +40,9 @@ STOP_LIMIT_S = 15
 """A server that is asked to end gets this long before it is killed."""
 RESTARTS_ALLOWED = 5
 """A server that dies more often than this stays down; its log says why."""
-SCHEDULES_EVERY_S = 10
+CHORES_EVERY_S = 10
+LOST_AFTER_S = 30
+"""A flow run that ended this long ago without the registry knowing is not going to be resumed."""
 
 Say = Callable[[str], None]
 
@@ -302,7 +304,8 @@ class _Supervisor:
         own = psutil.Process()
         self._state = StackState(own.pid, own.create_time())
         self._schedules: dict[str, str | None] = {}
-        self._schedules_next = 0.0
+        self._ended_since: dict[str, float] = {}
+        self._chores_next = 0.0
 
     def run(self) -> None:
         try:
@@ -313,7 +316,7 @@ class _Supervisor:
                 self._say("all servers are up; Ctrl-C or `graft down` ends them")
             while not self._stop.wait(1.0):
                 self._restart_the_dead()
-                self._hand_over_schedules()
+                self._do_chores()
         finally:
             self._end_all()
 
@@ -328,9 +331,9 @@ class _Supervisor:
             return
         self._deploy()
         if first[0].name == "prefect":
-            abandoned = flow_client.crash_abandoned(api_url=self._settings.prefect_url)
+            abandoned = flow_client.resume_abandoned(api_url=self._settings.prefect_url)
             if abandoned:
-                self._say(f"{abandoned} runs were cut short by the last stop; they are resumed")
+                self._say(f"{abandoned} runs were cut short by the last stop and go on now")
         self._start(worker)
         for server in self._plan:
             self._await(server)
@@ -379,7 +382,7 @@ class _Supervisor:
         """Write deployments in a process of its own: Prefect reads its settings once, at import."""
         log = self._settings.logs_dir / "deploy.log"
         with log.open("wb") as sink:
-            process = self._spawn((sys.executable, "-m", "orchestrator.flows"), sink)
+            process = self._spawn((sys.executable, "-m", "orchestrator.cli", "deploy"), sink)
         while process.poll() is None and not self._stop.wait(0.1):
             continue
         if process.poll() is None:
@@ -407,19 +410,38 @@ class _Supervisor:
             if not self._stop.is_set():
                 self._start(server, restarts=record.restarts + 1)
 
+    def _do_chores(self) -> None:
+        if time.monotonic() < self._chores_next:
+            return
+        self._chores_next = time.monotonic() + CHORES_EVERY_S
+        try:
+            self._hand_over_schedules()
+            self._close_lost_runs()
+        except Exception:  # the stack outlives a locked registry or a Prefect server that restarts
+            logger.warning("chores put off", exc_info=True)
+
     def _hand_over_schedules(self) -> None:
         """Domains are registered at several doors; this one place tells Prefect of their schedules."""
-        if time.monotonic() < self._schedules_next:
-            return
-        self._schedules_next = time.monotonic() + SCHEDULES_EVERY_S
-        try:
-            wanted = {domain.name: domain.spec.schedule for domain in self._registry.domains()}
-            for name, cron in wanted.items():
-                if self._schedules.get(name) != cron:
-                    flow_client.schedule_retrain(name, cron, api_url=self._settings.prefect_url)
-                    self._schedules[name] = cron
-        except Exception:  # the stack outlives a locked registry or a Prefect server that restarts
-            logger.warning("schedules not handed over; tried again soon", exc_info=True)
+        for domain in self._registry.domains():
+            cron = domain.spec.schedule
+            if self._schedules.get(domain.name) != cron:
+                flow_client.schedule_retrain(domain.name, cron, api_url=self._settings.prefect_url)
+                self._schedules[domain.name] = cron
+
+    def _close_lost_runs(self) -> None:
+        """A run whose process ended without a word, and which nothing resumes, fails in the registry too."""
+        for run in self._registry.runs():
+            if run.state not in ("queued", "running") or run.flow_run_id is None:
+                continue
+            state = flow_client.state(run.flow_run_id, api_url=self._settings.prefect_url)
+            since = self._ended_since.setdefault(run.id, time.monotonic()) if state.final else None
+            if since is None:
+                self._ended_since.pop(run.id, None)
+            elif time.monotonic() - since > LOST_AFTER_S:
+                cancelled = state.kind == "CANCELLED"
+                self._registry.finish_run(
+                    run.id, state="cancelled" if cancelled else "failed", error=state.message or state.name
+                )
 
     def _end_all(self) -> None:
         self._stop.set()
