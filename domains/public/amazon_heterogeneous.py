@@ -1,0 +1,78 @@
+"""Amazon ratings of the HIN collection: ratings with time, each item's category codes and brand.
+
+``user_item.dat`` is tab-separated ``user item rating unix_seconds``; ``item_category.dat`` is ``item,code`` with 0 for
+the root, and an item belongs to the domain of its first code that is not 0; ``item_brand.dat`` is ``item,brand``.
+The files name no category: codes 1 and 2 are read as movies and TV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from domains.public.reading import PreparedDomain, Staging, Task, declare, find, find_required, rating_columns, roles
+
+
+def load(
+    path: Path,
+    out_dir: Path,
+    *,
+    sources: Sequence[str] | None = ("1",),
+    targets: Sequence[str] = ("2",),
+    task: Task = "rating",
+) -> list[PreparedDomain]:
+    """Write the domains ``amazon-category-1``, ``amazon-category-2``, ... named by code.
+
+    Args:
+        sources, targets: category codes; by default 2 borrows from 1, and the few ratings of other codes stay out.
+        task: "rating", or "ctr" for which a rating above 3 is a click.
+
+    Raises:
+        InvalidData: a file is missing, a code is unknown, or a line is malformed (file and line are named).
+    """
+    folder, out = Path(path), Path(out_dir)
+    with Staging(out) as staging:
+        ratings_columns = {"user_id": "BIGINT", "item_id": "BIGINT", "rating": "DOUBLE", "ts": "BIGINT"}
+        staging.scan_text("ratings", find_required(folder, "user_item.dat"), ratings_columns, separator="\t")
+        staging.scan_text("codes", find_required(folder, "item_category.dat"), {"item_id": "BIGINT", "code": "BIGINT"})
+        brands = find(folder, "item_brand.dat", required=False)
+        if brands:
+            staging.scan_text("brands", brands, {"item_id": "BIGINT", "brand": "VARCHAR"})
+        else:
+            staging.execute("CREATE TABLE brands (item_id BIGINT, brand VARCHAR)")
+        staging.execute(
+            # The file's own order says which code is an item's first.
+            """
+            CREATE TABLE items AS
+            WITH numbered AS (SELECT *, row_number() OVER () AS place FROM codes)
+            SELECT item_id, arg_min(code, place) AS code, any_value(brand) AS brand
+            FROM numbered LEFT JOIN brands USING (item_id) WHERE code <> 0 GROUP BY item_id
+            """
+        )
+        codes = [str(code) for (code,) in staging.execute("SELECT DISTINCT code FROM items ORDER BY code")]
+        chosen = list(roles(codes, sources=sources, targets=targets))
+        lenders = [f"amazon-category-{code}" for code, role in chosen if role == "source"]
+        prepared = []
+        for code, role in chosen:
+            name = f"amazon-category-{code}"
+            interactions, items = out / name / "interactions.parquet", out / name / "items.parquet"
+            rows = staging.write(
+                "SELECT user_id::VARCHAR AS user_id, item_id::VARCHAR AS item_id, rating, ts FROM ratings "
+                f"WHERE item_id IN (SELECT item_id FROM items WHERE code = {int(code)})",
+                interactions,
+            )
+            staging.write(
+                f"SELECT item_id::VARCHAR AS item_id, brand FROM items WHERE code = {int(code)} ORDER BY items.item_id",
+                items,
+            )
+            spec = declare(
+                name,
+                role,
+                task,
+                rating_columns(task, timed=True),
+                sources=lenders,
+                items={"brand": "category"},
+                domain_features={"department": f"category-{code}"},
+            )
+            prepared.append(PreparedDomain(spec, interactions, items, None, rows, {}))
+    return prepared

@@ -1,0 +1,250 @@
+"""What all loaders share: finding original files, scanning them with DuckDB, and faults that name file and line."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, Self, cast
+
+import duckdb
+
+from domains.errors import InvalidData, NotEnoughData
+from domains.spec import DomainSpec
+
+Task = Literal["rating", "ctr"]
+
+
+@dataclass(frozen=True)
+class PreparedDomain:
+    """One domain ready to register and ingest: its spec and files in the columns that the spec names.
+
+    ``rows`` counts the interactions written; ``left_out`` counts rows of the original that do not belong, by reason.
+    """
+
+    spec: DomainSpec
+    interactions: Path
+    items: Path | None
+    users: Path | None
+    rows: int
+    left_out: Mapping[str, int]
+
+
+class Staging:
+    """A DuckDB of its own on disk beside the output, so that public sets of any size pass in bounded memory.
+
+    Use as a context manager; nothing of it stays. Every fault of a scan becomes ``InvalidData`` with file and line.
+    """
+
+    def __init__(self, out_dir: Path, *, memory_limit: str = "2GB") -> None:
+        self.out_dir = Path(out_dir)
+        self._folder = self.out_dir / ".staging"
+        self._memory_limit = memory_limit
+        self._scanned: dict[str, Path] = {}
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        self._connection = duckdb.connect(
+            str(self._folder / "staging.duckdb"),
+            config={"memory_limit": self._memory_limit, "temp_directory": str(self._folder / "spill")},
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def scanliteral(
+        self,
+        view: str,
+        paths: Path | Sequence[Path],
+        columns: Mapping[str, str],
+        *,
+        separator: str = ",",
+        header: bool = False,
+        encoding: str = "utf-8",
+        quote: str = "",
+        null: str = "",
+    ) -> None:
+        """Make ``view`` a scan of delimited files. ``columns`` maps names to DuckDB types.
+
+        With a header the columns are found by name, in any order, and others are read as text; without one they are
+        the file's columns in order.
+
+        Raises:
+            InvalidData: a named column is missing from a header.
+        """
+        files = [paths] if isinstance(paths, Path) else list(paths)
+        layout = self._layout_by_header(files, columns, separator, encoding) if header else dict(columns)
+        self._scanned[view] = files[0]
+        struct = ", ".join(f"{literal(column)}: {literal(kind)}" for column, kind in layout.items())
+        self._connection.execute(
+            f"CREATE OR REPLACE TEMP VIEW {view} AS SELECT * FROM read_csv("
+            f"[{', '.join(literal(str(file)) for file in files)}], columns={{{struct}}}, auto_detect=false, "
+            f"delim={literal(separator)}, header={str(header).lower()}, encoding={literal(encoding)}, "
+            f"quote={literal(quote)}, escape={literal(quote)}, nullstr={literal(null)})"
+        )
+
+    def scan_parquet(self, view: str, path: Path) -> None:
+        """Make ``view`` a scan of a Parquet file.
+
+        Raises:
+            InvalidData: not a readable Parquet file.
+        """
+        self._scanned[view] = path
+        self.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS SELECT * FROM read_parquet({literal(str(path))})")
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple]:
+        """Run a statement and return its rows.
+
+        Raises:
+            InvalidData: an original file is not as its format says; names the file and, for text, the line.
+        """
+        try:
+            return self._connection.execute(sql, list(parameters)).fetchall()
+        except duckdb.Error as fault:
+            raise self._explained(fault) from None
+
+    def table(self, name: str, arrow_table: object) -> None:
+        """Make an Arrow table readable under ``name``."""
+        self._connection.register(name, arrow_table)
+
+    def write(self, sql: str, path: Path) -> int:
+        """Write a query's rows as Parquet; returns how many."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return int(self.execute(f"COPY ({sql}) TO {literal(str(path))} (FORMAT parquet, COMPRESSION zstd)")[0][0])
+
+    def _layout_by_header(
+        self, files: Sequence[Path], columns: Mapping[str, str], separator: str, encoding: str
+    ) -> dict[str, str]:
+        layout: dict[str, str] = {}
+        for file in files:
+            with openliteral(file, encoding=encoding) as lines:
+                names = [name.strip().strip('"') for name in lines.readline().lstrip("\ufeff").split(separator)]
+            missing = [name for name in columns if name not in names]
+            if missing:
+                raise fault_at(file, 1, f"the header lacks {', '.join(missing)}; it has {', '.join(names)}")
+            if layout and list(layout) != names:
+                raise fault_at(file, 1, f"the header differs from that of {files[0].name}")
+            layout = {name: columns.get(name, "VARCHAR") for name in names}
+        return layout
+
+    def _explained(self, fault: duckdb.Error) -> InvalidData:
+        text = str(fault)
+        line, file = re.search(r"on Line: (\d+)", text), re.search(r"\bfile = (.+)", text)
+        path = Path(file.group(1).strip()) if file else next(iter(self._scanned.values()), self.out_dir)
+        if not line:
+            return InvalidData(f"{path}: cannot be read: {text.splitlines()[0]}", file=str(path))
+        # DuckDB says which line, shows it, then what is wrong with it; its list of reader settings helps nobody here.
+        wrong = next((said for said in text.splitlines()[2:] if said.strip()), text.splitlines()[0])
+        return fault_at(path, int(line.group(1)), wrong.strip())
+
+
+def fault_at(path: Path, line: int, message: str) -> InvalidData:
+    """The error for a bad line of an original file."""
+    return InvalidData(f"{path}, line {line}: {message}", file=str(path), line=line)
+
+
+def openliteral(path: Path, *, encoding: str = "utf-8") -> IO[str]:
+    """Open a text file, gzipped or not. Undecodable bytes become replacement characters, which parsers then refuse."""
+    if path.suffix == ".gz":
+        return cast(IO[str], gzip.open(path, "rt", encoding=encoding, errors="replace"))
+    return path.open(encoding=encoding, errors="replace")
+
+
+def find(folder: Path, *names: str, required: bool = True) -> Path | None:
+    """The first of ``names`` (or its .gz) inside ``folder``, or ``folder`` itself where it is that file.
+
+    Raises:
+        InvalidData: none is there although it is required.
+    """
+    for name in names:
+        for candidate in (folder / name, folder / f"{name}.gz"):
+            if candidate.is_file():
+                return candidate
+        if folder.is_file() and folder.name in (name, f"{name}.gz"):
+            return folder
+    if required:
+        raise InvalidData(f"{folder}: holds no {' or '.join(names)}", file=str(folder))
+    return None
+
+
+def find_required(folder: Path, *names: str) -> Path:
+    """As ``find``, and it must be there."""
+    return cast(Path, find(folder, *names))
+
+
+def roles(
+    available: Collection[str], *, sources: Sequence[str] | None, targets: Sequence[str]
+) -> Iterator[tuple[str, Literal["source", "target"]]]:
+    """Domains to write with their role, sources first; ``sources=None`` takes all that are no target.
+
+    Raises:
+        InvalidData: a name that is not available, or one in both roles.
+        NotEnoughData: no target.
+    """
+    lenders = [name for name in available if name not in targets] if sources is None else list(sources)
+    for name in (*lenders, *targets):
+        if name not in available:
+            raise InvalidData(f"no domain {name!r} in these files; there are {', '.join(available)}")
+    both = set(lenders) & set(targets)
+    if both:
+        raise InvalidData(f"{', '.join(sorted(both))} cannot be both source and target")
+    if not targets:
+        raise NotEnoughData("at least one target domain is needed")
+    yield from ((name, "source") for name in lenders)
+    yield from ((name, "target") for name in targets)
+
+
+def rating_columns(task: Task, *, timed: bool) -> dict[str, Any]:
+    """The ``interactions`` section of ratings 1 to 5; for clicks a rating above 3 counts as one."""
+    columns: dict[str, Any] = {"user": "user_id", "item": "item_id", "label": "rating", "label_range": [1, 5]}
+    if timed:
+        columns |= {"time": "ts", "time_unit": "s"}
+    if task == "ctr":
+        columns["positive_above"] = 3
+    return columns
+
+
+def declare(
+    name: str,
+    role: str,
+    task: Task,
+    interactions: Mapping[str, Any],
+    *,
+    sources: Sequence[str] = (),
+    items: Mapping[str, str] | None = None,
+    users: Mapping[str, str] | None = None,
+    domain_features: Mapping[str, str | float] | None = None,
+) -> DomainSpec:
+    """The spec of a public domain; ``items`` and ``users`` map feature names to types, None where there is no file."""
+    declared: dict[str, Any] = {
+        "name": name,
+        "role": role,
+        "task": task,
+        "owner": "public-data",
+        "interactions": dict(interactions),
+        "domain_features": dict(domain_features or {}),
+    }
+    if role == "target":
+        declared["sources"] = list(sources)
+        declared["gate"] = {"rival": "item_mean" if task == "rating" else "popularity"}
+    if items is not None:
+        declared["items"] = {"id": "item_id", "features": dict(items)}
+    if users is not None:
+        declared["users"] = {"id": "user_id", "features": dict(users)}
+    return DomainSpec.from_mapping(declared)
+
+
+def slug(text: str) -> str:
+    """A domain name of a title: "Movies & TV" -> "movies-tv"."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40]
+
+
+def literal(value: str) -> str:
+    """An SQL string literal."""
+    return "'" + value.replace("'", "''") + "'"
