@@ -1,8 +1,8 @@
 """KuaiRand-1K behaviour as long sequences (AutoCDSR's cut): 5,101 users, 800 steps each, in one ``sequences.npz``.
 
 Arrays ``{training,evaluation,testing}_item`` (users, 800) int32, -1 for an unknown item, and ``..._tab`` int8, an
-opaque code of which every item has exactly one: the codes serve as domains. There are no times: the step number stands for
-seconds since the data set's first day, so only the order means anything. Steps of unknown items are left out and
+opaque code of which every item has exactly one: the codes serve as domains. There are no times: the step number stands
+for seconds since the data set's first day, so only the order means anything. Steps of unknown items are left out and
 counted; a user is named after its array and row, such as ``testing-17``.
 """
 

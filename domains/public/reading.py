@@ -58,7 +58,7 @@ class Staging:
         self._connection.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def scanliteral(
+    def scan_text(
         self,
         view: str,
         paths: Path | Sequence[Path],
@@ -123,7 +123,7 @@ class Staging:
     ) -> dict[str, str]:
         layout: dict[str, str] = {}
         for file in files:
-            with openliteral(file, encoding=encoding) as lines:
+            with open_text(file, encoding=encoding) as lines:
                 names = [name.strip().strip('"') for name in lines.readline().lstrip("\ufeff").split(separator)]
             missing = [name for name in columns if name not in names]
             if missing:
@@ -149,7 +149,7 @@ def fault_at(path: Path, line: int, message: str) -> InvalidData:
     return InvalidData(f"{path}, line {line}: {message}", file=str(path), line=line)
 
 
-def openliteral(path: Path, *, encoding: str = "utf-8") -> IO[str]:
+def open_text(path: Path, *, encoding: str = "utf-8") -> IO[str]:
     """Open a text file, gzipped or not. Undecodable bytes become replacement characters, which parsers then refuse."""
     if path.suffix == ".gz":
         return cast(IO[str], gzip.open(path, "rt", encoding=encoding, errors="replace"))
