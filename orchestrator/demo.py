@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from domains.domain_data import DomainData
 
+from domains.domain_data import DomainData
 from domains.errors import NotFound, PromotionRefused, Rejected
 from domains.registry import Registry, Run, Version
 from domains.spec import DomainSpec

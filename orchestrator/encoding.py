@@ -67,7 +67,7 @@ class Field:
 
 @dataclass(frozen=True)
 class SourceRange:
-    """Where one source domain's items lie in the backbone's item table: rows ``offset + local``, ``1 <= local < size``."""
+    """Where a source domain's items lie in the backbone's table: rows ``offset + local``, ``1 <= local < size``."""
 
     domain: str
     number: int

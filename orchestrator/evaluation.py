@@ -1,4 +1,4 @@
-"""What a version is worth: the same rows, the plain rows beside it, intervals over users, and the gain over each rival."""
+"""What a version is worth: beside the plain rows, on the same examples, with intervals over users."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def report(
         if mask.sum() >= 50 and (task == "rating" or 0 < label[mask].mean() < 1):
             by_segment[name] = {
                 "examples": int(mask.sum()),
-                "users": int(len(np.unique(user[mask]))),
+                "users": len(np.unique(user[mask])),
                 "rows": {
                     row: measure(task, label=label[mask], score=score[mask], user=user[mask], draws=200, seed=seed)
                     for row, score in scores.items()

@@ -1,23 +1,26 @@
-"""Launch: freeze the shared model, fine-tune one domain's adapter, certify, compare on cold users, put before the gate."""
+"""Launch: freeze the shared model, fine-tune one adapter, certify, compare on cold users, ask the gate."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from domains.splits import Split, scan_for_leaks
 from sklearn.linear_model import LogisticRegression
 
 from domains.errors import NoLiveVersion, NotEnoughData
 from domains.lifecycle import State
 from domains.registry import Version
-from domains.splits import Split, scan_for_leaks
 from models import adapters, checkpoint, training
 from models.ranker import Ranker
 from orchestrator import evaluation, promotion
 from orchestrator.artifacts import Artifacts
 from orchestrator.encoding import Layout
+from orchestrator.item_means import item_means, without_itself
 from orchestrator.recipe import Recipe
 from orchestrator.runs import RunContext, Step
 from orchestrator.shared_training import (
@@ -27,7 +30,7 @@ from orchestrator.shared_training import (
     score_rows,
     zero_shot_slot,
 )
-from orchestrator.training_data import EpochOfDomains
+from orchestrator.training_data import Assembler, EpochOfDomains, Examples
 from orchestrator.workspace import Workspace
 
 WITNESS_ROWS = 256
@@ -95,33 +98,18 @@ def fine_tune(context: RunContext) -> None:
     witnesses = _witnesses(workspace, layout, others)
     frozen_before = adapters.fingerprint(ranker, excluding=slot)
     seen_before = {other: score_rows(ranker, assembler, witness, at) for other, (witness, at) in witnesses.items()}
-    validation = rows.take(split["validation"])
-    adapters.freeze_all_but(ranker, slot)
-    result = training.train(
+    result = fit_adapter(
         ranker,
-        EpochOfDomains(
-            assembler, [(rows.take(split["train"]), slot)], batch_size=recipe.fine_tune_batch_size, seed=recipe.seed
-        ),
-        config=training.TrainConfig(
-            task=layout.task,
-            epochs=recipe.fine_tune_epochs,
-            learning_rate=recipe.fine_tune_learning_rate,
-            weight_decay=recipe.weight_decay,
-            patience=max(recipe.patience, 1),
-            consider_start=True,
-            seed=recipe.seed,
-            checkpoint_every_steps=recipe.checkpoint_every_steps,
-        ),
-        validation=EpochOfDomains(assembler, [(validation, slot)], batch_size=4096, seed=0, shuffle=False)
-        if len(validation)
-        else None,
+        slot,
+        recipe,
+        assembler,
+        rows.take(split["train"]),
+        rows.take(split["validation"]),
         checkpoint_dir=context.folder / "fine-tuning",
         on_progress=lambda progress: context.progress(
             progress.fraction, loss=progress.loss, step=progress.step, examples_per_s=progress.rows_per_s
         ),
     )
-    if len(validation):
-        calibrate(ranker, slot, raw_scores(ranker, assembler, validation, slot), validation.label)
     certificate = adapters.certificate(
         frozen_before,
         adapters.fingerprint(ranker, excluding=slot),
@@ -156,7 +144,7 @@ def compare(context: RunContext) -> None:
     """The cold-start report: adapter, zero-shot and the plain rows on users the adapter never met."""
     if context.read("report") is not None:
         return
-    recipe, workspace, backbone = _stand(context)
+    _recipe, workspace, backbone = _stand(context)
     name = _name(context)
     domain = workspace.domain(name)
     ranker, layout = _backbone(context, backbone)
@@ -221,7 +209,7 @@ def compare(context: RunContext) -> None:
 
 def offer(context: RunContext) -> None:
     """Record the version with its certificate and report; a passed gate makes it the challenger."""
-    recipe, workspace, backbone = _stand(context)
+    recipe, _workspace, backbone = _stand(context)
     name = _name(context)
     report, certificate = context.read("report"), context.read("certificate")
     version = publish_version(
@@ -257,6 +245,53 @@ STEPS = (
     Step("Compare on cold users", compare, 3),
     Step("Offer the version to the gate", offer, 1),
 )
+
+
+def fit_adapter(
+    ranker: Ranker,
+    slot: int,
+    recipe: Recipe,
+    assembler: Assembler,
+    known: Examples,
+    validation: Examples,
+    *,
+    checkpoint_dir: Path | None = None,
+    on_progress: Callable[[training.Progress], None] | None = None,
+) -> training.TrainResult:
+    """Train what the domain in this slot owns on its known rows, and fit its calibrator; leaves the rest frozen."""
+    items = ranker.owned(slot).items
+    assert items is not None, "a target domain owns its items"
+    task = ranker.config.task
+    means = item_means(known, len(items), task)
+    items.set_means(torch.from_numpy(means.means))
+    adapters.freeze_all_but(ranker, slot)
+    result = training.train(
+        ranker,
+        EpochOfDomains(
+            assembler,
+            [(without_itself(known, means), slot)],
+            batch_size=recipe.fine_tune_batch_size,
+            seed=recipe.seed,
+        ),
+        config=training.TrainConfig(
+            task=task,
+            epochs=recipe.fine_tune_epochs,
+            learning_rate=recipe.fine_tune_learning_rate,
+            weight_decay=recipe.weight_decay,
+            patience=max(recipe.patience, 1),
+            consider_start=True,
+            seed=recipe.seed,
+            checkpoint_every_steps=recipe.checkpoint_every_steps,
+        ),
+        validation=EpochOfDomains(assembler, [(validation, slot)], batch_size=4096, seed=0, shuffle=False)
+        if len(validation)
+        else None,
+        checkpoint_dir=checkpoint_dir,
+        on_progress=on_progress,
+    )
+    if len(validation):
+        calibrate(ranker, slot, raw_scores(ranker, assembler, validation, slot), validation.label)
+    return result
 
 
 def raw_scores(ranker: Ranker, assembler: Any, rows: Any, slot: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A run: named steps over one folder, each of which can be killed, repeated and resumed.
 
-A step reads what earlier steps left in the run's folder and publishes its own result there by an atomic rename; when its
-result already exists it does nothing. So a run that died is continued by starting it again under the same id, and
+A step reads what earlier steps left in the run's folder and publishes its own result there by an atomic rename; when
+its result already exists it does nothing. So a run that died is continued by starting it again under the same id, and
 Prefect, a thread and a test all drive the same steps.
 """
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from domains.histories import ACTIONS, Histories
 
 from domains.errors import NotEnoughData
-from domains.histories import ACTIONS, Histories
 from domains.lifecycle import State
 from domains.registry import Domain, Version
 from models import adapters, checkpoint, training
@@ -19,6 +20,7 @@ from models.ranker import DomainConfig, Ranker, RankerConfig
 from orchestrator import evaluation, serving_data
 from orchestrator.artifacts import Artifacts
 from orchestrator.encoding import Layout
+from orchestrator.item_means import ItemMeans, item_means, without_itself
 from orchestrator.recipe import Recipe
 from orchestrator.runs import RunContext, Step
 from orchestrator.training_data import EpochOfDomains, Examples
@@ -41,58 +43,15 @@ def train(context: RunContext) -> None:
     if (context.folder / "trained").is_dir():
         return
     recipe, workspace, slots = _plan(context)
-    cut_us: int | None = None
-    layout = workspace.fit_layout(
-        task=recipe.task,
-        slots=slots,
-        lifelong=recipe.lifelong,
-        short=recipe.short,
-        with_users=recipe.user_embedding,
-        until_us=None,
-    )
-    train_parts: list[tuple[Examples, int]] = []
-    validation_parts: list[tuple[Examples, int]] = []
-    for slot, name in enumerate(slots):
-        rows = workspace.examples(layout, name)
-        split = workspace.split(rows)
-        train_parts.append((rows.take(split.train), slot))
-        validation_parts.append((rows.take(_sample(split.validation, EVALUATED_ROWS)), slot))
-        if len(split.train):
-            cut_us = max(cut_us or 0, int(rows.time_us[split.train].max()))
-    layout = replace(layout, trained_until_us=cut_us)
-    assembler = workspace.assembler(layout, slots)
-    data = EpochOfDomains(assembler, train_parts, batch_size=recipe.batch_size, seed=recipe.seed)
-    validation = EpochOfDomains(
-        assembler, [part for part in validation_parts if len(part[0])], batch_size=4096, seed=0, shuffle=False
-    )
-    labels = np.concatenate([rows.label for rows, _ in train_parts])
-    mean = float(labels.mean())
-    ranker = new_ranker(
+    ranker, layout = fit(
         workspace,
-        layout,
         recipe,
-        initial_output=mean if recipe.task == "rating" else float(np.log(mean / (1 - mean))),
-    )
-    training.train(
-        ranker,
-        data,
-        config=training.TrainConfig(
-            task=recipe.task,
-            epochs=recipe.epochs,
-            learning_rate=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            patience=recipe.patience,
-            auxiliary_weight=recipe.contrastive_weight,
-            seed=recipe.seed,
-            checkpoint_every_steps=recipe.checkpoint_every_steps,
-        ),
-        validation=validation if len(validation) else None,
+        slots,
         checkpoint_dir=context.folder / "training",
         on_progress=lambda progress: context.progress(
             progress.fraction, loss=progress.loss, step=progress.step, examples_per_s=progress.rows_per_s
         ),
     )
-    ranker.eval()
     building = context.folder / "trained.building"
     shutil.rmtree(building, ignore_errors=True)
     backbone_id = checkpoint.save_backbone(ranker, building / "backbone")
@@ -148,7 +107,7 @@ def evaluate(context: RunContext) -> None:
 def publish(context: RunContext) -> None:
     """Store the backbone and one adapter a domain, then flip the pointers."""
     registry = context.registry
-    recipe, workspace, slots = _plan(context)
+    recipe, _workspace, slots = _plan(context)
     ranker, layout = _trained(context)
     measured = context.read("metrics") or {}
     backbone_id = adapters.backbone_hash(ranker)
@@ -207,7 +166,69 @@ STEPS = (
 )
 
 
-def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, initial_output: float) -> Ranker:
+def fit(
+    workspace: Workspace,
+    recipe: Recipe,
+    slots: Sequence[str],
+    *,
+    checkpoint_dir: Path | None = None,
+    on_progress: Callable[[training.Progress], None] | None = None,
+) -> tuple[Ranker, Layout]:
+    """A network trained on the training rows of the named domains, sources first; one slot each, in that order."""
+    layout = workspace.fit_layout(
+        task=recipe.task,
+        slots=slots,
+        lifelong=recipe.lifelong,
+        short=recipe.short,
+        with_users=recipe.user_embedding,
+        until_us=None,
+    )
+    means: dict[str, ItemMeans] = {}
+    train_parts: list[tuple[Examples, int]] = []
+    validation_parts: list[tuple[Examples, int]] = []
+    newest_us = None
+    for slot, name in enumerate(slots):
+        rows = workspace.examples(layout, name)
+        split = workspace.split(rows)
+        known = rows.take(split.train)
+        means[name] = item_means(known, len(workspace.data(name).item_vocabulary), recipe.task)
+        train_parts.append((without_itself(known, means[name]), slot))
+        validation_parts.append((rows.take(_sample(split.validation, EVALUATED_ROWS)), slot))
+        if len(known):
+            newest_us = max(newest_us or 0, int(known.time_us.max()))
+    layout = replace(layout, trained_until_us=newest_us)
+    assembler = workspace.assembler(layout, slots)
+    ranker = new_ranker(
+        workspace,
+        layout,
+        recipe,
+        mean_label=float(np.concatenate([rows.label for rows, _ in train_parts]).mean()),
+    )
+    set_means(ranker, layout, {name: found.means for name, found in means.items()})
+    validation = EpochOfDomains(
+        assembler, [part for part in validation_parts if len(part[0])], batch_size=4096, seed=0, shuffle=False
+    )
+    training.train(
+        ranker,
+        EpochOfDomains(assembler, train_parts, batch_size=recipe.batch_size, seed=recipe.seed),
+        config=training.TrainConfig(
+            task=recipe.task,
+            epochs=recipe.epochs,
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            patience=recipe.patience,
+            auxiliary_weight=recipe.contrastive_weight,
+            seed=recipe.seed,
+            checkpoint_every_steps=recipe.checkpoint_every_steps,
+        ),
+        validation=validation if len(validation) else None,
+        checkpoint_dir=checkpoint_dir,
+        on_progress=on_progress,
+    )
+    return ranker.eval(), layout
+
+
+def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_label: float) -> Ranker:
     """A fresh network for a layout, with a slot for each of its domains."""
     torch.manual_seed(recipe.seed)
     ranker = Ranker(
@@ -222,13 +243,27 @@ def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, initial_
             actions=ACTIONS,
             task=recipe.task,
             interest=recipe.interest,
-            initial_output=initial_output,
+            mean_label=mean_label,
         ),
         torch.from_numpy(workspace.source_item_codes(layout)),
     )
     for name in layout.slots:
         add_domain(ranker, workspace, layout, name)
     return ranker
+
+
+def set_means(ranker: Ranker, layout: Layout, means: dict[str, np.ndarray]) -> None:
+    """Tell the network each item's mean label, by domain and local index."""
+    source = np.full(layout.source_rows_total, ranker.config.mean_label, np.float32)
+    for slot, name in enumerate(layout.slots):
+        held = layout.source(name)
+        if held is not None:
+            source[held.offset + 1 : held.offset + held.size] = means[name][1 : held.size]
+        else:
+            items = ranker.owned(slot).items
+            assert items is not None
+            items.set_means(torch.from_numpy(means[name]))
+    ranker.source_items.set_means(torch.from_numpy(source))
 
 
 def add_domain(ranker: Ranker, workspace: Workspace, layout: Layout, name: str, *, like: int | None = None) -> int:

@@ -11,8 +11,8 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-
 from domains.histories import HistoryStore
+
 from models.batch import Batch, Events
 from orchestrator.encoding import Layout
 

@@ -14,15 +14,15 @@ from typing import Any
 
 import httpx
 import numpy as np
+from domains.histories import Histories
+from domains.readiness import Readiness
 
 from domains import ingest as ingesting
 from domains import readiness as reading
 from domains.domain_data import DomainData
 from domains.errors import NotEnoughData, PromotionRefused, UnknownVersion
-from domains.histories import Histories
 from domains.ingest import IngestReport
 from domains.lifecycle import State
-from domains.readiness import Readiness
 from domains.registry import Domain, Promotion, Registry, Run, Version
 from domains.spec import DomainSpec
 from orchestrator import flow_client, launching, runs, shared_training
@@ -327,7 +327,7 @@ def _execute(
 def _execute_quietly(*arguments: Any) -> None:
     try:
         _execute(*arguments)
-    except Exception:  # noqa: BLE001 - the run's record holds the error; a thread has nobody to raise it to
+    except Exception:
         return
 
 

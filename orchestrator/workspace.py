@@ -8,12 +8,12 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+from domains.histories import Histories
+from domains.splits import Split, cold_users, time_forward
 
 from domains.domain_data import DomainData
 from domains.errors import NotEnoughData
-from domains.histories import Histories
 from domains.registry import Domain
-from domains.splits import Split, cold_users, time_forward
 from orchestrator.encoding import Layout, SourceRange, fit_domain_fields, fit_fields
 from orchestrator.settings import Settings
 from orchestrator.training_data import Assembler, EventSource, Examples
@@ -28,6 +28,9 @@ class Workspace:
 
     settings: Settings
     domains: tuple[Domain, ...]
+    split_seed: int = SPLIT_SEED
+    cold_share: float | None = None
+    """Overrides the gate's share of cold users, for benchmarks that vary it."""
 
     def data(self, name: str) -> DomainData:
         return DomainData(self.settings.data_dir, name)
@@ -92,7 +95,7 @@ class Workspace:
         return codes
 
     def user_codes(self, layout: Layout) -> np.ndarray:
-        """Profile codes by user index, (users, P); where two domains describe one user, the later domain's word counts."""
+        """Profile codes by user index, (users, P); of two domains that describe one user the later counts."""
         vocabulary = self.data(self.domains[0].name).user_vocabulary
         codes = np.zeros((len(vocabulary), len(layout.user_fields)), np.int64)
         for domain in self.domains:
@@ -154,13 +157,13 @@ class Workspace:
                 rows.user,
                 self.has_source_history(rows),
                 rows.time_us if timed else None,
-                share=spec.gate.cold_share,
-                validation_share=spec.gate.cold_share / 2,
-                seed=SPLIT_SEED,
+                share=self.cold_share or spec.gate.cold_share,
+                validation_share=0.1,
+                seed=self.split_seed,
             )
         if timed:
             return time_forward(rows.time_us, validation_share=0.05, test_share=0.10)
-        held_out = np.random.default_rng(SPLIT_SEED).random(len(rows))
+        held_out = np.random.default_rng(self.split_seed).random(len(rows))
         return Split(
             train=np.flatnonzero(held_out >= 0.15),
             validation=np.flatnonzero(held_out < 0.05),
