@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakSet
 
 import orjson
 from sqlalchemy import Connection, DateTime, Engine, TypeDecorator, create_engine, event, make_url, text
 from sqlalchemy.engine import URL, Dialect
-from sqlalchemy.exc import ArgumentError, DisconnectionError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import Pool, QueuePool
 
 from domains.errors import DomainFault
 
@@ -60,7 +61,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = _understood(url)
         self.engine = _postgresql(self.url) if self.is_postgresql else _sqlite(self.url)
-        _refuse_inherited_connections(self.engine)
+        _ENGINES.add(self.engine)
         self._writer = self.engine.execution_options(graft_writes=True)
 
     @property
@@ -69,7 +70,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One consistent look; nothing written in it is kept."""
+        """A look that waits for no writer; nothing written in it is kept."""
         with self.engine.connect() as connection:
             yield connection
 
@@ -100,7 +101,7 @@ def advance(connection: Connection, counter: Counter, by: int = 1) -> int:
 
 def finite(value: float | None) -> float | None:
     """A number that both databases keep alike: not-a-number and infinities become absent."""
-    return None if value is None or not math.isfinite(value) else float(value)
+    return None if value is None or not math.isfinite(value) else value
 
 
 def _understood(url: str) -> URL:
@@ -122,7 +123,14 @@ def _json(value: Any) -> str:
 
 def _postgresql(url: URL) -> Engine:
     engine = create_engine(
-        url, json_serializer=_json, json_deserializer=orjson.loads, pool_pre_ping=True, pool_size=8, max_overflow=24
+        url,
+        # After the lock is granted, each statement sees what the one before it in line committed.
+        isolation_level="READ COMMITTED",
+        json_serializer=_json,
+        json_deserializer=orjson.loads,
+        pool_pre_ping=True,
+        pool_size=8,
+        max_overflow=24,
     )
 
     @event.listens_for(engine, "connect")
@@ -167,15 +175,13 @@ def _sqlite(url: URL) -> Engine:
     return engine
 
 
-def _refuse_inherited_connections(engine: Engine) -> None:
-    """After a fork, the child opens connections of its own: sharing one corrupts both sides."""
+def _leave_connections_to_the_parent() -> None:
+    """After a fork, the child opens connections of its own: two processes on one connection corrupt both."""
+    for engine in _ENGINES:
+        _INHERITED.append(engine.pool)  # kept, for closing the parent's connection would end the parent's session
+        engine.dispose(close=False)
 
-    @event.listens_for(engine, "connect")
-    def sign(connection: Any, record: Any) -> None:
-        record.info["pid"] = os.getpid()
 
-    @event.listens_for(engine, "checkout")
-    def compare(connection: Any, record: Any, proxy: Any) -> None:
-        if record.info["pid"] != os.getpid():
-            record.dbapi_connection = proxy.dbapi_connection = None
-            raise DisconnectionError("this connection belongs to the parent process")
+_ENGINES: WeakSet[Engine] = WeakSet()
+_INHERITED: list[Pool] = []
+os.register_at_fork(after_in_child=_leave_connections_to_the_parent)

@@ -125,9 +125,12 @@ def _shaped(row: Mapping[str, Any], number: int, table: Table, required: tuple[s
         if not isinstance(value, str) or not value or len(value) > limit or "\x00" in value:
             problem = f"{column.name} must be text of 1 to {limit} characters"
             raise InvalidData(f"row {number}: {problem}", row=number, field=column.name)
-    for column_name in ("score", "value"):
-        if column_name in shaped:
-            shaped[column_name] = finite(shaped[column_name])
+    for name, kind in (("score", float), ("value", float), ("position", int)):
+        if shaped.get(name) is not None:
+            try:
+                shaped[name] = finite(kind(shaped[name]))
+            except (TypeError, ValueError, OverflowError):
+                raise InvalidData(f"row {number}: {name} must be a number", row=number, field=name) from None
     shaped["at"] = _moment(row.get("at"), number)
     known = {column.name for column in table.columns}
     shaped["detail"] = {**(row.get("detail") or {}), **{key: row[key] for key in row if key not in known}}

@@ -8,13 +8,11 @@ newest first unless they say otherwise.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict
-from difflib import get_close_matches
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, Row, Table, insert, select, text, update
+from sqlalchemy import Connection, insert, select, text, update
 
 from domains import migrations, prediction_log
 from domains.database import Database, advance, now
@@ -27,16 +25,24 @@ from domains.errors import (
     PromotionRefused,
     Rejected,
     StalePromotion,
-    UnknownDomain,
-    UnknownRun,
-    UnknownVersion,
 )
 from domains.lifecycle import State, check_move
 from domains.records import FINISHED, Domain, Live, Promotion, Run, RunState, Version, VersionKind
+from domains.rows import (
+    BACKBONE_SLOT,
+    added_counts,
+    as_domain,
+    as_live,
+    as_promotion,
+    as_run,
+    domain_row,
+    note,
+    pointer_row,
+    row_of,
+    version_of,
+)
 from domains.spec import DomainSpec
 from domains.tables import audit, domains, ingests, live, promotions, runs, versions
-
-BACKBONE_SLOT = ""
 
 
 class Registry:
@@ -73,7 +79,7 @@ class Registry:
         with self._database.write() as connection:
             held = connection.execute(select(domains).where(domains.c.name == spec.name)).one_or_none()
             if held is not None:
-                domain = _domain(held)
+                domain = as_domain(held)
                 if domain.spec == spec:
                     return domain
                 raise DomainAlreadyRegistered(
@@ -93,9 +99,9 @@ class Registry:
                 "created_by": by,
             }
             connection.execute(insert(domains).values(row))
-            _note(connection, by, "register_domain", spec.name)
+            note(connection, by, "register_domain", spec.name)
             advance(connection, "generation")
-            return _domain(_domain_row(connection, spec.name))
+            return as_domain(domain_row(connection, spec.name))
 
     def update_spec(self, spec: DomainSpec, *, by: str) -> Domain:
         """Replace the spec of a registered domain; its role and its task are for life.
@@ -106,7 +112,7 @@ class Registry:
             IllegalTransition: the domain is retired.
         """
         with self._database.write() as connection:
-            held = _domain(_domain_row(connection, spec.name))
+            held = as_domain(domain_row(connection, spec.name))
             if held.spec == spec:
                 return held
             if held.state is State.RETIRED:
@@ -121,19 +127,19 @@ class Registry:
             _check_sources(connection, spec)
             written = spec.model_dump(mode="json")
             connection.execute(update(domains).where(domains.c.name == spec.name).values(spec=written))
-            _note(connection, by, "update_spec", spec.name, before=held.spec.model_dump(mode="json"), after=written)
+            note(connection, by, "update_spec", spec.name, before=held.spec.model_dump(mode="json"), after=written)
             advance(connection, "generation")
-            return _domain(_domain_row(connection, spec.name))
+            return as_domain(domain_row(connection, spec.name))
 
     def domain(self, name: str) -> Domain:
         """Raises UnknownDomain, with the nearest name."""
         with self._database.read() as connection:
-            return _domain(_domain_row(connection, name))
+            return as_domain(domain_row(connection, name))
 
     def domains(self) -> list[Domain]:
         """All domains, retired ones too, by number."""
         with self._database.read() as connection:
-            return [_domain(row) for row in connection.execute(select(domains).order_by(domains.c.number))]
+            return [as_domain(row) for row in connection.execute(select(domains).order_by(domains.c.number))]
 
     def move(self, name: str, to: State, *, by: str, why: str = "") -> Domain:
         """Move a domain through its lifecycle; nothing happens where it already is.
@@ -142,17 +148,18 @@ class Registry:
             UnknownDomain: no such domain.
             IllegalTransition: the lifecycle has no such move, or nothing is live in a domain that is to be live.
         """
+        to = State(to)
         with self._database.write() as connection:
-            held = _domain(_domain_row(connection, name))
-            if held.state is State(to):
+            held = as_domain(domain_row(connection, name))
+            if held.state is to:
                 return held
-            if to is State.LIVE and _pointer(connection, name) is None:
+            if to is State.LIVE and pointer_row(connection, name) is None:
                 raise IllegalTransition(
                     f"{name!r} has no live version; promote one, which makes it live", current=held.state, wanted=to
                 )
-            _move(connection, held, State(to), by=by, why=why)
+            _move(connection, held, to, by=by, why=why)
             advance(connection, "generation")
-            return _domain(_domain_row(connection, name))
+            return as_domain(domain_row(connection, name))
 
     def record_ingest(self, name: str, ingest_id: str, report: dict[str, Any], *, by: str = "ingest") -> None:
         """Add an ingest's report to the domain's counts, once; the first rows make the domain ready for training.
@@ -160,14 +167,14 @@ class Registry:
         Raises UnknownDomain.
         """
         with self._database.write() as connection:
-            held = _domain(_domain_row(connection, name))
+            held = as_domain(domain_row(connection, name))
             of_this = (ingests.c.domain == name) & (ingests.c.ingest_id == ingest_id)
             if connection.execute(select(ingests.c.at).where(of_this)).one_or_none() is not None:
                 return
             connection.execute(insert(ingests).values(domain=name, ingest_id=ingest_id, report=report, at=now()))
-            counts = _added(held.counts, report)
+            counts = added_counts(held.counts, report)
             connection.execute(update(domains).where(domains.c.name == name).values(counts=counts))
-            _note(connection, by, "record_ingest", name, ingest_id=ingest_id)
+            note(connection, by, "record_ingest", name, ingest_id=ingest_id)
             if held.state is State.REGISTERED and counts.get("rows_added", 1) > 0:
                 _move(connection, held, State.DATA_READY, by=by, why="data ingested")
             advance(connection, "generation")
@@ -175,7 +182,7 @@ class Registry:
     def ingests(self, name: str) -> list[dict[str, Any]]:
         """The reports of a domain's ingests, each with its ``ingest_id`` and ``at``. Raises UnknownDomain."""
         with self._database.read() as connection:
-            _domain_row(connection, name)
+            domain_row(connection, name)
             found = connection.execute(select(ingests).where(ingests.c.domain == name).order_by(ingests.c.at.desc()))
             return [{**row.report, "ingest_id": row.ingest_id, "at": row.at} for row in found]
 
@@ -204,19 +211,19 @@ class Registry:
             held = connection.execute(select(runs).where(runs.c.id == run_id)).one_or_none()
             if held is None:
                 if domain is not None:
-                    _domain_row(connection, domain)
+                    domain_row(connection, domain)
                 row: dict[str, Any] = {"id": run_id, "kind": kind, "domain": domain, "state": state, "progress": 0.0}
                 row |= {"step": "", "detail": {}, "params": params, "result": {}, "started_at": now(), "started_by": by}
                 connection.execute(insert(runs).values(row))
-                _note(connection, by, "start_run", domain, run_id=run_id, kind=kind)
+                note(connection, by, "start_run", domain, run_id=run_id, kind=kind)
             elif (held.kind, held.domain) != (kind, domain):
                 raise Conflict(f"run {run_id!r} is {held.kind} of {held.domain}, not {kind} of {domain}", run_id=run_id)
             else:
                 resumed = {"state": state, "error": None, "finished_at": None}
                 connection.execute(update(runs).where(runs.c.id == run_id).values(resumed))
                 if held.state in FINISHED:
-                    _note(connection, by, "resume_run", domain, run_id=run_id, was=held.state)
-            return _run(_one(connection, runs, run_id))
+                    note(connection, by, "resume_run", domain, run_id=run_id, was=held.state)
+            return as_run(row_of(connection, runs, run_id))
 
     def report_progress(self, run_id: str, fraction: float, step: str, **detail: Any) -> None:
         """Say how far a run is (0 to 1) and what it does; ``detail`` is added to what was reported before.
@@ -224,10 +231,10 @@ class Registry:
         A run that has ended stays as it ended. Raises UnknownRun.
         """
         with self._database.write() as connection:
-            held = _one(connection, runs, run_id)
+            held = row_of(connection, runs, run_id)
             if held.state in FINISHED:
                 return
-            progress = min(max(fraction, 0.0), 1.0) if math.isfinite(fraction) else held.progress
+            progress = min(max(float(fraction), 0.0), 1.0) if math.isfinite(fraction) else held.progress
             change = {"progress": progress, "step": step, "detail": {**held.detail, **detail}}
             connection.execute(update(runs).where(runs.c.id == run_id).values(change))
 
@@ -241,24 +248,24 @@ class Registry:
         if state not in FINISHED:
             raise Rejected(f"a run ends {', '.join(FINISHED)}, not {state}")
         with self._database.write() as connection:
-            held = _one(connection, runs, run_id)
+            held = row_of(connection, runs, run_id)
             if held.state not in FINISHED:
                 progress = 1.0 if state == "succeeded" else held.progress
                 end = {"state": state, "result": result or {}, "error": error, "finished_at": now()}
                 connection.execute(update(runs).where(runs.c.id == run_id).values(progress=progress, **end))
-                _note(connection, held.started_by, "finish_run", held.domain, run_id=run_id, state=state, error=error)
-            return _run(_one(connection, runs, run_id))
+                note(connection, held.started_by, "finish_run", held.domain, run_id=run_id, state=state, error=error)
+            return as_run(row_of(connection, runs, run_id))
 
     def link_flow_run(self, run_id: str, flow_run_id: str) -> None:
         """Note which flow run of the scheduler executes a run. Raises UnknownRun."""
         with self._database.write() as connection:
-            _one(connection, runs, run_id)
+            row_of(connection, runs, run_id)
             connection.execute(update(runs).where(runs.c.id == run_id).values(flow_run_id=flow_run_id))
 
     def run(self, run_id: str) -> Run:
         """Raises UnknownRun."""
         with self._database.read() as connection:
-            return _run(_one(connection, runs, run_id))
+            return as_run(row_of(connection, runs, run_id))
 
     def runs(self, domain: str | None = None, limit: int = 50) -> list[Run]:
         """The latest runs, of one domain or of all."""
@@ -266,7 +273,7 @@ class Registry:
         if domain is not None:
             chosen = chosen.where(runs.c.domain == domain)
         with self._database.read() as connection:
-            return [_run(row) for row in connection.execute(chosen)]
+            return [as_run(row) for row in connection.execute(chosen)]
 
     # Versions
 
@@ -286,12 +293,12 @@ class Registry:
             row = connection.execute(select(versions).where(versions.c.id == version.id)).one_or_none()
             if row is None:
                 if version.domain is not None:
-                    _domain_row(connection, version.domain)
-                if version.backbone_id is not None and _version(connection, version.backbone_id).kind != "backbone":
+                    domain_row(connection, version.domain)
+                if version.backbone_id is not None and version_of(connection, version.backbone_id).kind != "backbone":
                     raise Rejected(f"{version.backbone_id!r} is not a backbone", id=version.id)
                 connection.execute(insert(versions).values(asdict(version)))
-                _note(connection, version.created_by, "add_version", version.domain, id=version.id, kind=version.kind)
-            held = _version(connection, version.id)
+                note(connection, version.created_by, "add_version", version.domain, id=version.id, kind=version.kind)
+            held = version_of(connection, version.id)
             for field in ("kind", "domain", "backbone_id", "rung"):
                 if getattr(held, field) != getattr(version, field):
                     raise Conflict(f"version {version.id!r} is recorded with another {field}", id=version.id)
@@ -300,7 +307,7 @@ class Registry:
     def version(self, id: str) -> Version:
         """Raises UnknownVersion."""
         with self._database.read() as connection:
-            return _version(connection, id)
+            return version_of(connection, id)
 
     def versions(self, domain: str | None = None, kind: VersionKind | None = None) -> list[Version]:
         """All versions, or those of one domain, or of one kind."""
@@ -322,13 +329,13 @@ class Registry:
     def live(self, domain: str | None) -> Live | None:
         """What answers in a domain, or with None the shared model; None when nothing does."""
         with self._database.read() as connection:
-            row = _pointer(connection, domain)
-            return None if row is None else _live(row)
+            row = pointer_row(connection, domain)
+            return None if row is None else as_live(row)
 
     def lives(self) -> list[Live]:
         """Every pointer, those of paused and retired domains too: their state says that they do not answer."""
         with self._database.read() as connection:
-            return [_live(row) for row in connection.execute(select(live).order_by(live.c.slot))]
+            return [as_live(row) for row in connection.execute(select(live).order_by(live.c.slot))]
 
     def promote(self, domain: str | None, version_id: str, *, expect: str | None, who: str, why: str) -> Promotion:
         """Put a version in front of users if ``expect`` (None: nothing) is still what is live; the domain is then live.
@@ -343,16 +350,16 @@ class Registry:
             IllegalTransition: the domain has no data yet, or is retired.
         """
         with self._database.write() as connection:
-            held = None if domain is None else _domain(_domain_row(connection, domain))
-            version = _version(connection, version_id)
+            held = None if domain is None else as_domain(domain_row(connection, domain))
+            version = version_of(connection, version_id)
             if version.domain != domain:
                 owner = "the shared model" if version.domain is None else f"domain {version.domain!r}"
                 raise PromotionRefused(f"version {version_id!r} is one of {owner}", domain=domain, version=version_id)
-            before = _pointer(connection, domain)
+            before = pointer_row(connection, domain)
             current = None if before is None else before.version_id
             if before is not None and current == version_id:
                 _settle(connection, held, who=who, why=why)
-                return _promotion(_one(connection, promotions, before.flipped_by))
+                return as_promotion(row_of(connection, promotions, before.flipped_by))
             if current != expect:
                 raise StalePromotion(
                     f"{current or 'nothing'} is live in {domain or 'the shared model'}, not {expect or 'nothing'};"
@@ -376,11 +383,12 @@ class Registry:
             NoLiveVersion: nothing is live, or nothing was before it.
             StalePromotion: ``expect`` is no longer live.
             UnknownDomain: no such domain.
+            IllegalTransition: the domain is retired.
         """
         with self._database.write() as connection:
-            if domain is not None:
-                _domain_row(connection, domain)
-            pointer = _pointer(connection, domain)
+            if domain is not None and domain_row(connection, domain).state == State.RETIRED:
+                raise IllegalTransition(f"{domain!r} is retired; nothing answers there", domain=domain)
+            pointer = pointer_row(connection, domain)
             where = domain or "the shared model"
             if pointer is None:
                 raise NoLiveVersion(f"nothing is live in {where}", domain=domain)
@@ -388,10 +396,10 @@ class Registry:
                 raise StalePromotion(
                     f"{pointer.version_id} is live in {where}, not {expect}", domain=domain, live=pointer.version_id
                 )
-            below = _one(connection, promotions, pointer.rests_on).rests_on
+            below = row_of(connection, promotions, pointer.rests_on).rests_on
             if below is None:
                 raise NoLiveVersion(f"no version was live in {where} before {pointer.version_id}", domain=domain)
-            earlier = _one(connection, promotions, below).to_version
+            earlier = row_of(connection, promotions, below).to_version
             return _flip(connection, domain, pointer.version_id, earlier, who, why, kind="roll_back", below=below)
 
     def promotions(self, domain: str | None = None) -> list[Promotion]:
@@ -400,7 +408,7 @@ class Registry:
         if domain is not None:
             chosen = chosen.where(promotions.c.domain == domain)
         with self._database.read() as connection:
-            return [_promotion(row) for row in connection.execute(chosen)]
+            return [as_promotion(row) for row in connection.execute(chosen)]
 
     def audit(self, domain: str | None = None, limit: int = 1000) -> list[dict[str, Any]]:
         """Who did what to which domain, when and why: dicts of id, at, who, what, domain, why, details."""
@@ -436,60 +444,6 @@ class Registry:
 _GENERATION = text("SELECT value FROM counters WHERE name = 'generation'")
 
 
-def _domain_row(connection: Connection, name: str) -> Row[Any]:
-    row = connection.execute(select(domains).where(domains.c.name == name)).one_or_none()
-    if row is not None:
-        return row
-    close = get_close_matches(str(name), connection.execute(select(domains.c.name)).scalars().all(), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise UnknownDomain(f"no domain is registered as {name!r}{hint}", name=name)
-
-
-_UNKNOWN = {"versions": UnknownVersion, "runs": UnknownRun}
-
-
-def _one(connection: Connection, table: Table, id: Any) -> Row[Any]:
-    row = connection.execute(select(table).where(table.c.id == id)).one_or_none()
-    if row is None:
-        raise _UNKNOWN[table.name](f"no {table.name.removesuffix('s')} has the id {id!r}", id=id)
-    return row
-
-
-def _domain(row: Row[Any]) -> Domain:
-    spec = DomainSpec.model_validate(row.spec)
-    return Domain(
-        name=row.name,
-        number=row.number,
-        role=spec.role,
-        state=State(row.state),
-        spec=spec,
-        owner=spec.owner,
-        created_at=row.created_at,
-        counts=row.counts,
-    )
-
-
-def _version(connection: Connection, id: str) -> Version:
-    return Version(**_one(connection, versions, id)._mapping)
-
-
-def _run(row: Row[Any]) -> Run:
-    return Run(**row._mapping)
-
-
-def _pointer(connection: Connection, domain: str | None) -> Row[Any] | None:
-    slot = BACKBONE_SLOT if domain is None else domain
-    return connection.execute(select(live).where(live.c.slot == slot)).one_or_none()
-
-
-def _live(row: Row[Any]) -> Live:
-    return Live(domain=row.slot or None, version_id=row.version_id, generation=row.generation, since=row.since)
-
-
-def _promotion(row: Row[Any]) -> Promotion:
-    return Promotion(**{key: value for key, value in row._mapping.items() if key != "rests_on"})
-
-
 def _check_sources(connection: Connection, spec: DomainSpec) -> None:
     """A source that is not registered yet may come later; one that is a target never becomes a source."""
     wrong = select(domains.c.name).where(domains.c.name.in_(spec.sources), domains.c.role != "source")
@@ -500,7 +454,7 @@ def _check_sources(connection: Connection, spec: DomainSpec) -> None:
 def _move(connection: Connection, held: Domain, to: State, *, by: str, why: str) -> None:
     check_move(held.state, to)
     connection.execute(update(domains).where(domains.c.name == held.name).values(state=to.value))
-    _note(connection, by, "move", held.name, why=why, before=held.state.value, after=to.value)
+    note(connection, by, "move", held.name, why=why, before=held.state.value, after=to.value)
 
 
 def _settle(connection: Connection, held: Domain | None, *, who: str, why: str) -> None:
@@ -544,26 +498,5 @@ def _flip(
         connection.execute(insert(live).values(slot=slot, **pointer))
     else:
         connection.execute(update(live).where(live.c.slot == slot).values(pointer))
-    _note(connection, who, kind, domain, why=why, before=before, after=after)
-    return _promotion(_one(connection, promotions, flip_id))
-
-
-def _note(connection: Connection, who: str, what: str, domain: str | None, why: str = "", **details: Any) -> None:
-    entry = {"at": now(), "who": who, "what": what, "domain": domain, "why": why, "details": details}
-    connection.execute(insert(audit).values(entry))
-
-
-def _added(counts: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
-    """The counts of a domain after one more ingest; see ``Domain.counts``."""
-    total = {**counts, "ingests": counts.get("ingests", 0) + 1}
-    for key, value in report.items():
-        if key.startswith("rows") and isinstance(value, int):
-            total[key] = total.get(key, 0) + value
-        elif key in ("users", "items", "last_us") and value is not None:
-            total[key] = max(total.get(key, value), value)
-        elif key == "first_us" and value is not None:
-            total[key] = min(total.get(key, value), value)
-        elif key == "reasons" and isinstance(value, Mapping):
-            before = total.get(key, {})
-            total[key] = {**before, **{reason: before.get(reason, 0) + n for reason, n in value.items()}}
-    return total
+    note(connection, who, kind, domain, why=why, before=before, after=after)
+    return as_promotion(row_of(connection, promotions, flip_id))
