@@ -6,8 +6,8 @@ gradients of repeated ids once, and touch nothing else.
 
     R  rows of a table    D  width    n  gradient rows of a step, ids repeated    m <= n  distinct ids
 
-What is not touched does not move: no momentum, no decay. That is the only difference from the dense rule, so rows that
-are touched in every step follow dense Adam exactly.
+What is not touched does not move: no momentum, no decay. Rows touched in every step follow dense Adam exactly, and for
+the others the lazy rule makes up at each touch for the moves that dense Adam makes between touches.
 """
 
 from __future__ import annotations
@@ -89,6 +89,8 @@ class _TouchedRows(torch.optim.Optimizer):
         state = self.state[parameter]
         if not state:
             state.update(self._fresh(parameter))
+        if "step" in state:
+            state["step"] += 1
         at_once = _ROWS_AT_ONCE if parameter.device.type == "cpu" else max(len(ids), 1)
         for begin in range(0, len(ids), at_once):
             self._update(parameter, state, group, ids[begin : begin + at_once], rows[begin : begin + at_once])
@@ -103,15 +105,18 @@ class _TouchedRows(torch.optim.Optimizer):
 
 
 class LazyAdam(_TouchedRows):
-    """Adam on touched rows, each row on its own clock.
+    """Dense Adam's path for tables, walked only where a batch touches them.
 
-    For a touched row r with gradient g, its own count t_r of touches and decoupled weight decay c:
+    Dense Adam goes on moving a row after its gradient is gone: its momentum runs out over the next steps, and its
+    second moment fades, so rare rows take long steps. A lazy rule without the two falls behind on them. Here a touched
+    row first fades for the steps it missed and then makes at once the moves that dense Adam would make until the next
+    touch, which is expected after its mean gap. With step t of the table, touch n_r of row r, its last touch at step l_r,
+    gradient g, k = t / n_r and q = b1 / sqrt(b2):
 
-        t_r += 1;  m_r = b1 m_r + (1 - b1) g;  v_r = b2 v_r + (1 - b2) g^2
-        p_r = (1 - lr c) p_r - lr (m_r / (1 - b1^t_r)) / (sqrt(v_r / (1 - b2^t_r)) + eps)
+        m_r = b1^(t - l_r) m_r + (1 - b1) g;   v_r = b2^(t - l_r) v_r + (1 - b2) g^2
+        p_r = (1 - lr c)^(t - l_r) p_r - lr (1 - q^k) / (1 - q) (m_r / (1 - b1^t)) / (sqrt(v_r / (1 - b2^t)) + eps)
 
-    With one clock for the whole table, as others have it, the bias correction is over by the time a rare row is first
-    seen, and its first step is three times too long.
+    A row touched in every step has k = 1: it follows AdamW with decay c.
     """
 
     def __init__(
@@ -125,8 +130,11 @@ class LazyAdam(_TouchedRows):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def _fresh(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        rows, device = len(parameter), parameter.device
         return {
-            "touches": torch.zeros(len(parameter), dtype=torch.int32, device=parameter.device),
+            "step": torch.zeros((), dtype=torch.int64),
+            "touches": torch.zeros(rows, dtype=torch.int32, device=device),
+            "last": torch.zeros(rows, dtype=torch.int32, device=device),
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
         }
@@ -134,19 +142,23 @@ class LazyAdam(_TouchedRows):
     def _update(
         self, parameter: nn.Parameter, state: dict[str, Tensor], group: dict[str, Any], ids: Tensor, rows: Tensor
     ) -> None:
-        (b1, b2), lr = group["betas"], group["lr"]
+        (b1, b2), lr, step = group["betas"], group["lr"], int(state["step"])
+        ratio = b1 / b2**0.5
         touches = state["touches"].index_select(0, ids) + 1
-        mean = state["exp_avg"].index_select(0, ids).lerp_(rows, 1 - b1)
-        square = state["exp_avg_sq"].index_select(0, ids).mul_(b2).addcmul_(rows, rows, value=1 - b2)
+        missed = _per_row((step - state["last"].index_select(0, ids)).double(), rows)
+        ahead = (1 - ratio ** _per_row(step / touches.double(), rows)) / (1 - ratio)
+        mean = state["exp_avg"].index_select(0, ids).mul_((b1**missed).to(rows.dtype)).add_(rows, alpha=1 - b1)
+        square = state["exp_avg_sq"].index_select(0, ids).mul_((b2**missed).to(rows.dtype))
+        square.addcmul_(rows, rows, value=1 - b2)
         state["touches"].index_copy_(0, ids, touches)
+        state["last"].index_fill_(0, ids, step)
         state["exp_avg"].index_copy_(0, ids, mean)
         state["exp_avg_sq"].index_copy_(0, ids, square)
-        clock = _per_row(touches.double(), rows)
-        denominator = square.div_((1 - b2**clock).to(rows.dtype)).sqrt_().add_(group["eps"])
-        moved = mean.div_(denominator).mul_((lr / (1 - b1**clock)).to(rows.dtype))
+        denominator = square.div_(1 - b2**step).sqrt_().add_(group["eps"])
+        moved = mean.mul_((ahead * (lr / (1 - b1**step))).to(rows.dtype)).div_(denominator)
         values = parameter.index_select(0, ids)
         if group["weight_decay"]:
-            values.mul_(1 - lr * group["weight_decay"])
+            values.mul_(((1 - lr * group["weight_decay"]) ** missed).to(rows.dtype))
         parameter.index_copy_(0, ids, values.sub_(moved))
 
 
