@@ -1,1 +1,50 @@
-"""Every rival that the papers name, behind the same batch and the same training loop."""
+"""Every rival that the papers name, behind the same batch and the same training loop.
+
+Plain rivals are fitted with `fit(user, item, label, source=...)`, bridges with `fit(source, target, config=...)`, and all
+other networks with `models.training.train`. The dicts say what there is, under the names of the papers' tables.
+"""
+
+from collections.abc import Callable
+
+from models.baselines.bridges import CMF, EMCDR, PTUPCDR, TMCDR
+from models.baselines.factors import Bridge
+from models.baselines.inputs import Rival
+from models.baselines.metric_bridge import SSCDR
+from models.baselines.multi_domain import PLE, STAR, DNNMulti, DNNSingle, MMoE, SharedBottom
+from models.baselines.plain import (
+    BiasedFactors,
+    CoOccurrence,
+    ImplicitFactors,
+    ItemMean,
+    ItemUserBias,
+    MappedSourceBias,
+    PlainRival,
+    Popularity,
+    TrainMean,
+)
+
+PLAIN: dict[str, Callable[..., PlainRival]] = {
+    "train mean": TrainMean,
+    "item mean": ItemMean,
+    "item + user bias": ItemUserBias,
+    "mapped source bias": MappedSourceBias,
+    "popularity": Popularity,
+    "co-occurrence": CoOccurrence,
+    "biased MF": BiasedFactors,
+    "implicit MF": ImplicitFactors,
+}
+BRIDGES: dict[str, Callable[..., Bridge]] = {
+    "CMF": CMF,
+    "SSCDR": SSCDR,
+    "EMCDR": EMCDR,
+    "PTUPCDR": PTUPCDR,
+    "TMCDR": TMCDR,
+}
+MULTI_DOMAIN: dict[str, Callable[..., Rival]] = {
+    "DNN-single": DNNSingle,
+    "DNN-multi": DNNMulti,
+    "Shared-Bottom": SharedBottom,
+    "MMoE": MMoE,
+    "PLE": PLE,
+    "STAR": STAR,
+}

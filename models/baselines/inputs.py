@@ -226,12 +226,8 @@ class Rival(nn.Module):
         return self.personal(batch) + self.start + batch.prior
 
     def auxiliary_loss(self, batch: Batch) -> Tensor | None:
-        """A loss beside the task's, already weighted; None where the rival has none."""
+        """A loss beside the task's, not yet weighted; None where the rival has none."""
         return None
-
-    def row_tables(self) -> list[RowTable]:
-        """Tables of which a step touches few rows, for the optimiser's choice of update."""
-        return [module for module in self.modules() if isinstance(module, RowTable)]
 
 
 def each_domain(batch: Batch) -> list[tuple[int, Tensor]]:
