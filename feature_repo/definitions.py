@@ -7,9 +7,9 @@
 
     feature service ranking = user_profile + user_history + user_recent: one read per request
 
-The schema does not depend on which domains are registered, so a new domain needs no new definitions: profiles and domain
-features are (name, value) pairs, and ``user_recent`` is one view for all domains. That also keeps any column name of a
-team's file (spaces, colons, a column called "user") out of Feast's own name space.
+The schema does not depend on which domains are registered, so a new domain needs no new definitions: profiles and
+domain features are (name, value) pairs, and ``user_recent`` is one view for all domains. That also keeps column names
+of a team's file (spaces, colons, a column called "user") out of Feast's own name space.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EVENT_FIELDS = ("item", "domain", "action", "value", "time_us")
 """Parallel arrays of a history: local item index, domain number, action code, value, microseconds since the epoch."""
 RANKING = "ranking"
 
-_MARKER = '''"""Written by feature_repo.definitions.apply, so that `feast apply` in this folder finds what is there already."""
+_MARKER = '''"""Written by feature_repo.definitions.apply: `feast apply` in this folder finds what is there already."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
 """Histories and profiles into Feast: offline as Parquet, online in chunks, and single events the moment they happen.
 
-The online store is written by two hands: ``materialise`` (everything, now and then) and ``push_event`` (one event, now).
-Both write whole histories, so both take the same lock, read what is online and keep every event that is newer than what
-they bring. Feast itself does not: on SQLite a materialisation overwrites a fresher push.
+The online store is written by two hands: ``materialise`` (everything, now and then) and ``push_event`` (one event,
+now). Both write whole histories, so both take the same lock, read what is online and keep every event that is newer
+than what they bring. Feast itself does not: on SQLite a materialisation overwrites a fresher push.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from domains.domain_data import DomainData
 from domains.histories import Histories, HistoryStore
@@ -249,9 +250,10 @@ def _write_profiles(repo: FeatureRepo, domains: Sequence[Domain], data_dir: Path
             continue
         index = users.index(table["user_id"].to_pylist())
         for name in domain.spec.users.features:
-            for user, value in zip(index, table[name].to_pylist(), strict=True):
+            # Arrow's own text, because the code books were fitted on it: 1.0 is "1" here and "1.0" in Python.
+            for user, value in zip(index, pc.cast(table[name], pa.string()).to_pylist(), strict=True):
                 if user and value is not None:
-                    known[user][name] = str(value)
+                    known[user][name] = value
 
     def tables() -> Iterator[pa.Table]:
         for first in range(1, len(known), CHUNK_ROWS):

@@ -50,7 +50,7 @@ class Events:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def with_event(self, item: int, domain: int, action: int, value: float, time_us: int, most: int) -> Self:
-        """These events and one more at its place in time, the latest ``most`` of them; itself if it holds it already."""
+        """These events and one more at its place in time, the latest ``most``; itself if it holds it already."""
         same = (self.time_us == time_us) & (self.item == item) & (self.action == action)
         if len(self.domain):
             same &= self.domain == domain
@@ -68,8 +68,8 @@ class Events:
 class UserFeatures:
     """What is known of a user at this moment.
 
-    ``index`` is the user's number in the user vocabulary, 0 for one who came after it was built. ``history`` holds source
-    events, ``recent`` those of the asked target domain.
+    ``index`` is the user's number in the user vocabulary, 0 for one who came after it was built. ``history`` holds
+    source events, ``recent`` those of the asked target domain.
     """
 
     user_id: str
@@ -82,7 +82,7 @@ class UserFeatures:
 class OnlineFeatures:
     """Reads users from the online store; made once per process, used from any thread.
 
-    After a failure the store is left alone for ``rest_s``, so that a store that times out costs one request and not all.
+    After a failure the store is left alone for ``rest_s``: a store that times out costs one request and not all.
     """
 
     def __init__(self, repo: FeatureRepo, *, rest_s: float = 0.5) -> None:
@@ -108,7 +108,7 @@ class OnlineFeatures:
                 self._open()
                 assert self._store is not None
                 values = _columns(self._store, self._service, [{"user_id": user_id, "domain": domain}])
-            # Whatever a store's driver throws (SQLite, Redis, Feast's registry), the answer is the same: no features now.
+            # Whatever a driver throws (SQLite, Redis, Feast's registry), the answer is the same: no features now.
             except Exception as error:
                 self._close(f"{type(error).__name__}: {error}")
                 raise FeatureStoreDown(self._reason) from error

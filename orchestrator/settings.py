@@ -26,6 +26,8 @@ class Settings(BaseSettings):
     """Interface that every server binds to."""
     service_port: int = 3000
     """Port of the prediction service."""
+    service_workers: int = Field(default=1, ge=1)
+    """Processes of the prediction service, each with all domains; more than cores makes every request slower."""
     ui_port: int = 8501
     """Port of the web UI."""
     prefect_port: int = 4200

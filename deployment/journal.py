@@ -1,0 +1,102 @@
+"""What happens beside a request: predictions written down, feedback pushed online. Bounded, and never in the way."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Background(Generic[T]):
+    """A bounded queue with one thread that hands its content on in batches.
+
+    A full queue or a batch that fails twice loses what it held, and counts it: no request waits for its own record.
+
+    Args:
+        handle: takes a batch, oldest first.
+        linger_s: how long a batch waits for company.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handle: Callable[[Sequence[T]], Any],
+        *,
+        capacity: int = 20_000,
+        batch: int = 500,
+        linger_s: float = 0.2,
+    ) -> None:
+        self._name = name
+        self._handle = handle
+        self._queue: queue.Queue[T] = queue.Queue(maxsize=capacity)
+        self._batch = batch
+        self._linger_s = linger_s
+        self._closing = threading.Event()
+        self._lost = 0
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def lost(self) -> int:
+        """Entries that could not be kept since the process started."""
+        return self._lost
+
+    @property
+    def waiting(self) -> int:
+        return self._queue.qsize()
+
+    def put(self, entry: T) -> bool:
+        """Take an entry; False when there was no room for it."""
+        try:
+            self._queue.put_nowait(entry)
+        except queue.Full:
+            self._lose(1, "queue full")
+            return False
+        return True
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Hand on what is waiting, then stop."""
+        self._closing.set()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while not (self._closing.is_set() and self._queue.empty()):
+            try:
+                held = [self._queue.get(timeout=0.2)]
+            except queue.Empty:
+                continue
+            until = time.monotonic() + self._linger_s
+            while len(held) < self._batch:
+                wait = 0.0 if self._closing.is_set() else until - time.monotonic()
+                try:
+                    held.append(self._queue.get(timeout=wait) if wait > 0 else self._queue.get_nowait())
+                except queue.Empty:
+                    break
+            self._hand_on(held)
+
+    def _hand_on(self, held: Sequence[T]) -> None:
+        for attempt in (1, 2):
+            try:
+                self._handle(held)
+                return
+            except Exception as error:
+                if attempt == 2:
+                    self._lose(len(held), f"{type(error).__name__}: {error}")
+                else:
+                    time.sleep(0.5)
+
+    def _lose(self, count: int, reason: str) -> None:
+        with self._lock:
+            first = self._lost == 0
+            self._lost += count
+        # Once per process here, ever after in the metrics: an overloaded service must not drown in its own log.
+        if first:
+            logger.warning("entries lost", extra={"queue": self._name, "count": count, "reason": reason})

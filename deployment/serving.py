@@ -1,0 +1,334 @@
+"""One process of the prediction service without its HTTP: what it holds, and what it does for a request.
+
+One thread scores. A second one would only take turns with it on one core, and every request would wait longer; so
+requests queue here, as many as ``MOST_WAITING``, and the event loop stays free to say that the process is alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+
+from deployment import scorer
+from deployment.journal import Background
+from deployment.metrics import Metrics
+from deployment.messages import Candidate, DomainStatus, FeedbackEvent, FeedbackRequest, RankRequest
+from deployment.scorer import LiveDomain, Scores
+from deployment.snapshot import Snapshot, SnapshotBuilder, Watcher
+from domains.errors import UnknownDomain
+from domains.histories import action_code
+from domains.registry import Registry
+from feature_repo.definitions import FeatureRepo
+from feature_repo.materialise import PushedEvent, push_event
+from feature_repo.online import Events, FeatureStoreDown, OnlineFeatures, UserFeatures
+from orchestrator.errors import Overloaded
+from orchestrator.serving_data import feature_repo
+from orchestrator.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+MOST_WAITING = 64
+"""Requests that wait for the scoring thread; the next one is turned away at once."""
+LOGGED_POSITIONS = 20
+"""Positions of each answer that the prediction log keeps: what a user could have seen without scrolling far."""
+REMEMBERED_REQUESTS = 50_000
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """An answer, and what it took."""
+
+    body: dict[str, Any]
+    features_ms: float
+    model_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True)
+class _Push:
+    user_id: str
+    domain: str
+    event: FeedbackEvent
+    time_us: int
+
+
+class Serving:
+    """Snapshot, features, scoring thread and logs of one process. Start it once; it stops with ``close``."""
+
+    def __init__(self, settings: Settings, *, registry: Registry | None = None, watch_every_s: float = 0.5) -> None:
+        self._settings = settings
+        self._registry = registry or Registry(settings.registry_url)
+        self._repo: FeatureRepo = feature_repo(settings)
+        self._online = OnlineFeatures(self._repo)
+        self._watcher = Watcher(
+            SnapshotBuilder(registry=self._registry, settings=settings),
+            self._registry,
+            every_s=watch_every_s,
+            on_swap=self._swapped,
+        )
+        self._scoring = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
+        self._waiting = 0
+        self._predictions: Background[dict[str, Any]] = Background("predictions", self._log_predictions)
+        self._pushes: Background[_Push] = Background("pushes", self._push, batch=50, linger_s=0.0)
+        self._push_store: Any = None
+        self._asked: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._asked_lock = threading.Lock()
+        self._features_down = ""
+        self._metrics = Metrics()
+        self.ready = False
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self._watcher.snapshot
+
+    @property
+    def lost_records(self) -> int:
+        return self._predictions.lost + self._pushes.lost
+
+    @property
+    def features(self) -> str:
+        """``up``, or why the last read of features failed."""
+        return self._features_down or "up"
+
+    def start(self) -> None:
+        """Load what is live, warm up, and settle the garbage collector; afterwards the process is ready."""
+        torch.set_num_threads(1)
+        self._watcher.start()
+        self._scoring.submit(self._warm_up).result()
+        # Collecting walks every object of torch and Feast, for over 100 ms: those never die, so it need not look at them.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(2_000, 20, 1_000_000)
+        self.ready = True
+        logger.info("service ready", extra={"domains": len(self.snapshot.domains)})
+
+    def close(self) -> None:
+        """Finish what is waiting, keep the records, stop the threads."""
+        self.ready = False
+        self._watcher.stop()
+        self._scoring.shutdown(wait=True)
+        self._predictions.close()
+        self._pushes.close()
+
+    async def rank(self, name: str, request: RankRequest) -> Ranking:
+        """Score a request on the scoring thread.
+
+        Raises:
+            UnknownDomain: no such domain, as far as this process knows.
+            Overloaded: too many requests wait already.
+        """
+        domain = self._domain(name)
+        if self._waiting >= MOST_WAITING:
+            raise Overloaded(f"{self._waiting} requests are waiting; try again shortly")
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._scoring, self._rank, domain, request)
+        finally:
+            self._waiting -= 1
+
+    def _rank(self, domain: LiveDomain, request: RankRequest) -> Ranking:
+        began = time.perf_counter()
+        request_id = request.request_id or uuid.uuid4().hex
+        user, down = self._read_user(domain, request.user_id)
+        read = time.perf_counter()
+        scores = self._scores(domain, request, user, down)
+        order = np.argsort(-scores.score, kind="stable")[: request.top_k]
+        items = []
+        for at in order.tolist():
+            item = {"item_id": request.items[at].item_id, "score": float(scores.score[at])}
+            reason = scorer.ITEM_UNKNOWN if scores.unknown[at] else scores.reason
+            if reason is not None:
+                item["reason"] = reason
+            items.append(item)
+        ended = time.perf_counter()
+        body: dict[str, Any] = {
+            "request_id": request_id,
+            "domain": domain.name,
+            "model_version": scores.model_version,
+            "served_by": scores.served_by,
+            "took_ms": round((ended - began) * 1e3, 3),
+            "items": items,
+        }
+        if scores.reason is not None:
+            body["reason"] = scores.reason
+        self._metrics.answered(domain.name, scores.served_by, scores.reason)
+        self._remember(request_id, request.user_id, domain.name)
+        self._predictions.put({"user_id": request.user_id, "at": datetime.now(UTC), "body": body})
+        return Ranking(body, (read - began) * 1e3, (ended - read) * 1e3, (ended - began) * 1e3)
+
+    def _read_user(self, domain: LiveDomain, user_id: str) -> tuple[UserFeatures | None, bool]:
+        if domain.served_by == "prior":
+            return None, False
+        try:
+            user = self._online.read_user(user_id, domain.name)
+        except FeatureStoreDown as error:
+            self._features_down = str(error)
+            return None, True
+        self._features_down = ""
+        return user, False
+
+    def _scores(self, domain: LiveDomain, request: RankRequest, user: UserFeatures | None, down: bool) -> Scores:
+        if down:
+            return scorer.prior_scores(domain, request.items, scorer.FEATURES_UNAVAILABLE)
+        try:
+            return scorer.score(
+                domain,
+                request.items,
+                user=user,
+                profile=request.user,
+                context=request.context,
+                now_us=time.time_ns() // 1_000,
+            )
+        except Exception:
+            # A page without a ranking is worse than one ranked by popularity; the log says what to repair.
+            logger.exception("scoring failed", extra={"domain": domain.name})
+            return scorer.prior_scores(domain, request.items, scorer.MODEL_FAULT)
+
+    def feedback(self, request: FeedbackRequest) -> tuple[int, int]:
+        """Keep feedback, then put it into the user's online history; (new, already known).
+
+        Raises:
+            UnknownDomain: it names a domain that nobody knows.
+        """
+        user_id, domain = self._asked_by(request)
+        if domain is not None:
+            self._domain(domain)
+        now_us = time.time_ns() // 1_000
+        rows = [
+            {
+                "request_id": request.request_id,
+                "item_id": event.item_id,
+                "action": event.action,
+                "value": event.value,
+                "user_id": user_id,
+                "domain": domain,
+                "at": event.time_us if event.time_us is not None else now_us,
+            }
+            for event in request.events
+        ]
+        new = self._registry.log_feedback(rows)
+        # Pushing is idempotent only by time, and an event sent again without one has another: so only for new feedback.
+        if new and user_id is not None and domain is not None:
+            for event in request.events:
+                self._pushes.put(_Push(user_id, domain, event, event.time_us if event.time_us is not None else now_us))
+        return new, len(rows) - new
+
+    def status(self) -> list[DomainStatus]:
+        """Every domain as this process answers for it."""
+        return [
+            DomainStatus(
+                name=domain.name,
+                role=domain.role,
+                task=domain.task,
+                state=domain.state,
+                served_by=domain.served_by,
+                model_version=domain.model.version_id if domain.served_by != "prior" and domain.model else None,
+                items=len(domain.item_index),
+                fault=domain.fault,
+            )
+            for domain in self.snapshot.domains.values()
+        ]
+
+    def _domain(self, name: str) -> LiveDomain:
+        domain = self.snapshot.domains.get(name)
+        if domain is None:
+            # It may have been registered this very moment.
+            self._watcher.look_now()
+            raise UnknownDomain(f"no domain {name!r} is registered here", domain=name)
+        return domain
+
+    def _remember(self, request_id: str, user_id: str, domain: str) -> None:
+        with self._asked_lock:
+            self._asked[request_id] = (user_id, domain)
+            if len(self._asked) > REMEMBERED_REQUESTS:
+                self._asked.popitem(last=False)
+
+    def _asked_by(self, request: FeedbackRequest) -> tuple[str | None, str | None]:
+        with self._asked_lock:
+            user_id, domain = self._asked.get(request.request_id, (None, None))
+        return user_id or request.user_id, domain or request.domain
+
+    def _log_predictions(self, entries: Sequence[Any]) -> None:
+        rows = []
+        for entry in entries:
+            body = entry["body"]
+            for position, item in enumerate(body["items"][:LOGGED_POSITIONS]):
+                rows.append(
+                    {
+                        "request_id": body["request_id"],
+                        "item_id": item["item_id"],
+                        "domain": body["domain"],
+                        "user_id": entry["user_id"],
+                        "score": item["score"],
+                        "position": position,
+                        "model_version": body["model_version"],
+                        "served_by": body["served_by"],
+                        "at": entry["at"],
+                    }
+                )
+        self._registry.log_predictions(rows)
+        self._metrics.lost(self.lost_records)
+
+    def _push(self, pushes: Sequence[_Push]) -> None:
+        for push in pushes:
+            domain = self.snapshot.domains.get(push.domain)
+            if domain is None:
+                continue
+            if self._push_store is None:
+                self._push_store = self._repo.store()
+            try:
+                push_event(
+                    self._repo,
+                    self._push_store,
+                    PushedEvent(
+                        user_id=push.user_id,
+                        item=domain.item_index.get(push.event.item_id, 0),
+                        domain=domain.number,
+                        action=action_code(push.event.action),
+                        value=push.event.value,
+                        time_us=push.time_us,
+                    ),
+                    target=domain.name if domain.role == "target" else None,
+                )
+            except Exception:
+                # A new connection next time: this one may hold a store that went away.
+                self._push_store = None
+                raise
+
+    def _swapped(self, snapshot: Snapshot) -> None:
+        self._metrics.swapped(snapshot.generation, len(snapshot.faults))
+        self._online.refresh()
+        if self.ready:
+            for domain in snapshot.domains.values():
+                self._scoring.submit(self._warm_domain, domain)
+
+    def _warm_up(self) -> None:
+        for domain in self.snapshot.domains.values():
+            self._read_user(domain, "-")
+            self._warm_domain(domain)
+
+    def _warm_domain(self, domain: LiveDomain) -> None:
+        """A made-up request, so that no real one pays for the first use of a version."""
+        if domain.model is None:
+            return
+        now = time.time_ns() // 1_000
+        one = np.ones(1, np.int64)
+        events = Events(one, one * domain.number, one, one.astype(np.float64), one * (now - 1))
+        user = UserFeatures("-", 0, {}, events, Events.none())
+        try:
+            scorer.score(domain, [Candidate(item_id="-")] * 8, user=user, now_us=now)
+        except Exception:
+            logger.exception("warm-up failed", extra={"domain": domain.name})
