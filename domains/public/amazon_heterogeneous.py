@@ -57,12 +57,12 @@ def load(
             name = f"amazon-category-{code}"
             interactions, items = out / name / "interactions.parquet", out / name / "items.parquet"
             rows = staging.write(
-                "SELECT user_id::VARCHAR AS user_id, item_id::VARCHAR AS item_id, rating, ts FROM ratings "
+                "SELECT text_of(user_id) AS user_id, text_of(item_id) AS item_id, rating, ts FROM ratings "
                 f"WHERE item_id IN (SELECT item_id FROM items WHERE code = {int(code)})",
                 interactions,
             )
             staging.write(
-                f"SELECT item_id::VARCHAR AS item_id, brand FROM items WHERE code = {int(code)} ORDER BY items.item_id",
+                f"SELECT text_of(item_id) AS item_id, brand FROM items WHERE code = {int(code)} ORDER BY items.item_id",
                 items,
             )
             spec = declare(

@@ -47,7 +47,7 @@ def load(
             name = f"douban-{part}"
             interactions = Path(out_dir) / name / "interactions.parquet"
             rows = staging.write(
-                "SELECT user_id::VARCHAR AS user_id, item_id::VARCHAR AS item_id, rating FROM ratings", interactions
+                "SELECT text_of(user_id) AS user_id, text_of(item_id) AS item_id, rating FROM ratings", interactions
             )
             spec = declare(
                 name,

@@ -46,8 +46,8 @@ def load(
             interactions = out / f"amazon-{part}" / "interactions.parquet"
             rows = staging.write(
                 f"""
-                SELECT CASE WHEN user < {int(shared_users)} THEN user::VARCHAR ELSE '{part}-' || user END AS user_id,
-                       item::VARCHAR AS item_id, split
+                SELECT CASE WHEN user < {int(shared_users)} THEN '' ELSE '{part}-' END || text_of(user) AS user_id,
+                       text_of(item) AS item_id, split
                 FROM ({" UNION ALL ".join(splits)})
                 """,
                 interactions,

@@ -75,7 +75,7 @@ def load(
         users = out / "users.parquet"
         ages = " ".join(f"WHEN {code} THEN '{band}'" for code, band in AGES.items())
         staging.write(
-            f"SELECT user_id::VARCHAR AS user_id, gender, CASE age {ages} END AS age_band, occupation FROM users", users
+            f"SELECT text_of(user_id) AS user_id, gender, CASE age {ages} END AS age_band, occupation FROM users", users
         )
         prepared = []
         for genre, role in chosen:
@@ -83,12 +83,12 @@ def load(
             interactions, items = out / name / "interactions.parquet", out / name / "items.parquet"
             of_genre = f"genre = {literal(genre)}"
             rows = staging.write(
-                "SELECT user_id::VARCHAR AS user_id, item_id::VARCHAR AS item_id, rating, ts FROM rated "
+                "SELECT text_of(user_id) AS user_id, text_of(item_id) AS item_id, rating, ts FROM rated "
                 f"WHERE {of_genre}",
                 interactions,
             )
             staging.write(
-                f"SELECT item_id::VARCHAR AS item_id, title, genres, release_year FROM items WHERE {of_genre}", items
+                f"SELECT text_of(item_id) AS item_id, title, genres, release_year FROM items WHERE {of_genre}", items
             )
             spec = declare(
                 name,

@@ -47,7 +47,7 @@ def load(
         InvalidData: a file or column is missing, or a row is malformed (file and line are named).
     """
     folder, out = Path(path), Path(out_dir)
-    kept = f"hash(user::VARCHAR) % 10000 < {round(user_share * 10_000)}"
+    kept = f"hash(text_of(user)) % 10000 < {round(user_share * 10_000)}"
     with Staging(out) as staging:
         staging.scan_text(
             "samples",
@@ -79,7 +79,7 @@ def load(
         shown = out / "taobao-ads" / "interactions.parquet"
         rows = staging.write(
             f"""
-            SELECT user::VARCHAR AS user_id, item_id, time_stamp AS ts, clk AS click, pid
+            SELECT text_of(user) AS user_id, item_id, time_stamp AS ts, clk AS click, pid
             FROM samples JOIN goods USING (adgroup_id) WHERE cate < {int(boundary)} AND {kept}
             """,
             shown,
@@ -129,14 +129,14 @@ def _write_profiles(staging: Staging, folder: Path, out: Path) -> Path | None:
         return None
     staging.scan_text("profiles", file, {"userid": "BIGINT"} | dict.fromkeys(PROFILE, "VARCHAR"), header=True)
     users = out / "users.parquet"
-    staging.write(f"SELECT userid::VARCHAR AS user_id, {', '.join(PROFILE)} FROM profiles", users)
+    staging.write(f"SELECT text_of(userid) AS user_id, {', '.join(PROFILE)} FROM profiles", users)
     return users
 
 
 def _write_log(staging: Staging, out: Path, name: str, belongs: str, users: Path | None) -> PreparedDomain:
     interactions, items = out / name / "interactions.parquet", out / name / "items.parquet"
     rows = staging.write(
-        f"SELECT user::VARCHAR AS user_id, {ITEM_ID} AS item_id, time_stamp AS ts, btag FROM log WHERE {belongs}",
+        f"SELECT text_of(user) AS user_id, {ITEM_ID} AS item_id, time_stamp AS ts, btag FROM log WHERE {belongs}",
         interactions,
     )
     staging.write(
