@@ -129,7 +129,7 @@ def status() -> None:
 
 @app.command()
 def deploy() -> None:
-    """Write flows, schedules and automations to the Prefect server; `graft up` does it by itself."""
+    """Write flows and schedules to the Prefect server; `graft up` does it by itself."""
     from orchestrator import flows
 
     for name in flows.deploy(Settings()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -22,6 +23,13 @@ RETRAIN = "retrain"
 WORK_POOL = "graft"
 TAG = "graft"
 """Tag of every deployment of Graft, and so of its flow runs."""
+
+STARTS_ALLOWED = 4
+"""A run whose process dies is started again; after this many starts it stays crashed."""
+CRASH_SETTLES_S = 10.0
+"""Prefect's worker may report one crash twice, seconds apart: a run is resumed only after that."""
+RESUMED_WITHIN_S = 86_400.0
+"""A run that crashed longer ago than this is left alone."""
 
 FINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 """State types that Prefect does not leave by itself."""
@@ -181,6 +189,36 @@ def resume_abandoned(*, api_url: str) -> int:
                 state = {"type": "CANCELLED", "message": "somebody was stopping it when the servers were stopped"}
             _send(client, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
     return len(abandoned)
+
+
+def resume_crashed(*, api_url: str) -> list[str]:
+    """Plan every run whose process died once more; answers their flow run ids.
+
+    Left alone: a run that never began (its process cannot even start), and one that died ``STARTS_ALLOWED`` times.
+
+    Raises:
+        FlowsUnavailable: Prefect does not answer.
+    """
+    now = datetime.now(UTC)
+    recent = (now - timedelta(seconds=RESUMED_WITHIN_S)).isoformat()
+    wanted = {
+        "flow_runs": {
+            "tags": {"all_": [TAG]},
+            "state": {"type": {"any_": ["CRASHED"]}},
+            "start_time": {"after_": recent},
+        }
+    }
+    resumed = []
+    with _client(api_url) as client:
+        for run in _send(client, "POST", "/flow_runs/filter", wanted):
+            since = now - datetime.fromisoformat(run["state"]["timestamp"])
+            if since.total_seconds() < CRASH_SETTLES_S or not 0 < run["run_count"] < STARTS_ALLOWED:
+                continue
+            message = f"its process died; start {run['run_count'] + 1} of {STARTS_ALLOWED}, where it stopped"
+            state = {"type": "SCHEDULED", "name": "Resuming", "message": message}
+            _send(client, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+            resumed.append(run["id"])
+    return resumed
 
 
 def healthy(api_url: str, *, timeout_s: float = 2.0) -> bool:

@@ -4,8 +4,8 @@ No logic of its own: a flow runs the steps of a use case as tasks under the step
 by itself, and shows progress. Every run continues where the same ``run_id`` stopped, so a retry, a killed process and a
 restarted machine are one case.
 
-``deploy`` writes the work pool, the deployments and the two automations that turn a silent run into a crashed one and a
-crashed one into a resumed one.
+``deploy`` writes the work pool, the deployments and the automation by which a run whose process has gone silent counts
+as crashed. Crashed runs are started again by ``orchestrator.stack``.
 """
 
 from __future__ import annotations
@@ -45,10 +45,6 @@ RUNS_AT_ONCE = 2
 """Flow runs that the work pool lets run side by side."""
 SILENT_AFTER_S = 65
 """A run without a heartbeat for this long has lost its process; heartbeats come every 30 s."""
-LONGEST_RUN = timedelta(days=7)
-"""A run that dies later than this after its last start is not resumed by itself."""
-STARTS_ALLOWED = 4
-"""A run whose process dies is started again; after this many starts it fails for good."""
 
 TRANSIENT = (Unavailable, ConnectionError, TimeoutError, OperationalError, httpx.TransportError)
 """Faults that may pass by themselves: only these are tried again."""
@@ -147,7 +143,7 @@ DEPLOYED: dict[str, Flow] = {
 
 
 def deploy(settings: Settings) -> list[str]:
-    """Write the work pool, one deployment a flow, one scheduled retrain a domain, and the automations; repeatable.
+    """Write the work pool, one deployment a flow, one scheduled retrain a domain, and the automation; repeatable.
 
     Returns:
         Names of the deployments, ``flow/deployment``.
@@ -164,7 +160,7 @@ def deploy(settings: Settings) -> list[str]:
             )
         except ObjectAlreadyExists:
             logger.debug("work pool stands")
-        _lay_automations(client)
+        _lay_automation(client)
     names = []
     for name, flow_function in DEPLOYED.items():
         flow_function.to_deployment(
@@ -188,7 +184,7 @@ def deploy(settings: Settings) -> list[str]:
     return names
 
 
-def _lay_automations(client: SyncPrefectClient) -> None:
+def _lay_automation(client: SyncPrefectClient) -> None:
     this_flow_run = {"prefect.resource.id"}
     of_graft = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
     silent = Automation(
@@ -208,29 +204,9 @@ def _lay_automations(client: SyncPrefectClient) -> None:
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no sign of life for {SILENT_AFTER_S} s")],
     )
-    resumed = Automation(
-        name="graft: a crashed run is resumed",
-        trigger=EventTrigger(
-            # Only a run that had begun: a process that cannot even start would be started again without end.
-            after={"prefect.flow-run.Running"},
-            expect={"prefect.flow-run.Crashed"},
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related=of_graft,
-            for_each=this_flow_run,
-            posture=Posture.Reactive,
-            threshold=1,
-            within=LONGEST_RUN,
-        ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.SCHEDULED, name="Resuming", message="its process died; it continues where it stopped"
-            )
-        ],
-    )
-    for automation in (silent, resumed):
-        for old in client.read_automations_by_name(automation.name):
-            client.delete_automation(old.id)
-        automation.create()
+    for old in client.read_automations_by_name(silent.name):
+        client.delete_automation(old.id)
+    silent.create()
 
 
 def _registry(settings: Settings) -> Registry:
@@ -251,10 +227,6 @@ def _drive(kind: str, domain: str | None, run_id: str | None, by: str, params: d
         settings=settings,
         on_progress=ProgressArtifact(),
     )
-    if runtime.flow_run.run_count > STARTS_ALLOWED:
-        reason = f"its process died {STARTS_ALLOWED} times; the worker's log says why"
-        context.registry.finish_run(context.run_id, state="failed", error=reason)
-        raise RuntimeError(reason)
     context.registry.start_run(kind, domain, params=context.params, by=by, run_id=context.run_id)
     context.registry.link_flow_run(context.run_id, flow_run_id)
     execute(use_cases.STEPS[kind], context, call=as_task)

@@ -99,7 +99,8 @@ def execute(
             done += step.share
     except BaseException as error:
         logger.exception("run failed", extra={"run": context.run_id, "step": context._step})
-        cancelled = isinstance(error, KeyboardInterrupt | SystemExit)
+        # Ctrl-C, SIGTERM and Prefect's own signals are no Exceptions: somebody stopped it, nothing is wrong with it.
+        cancelled = not isinstance(error, Exception)
         registry.finish_run(
             context.run_id,
             state="cancelled" if cancelled else "failed",

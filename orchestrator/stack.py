@@ -40,7 +40,7 @@ STOP_LIMIT_S = 15
 """A server that is asked to end gets this long before it is killed."""
 RESTARTS_ALLOWED = 5
 """A server that dies more often than this stays down; its log says why."""
-CHORES_EVERY_S = 10
+CHORES_EVERY_S = 5
 LOST_AFTER_S = 30
 """A flow run that ended this long ago without the registry knowing is not going to be resumed."""
 
@@ -416,6 +416,8 @@ class _Supervisor:
         self._chores_next = time.monotonic() + CHORES_EVERY_S
         try:
             self._hand_over_schedules()
+            for flow_run in flow_client.resume_crashed(api_url=self._settings.prefect_url):
+                self._say(f"the process of flow run {flow_run} died; it goes on where it stopped")
             self._close_lost_runs()
         except Exception:  # the stack outlives a locked registry or a Prefect server that restarts
             logger.warning("chores put off", exc_info=True)

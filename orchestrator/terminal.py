@@ -113,7 +113,7 @@ def watch(run: Run, *, registry: Registry, settings: Settings) -> Run:
                 continue
             looked_at = time.monotonic()
             state = flow_client.state(run.flow_run_id, api_url=settings.prefect_url)
-            # A crashed run is taken up again by an automation: only one that stays ended is lost.
+            # A crashed run is started again by the stack: only one that stays ended is lost.
             lost_since = (lost_since or looked_at) if state.final else None
             if lost_since is not None and looked_at - lost_since > RESUME_PATIENCE_S:
                 raise Unavailable(
