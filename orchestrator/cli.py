@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 import yaml
 from typer.core import TyperGroup
@@ -25,11 +24,9 @@ from orchestrator.terminal import console
 class OneLineErrors(TyperGroup):
     """Turns an error that somebody can mend into one line; an error of Graft's own keeps its traceback."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.Abort, click.ClickException):
-            raise
         except Exception as error:
             mendable = http_status(error) != 500 or isinstance(error, OSError)
             if not mendable or ctx.params.get("traceback"):

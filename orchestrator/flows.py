@@ -14,7 +14,6 @@ import logging
 import time
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 import httpx
 from prefect import flow, get_client, runtime, task
@@ -76,7 +75,7 @@ class ProgressArtifact:
     """A run's progress as one bar on the flow run's page; at most one update a second."""
 
     def __init__(self) -> None:
-        self._artifact: UUID | None = None
+        self._artifact: Any = None
         self._shown_at = 0.0
 
     def __call__(self, fraction: float, step: str = "", _detail: dict[str, Any] | None = None) -> None:
@@ -163,7 +162,7 @@ def deploy(settings: Settings) -> list[str]:
         _lay_automation(client)
     names = []
     for name, flow_function in DEPLOYED.items():
-        flow_function.to_deployment(
+        deployment: Any = flow_function.to_deployment(
             name,
             description=flow_function.description,
             tags=[TAG],
@@ -175,7 +174,8 @@ def deploy(settings: Settings) -> list[str]:
                 if name == "train-shared"
                 else None
             ),
-        ).apply()
+        )
+        deployment.apply()
         names.append(f"{name}/{name}")
     for domain in _registry(settings).domains():
         flow_client.schedule_retrain(domain.name, domain.spec.schedule, api_url=settings.prefect_url)
@@ -186,7 +186,9 @@ def deploy(settings: Settings) -> list[str]:
 
 def _lay_automation(client: SyncPrefectClient) -> None:
     this_flow_run = {"prefect.resource.id"}
-    of_graft = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
+    of_graft: dict[str, str | list[str]] = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
+    reason = f"no sign of life for {SILENT_AFTER_S} s"
+    crashed = ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, message=reason, force=False)
     silent = Automation(
         name="graft: a run that went silent has crashed",
         trigger=EventTrigger(
@@ -202,7 +204,7 @@ def _lay_automation(client: SyncPrefectClient) -> None:
             threshold=1,
             within=timedelta(seconds=SILENT_AFTER_S),
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no sign of life for {SILENT_AFTER_S} s")],
+        actions=[crashed],
     )
     for old in client.read_automations_by_name(silent.name):
         client.delete_automation(old.id)

@@ -8,28 +8,24 @@ work from any other shell.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
-import httpx
 import psutil
 
 from domains.registry import Registry
 from orchestrator import flow_client
-from orchestrator.errors import Unavailable
+from orchestrator.servers import Server, StackFault, environment, refuse_busy_ports, servers
 from orchestrator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -45,23 +41,6 @@ LOST_AFTER_S = 30
 """A flow run that ended this long ago without the registry knowing is not going to be resumed."""
 
 Say = Callable[[str], None]
-
-
-class StackFault(Unavailable):
-    """The servers cannot be started, or one of them does not come up."""
-
-
-@dataclass(frozen=True)
-class Server:
-    """How to start one server and how to see that it is well."""
-
-    name: str
-    command: tuple[str, ...]
-    healthy: Callable[[], bool]
-    port: int | None = None
-    port_setting: str = ""
-    address: str = ""
-    """What a person opens, if anything."""
 
 
 @dataclass
@@ -91,93 +70,6 @@ class StackState:
     def supervised(self) -> bool:
         """Whether the process that looks after the servers is alive."""
         return _alive(self.supervisor_pid, self.supervisor_created)
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """Environment of every server: where Graft runs, nobody called home, one thread a process."""
-    home = settings.home.absolute()
-    own = {f"GRAFT_{name.upper()}": str(value) for name, value in settings.model_dump().items()}
-    return {
-        **os.environ,
-        **own,
-        "GRAFT_HOME": str(home),
-        "PREFECT_HOME": str(home / "prefect"),
-        "PREFECT_API_URL": settings.prefect_url,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        "PREFECT_LOGGING_LEVEL": "WARNING",
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "orchestrator,domains,models,feature_repo",
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-        # How long a started run waits for a worker to ask: the default of 10 s is most of a short run.
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "PREFECT_CLI_PROMPT": "false",
-        "DO_NOT_TRACK": "1",
-        "BENTOML_HOME": str(settings.artifacts_dir.absolute()),
-        "BENTOML_DO_NOT_TRACK": "True",
-        "FEAST_USAGE": "False",
-        "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
-        "STREAMLIT_SERVER_HEADLESS": "true",
-        "STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", settings.bind_host])),
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def servers(settings: Settings, *, ui: bool = True) -> list[Server]:
-    """The servers of a stack in the order in which they start; an outside Prefect server is not among them."""
-    host, python = settings.bind_host, sys.executable
-    planned = []
-    if not settings.prefect_api_url:
-        planned.append(
-            Server(
-                "prefect",
-                (python, "-m", "prefect", "server", "start", "--host", host, "--port", str(settings.prefect_port)),
-                lambda: flow_client.healthy(settings.prefect_url),
-                port=settings.prefect_port,
-                port_setting="prefect_port",
-                address=settings.prefect_url.removesuffix("/api"),
-            )
-        )
-    planned.append(
-        Server(
-            "service",
-            (
-                *(python, "-m", "bentoml", "serve", "deployment.service:GraftService"),
-                *("--host", host, "--port", str(settings.service_port)),
-            ),
-            lambda: _answers(f"{settings.service_url}/readyz"),
-            port=settings.service_port,
-            port_setting="service_port",
-            address=settings.service_url,
-        )
-    )
-    if ui:
-        planned.append(
-            Server(
-                "ui",
-                (
-                    *(python, "-m", "streamlit", "run", str(_ui_script())),
-                    *("--server.address", host, "--server.port", str(settings.ui_port)),
-                ),
-                lambda: _answers(f"{settings.ui_url}/_stcore/health"),
-                port=settings.ui_port,
-                port_setting="ui_port",
-                address=settings.ui_url,
-            )
-        )
-    name = f"worker-{uuid.uuid4().hex[:8]}"
-    planned.append(
-        Server(
-            "worker",
-            (
-                *(python, "-m", "prefect", "worker", "start", "--type", "process"),
-                *("--pool", flow_client.WORK_POOL, "--name", name, "--install-policy", "never"),
-            ),
-            lambda: _quietly(lambda: flow_client.worker_online(name, api_url=settings.prefect_url)),
-        )
-    )
-    return planned
 
 
 def up(settings: Settings, *, ui: bool = True, say: Say = print, stop: threading.Event | None = None) -> None:
@@ -271,27 +163,6 @@ def health(settings: Settings) -> dict[str, bool]:
     alive = {name: _alive(server.pid, server.created) for name, server in held.items()}
     checks = {server.name: server.healthy for server in servers(settings) if server.name != "worker"}
     return {name: alive[name] and checks.get(name, lambda: True)() for name in held}
-
-
-def refuse_busy_ports(plan: list[Server], settings: Settings) -> None:
-    """Look at every port before anything starts.
-
-    Raises:
-        StackFault: one is taken; names the port, the server and the setting that moves it.
-    """
-    for server in plan:
-        if server.port is None:
-            continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((settings.bind_host, server.port))
-            except OSError as fault:
-                variable = f"GRAFT_{server.port_setting.upper()}"
-                raise StackFault(
-                    f"port {server.port} for the {server.name} is taken on {settings.bind_host}; free it or choose "
-                    f"another with the setting {server.port_setting} ({variable}={server.port + 1} graft up)"
-                ) from fault
 
 
 class _Supervisor:
@@ -501,17 +372,6 @@ def _alive(pid: int, created: float) -> bool:
         return False
 
 
-def _answers(url: str) -> bool:
-    return _quietly(lambda: httpx.get(url, timeout=2.0, trust_env=False).status_code == 200)
-
-
-def _quietly(check: Callable[[], bool]) -> bool:
-    try:
-        return check()
-    except (httpx.HTTPError, Unavailable):
-        return False
-
-
 def _wait_until(done: Callable[[], bool], limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     while not done() and time.monotonic() < deadline:
@@ -530,10 +390,3 @@ def _tail(log: str | Path, lines: int = 1) -> str:
 
 def _state_path(settings: Settings) -> Path:
     return settings.home / "stack.json"
-
-
-def _ui_script() -> Path:
-    found = importlib.util.find_spec("ui")
-    if found is None or found.origin is None:
-        raise StackFault("the package ui is not installed; start with --no-ui")
-    return Path(found.origin).with_name("app.py")
