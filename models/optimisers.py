@@ -110,7 +110,9 @@ class LazyAdam(_TouchedRows):
     Dense Adam goes on moving a row after its gradient is gone: its momentum runs out over the next steps, and its
     second moment fades, so rare rows take long steps. A lazy rule without the two falls behind on them. Here a touched
     row first fades for the steps it missed and then makes at once the moves that dense Adam would make until the next
-    touch, which is expected after its mean gap. With step t of the table, touch n_r of row r, its last touch at step l_r,
+    touch, which is expected after its mean gap.
+
+    With step t of the table, touch n_r of row r, its last touch at step l_r,
     gradient g, k = t / n_r and q = b1 / sqrt(b2):
 
         m_r = b1^(t - l_r) m_r + (1 - b1) g;   v_r = b2^(t - l_r) v_r + (1 - b2) g^2
