@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import os
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -63,6 +65,10 @@ class Database:
         self.engine = _postgresql(self.url) if self.is_postgresql else _sqlite(self.url)
         _ENGINES.add(self.engine)
         self._writer = self.engine.execution_options(graft_writes=True)
+        # No read needs a snapshot: on PostgreSQL a transaction around it would be two more trips to the server.
+        self._reader = (
+            self.engine.execution_options(isolation_level="AUTOCOMMIT") if self.is_postgresql else self.engine
+        )
 
     @property
     def is_postgresql(self) -> bool:
@@ -70,8 +76,8 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A look that waits for no writer; nothing written in it is kept."""
-        with self.engine.connect() as connection:
+        """A look that waits for no writer; to be used for reading alone."""
+        with self._reader.connect() as connection:
             yield connection
 
     @contextmanager
@@ -162,7 +168,7 @@ def _sqlite(url: URL) -> Engine:
     def prepare(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # the driver must not begin transactions on its own: see `begin`
         connection.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_S * 1000}")
-        connection.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(connection)
         connection.execute("PRAGMA synchronous = FULL")  # what was acknowledged survives a power cut too
         connection.execute("PRAGMA foreign_keys = ON")
 
@@ -173,6 +179,22 @@ def _sqlite(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _write_ahead(connection: Any) -> None:
+    """Readers and the writer then never wait for each other; the file remembers it.
+
+    Switching a new file does not heed the busy timeout, so processes that start together must try again themselves.
+    """
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def _leave_connections_to_the_parent() -> None:

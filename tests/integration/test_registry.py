@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -13,6 +14,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sqlalchemy import inspect, text
 
 from domains import migrations
@@ -580,6 +583,31 @@ class TestRollBack:
         assert registry.live("live-rooms").version_id == "a"
 
 
+class TestPointerModel:
+    @given(st.lists(st.one_of(st.sampled_from("abcd"), st.none()), max_size=15))
+    @settings(max_examples=40, deadline=None)
+    def test_any_sequence_of_flips_behaves_as_a_stack(self, steps: list[str | None]) -> None:
+        """Promoting pushes (unless it is live already), rolling back pops, and the last version is never popped."""
+        registry = Registry("sqlite://")
+        registry.migrate()
+        ready(registry, *"abcd")
+        stack: list[str] = []
+        for step in steps:
+            top = stack[-1] if stack else None
+            if step is not None:
+                registry.promote("live-rooms", step, expect=top, who="ann", why="")
+                stack += [step] if step != top else []
+            elif len(stack) > 1:
+                stack.pop()
+                assert registry.roll_back("live-rooms", who="ann", why="").to_version == stack[-1]
+            else:
+                with pytest.raises(NoLiveVersion):
+                    registry.roll_back("live-rooms", who="ann", why="")
+            pointer = registry.live("live-rooms")
+            assert (pointer.version_id if pointer else None) == (stack[-1] if stack else None)
+        registry.close()
+
+
 class TestGeneration:
     def test_it_grows_with_whatever_a_server_must_notice(self, registry: Registry) -> None:
         changes: list[Callable[[], object]] = [
@@ -809,6 +837,20 @@ class TestDatabases:
                 values = [connection.execute(text(f"PRAGMA {pragma}")).scalar_one() for pragma in pragmas]
                 assert values == ["wal", 30_000, 2, 1]
             database.engine.dispose()
+
+    def test_a_new_sqlite_file_that_is_busy_is_waited_for(self, tmp_path: Path) -> None:
+        """The switch to write-ahead logging fails at once while another process makes the file: tried again."""
+        creator = sqlite3.connect(tmp_path / "registry.db", isolation_level=None, check_same_thread=False)
+        creator.execute("BEGIN IMMEDIATE")
+        creator.execute("CREATE TABLE being_made (x)")
+        release = threading.Timer(0.3, lambda: creator.execute("COMMIT"))
+        release.start()
+        database = Database(f"sqlite:///{tmp_path}/registry.db")
+        with database.read() as connection:
+            assert connection.execute(text("SELECT count(*) FROM being_made")).scalar_one() == 0
+        release.join()
+        creator.close()
+        database.engine.dispose()
 
     def test_memory_serves_many_threads(self) -> None:
         registry = Registry("sqlite://")
