@@ -182,11 +182,14 @@ def _chunked(cells: Batch, batch: Batch, per_chunk: int) -> Batch:
         if events is None:
             continue
         stored = events.row[::per_chunk]
-        length = events.item.shape[1]
-        low = min(int(events.start.min()), length - 1) if len(events.row) and length else 0
-        high = max(int(events.stop.max()), low + 1) if len(events.row) else length
+        parts = {part: getattr(events, part) for part in ("item", "action", "value", "time")}
+        if not events.item.shape[1]:
+            # One column that nobody sees: networks then never meet a history of no columns.
+            parts = {part: tensor.new_zeros(len(tensor), 1) for part, tensor in parts.items()}
+        low = min(int(events.start.min()), parts["item"].shape[1] - 1) if len(stored) else 0
+        high = max(int(events.stop.max()), low + 1) if len(stored) else None
         chosen[name] = Events(
-            **{part: getattr(events, part)[stored, low:high] for part in ("item", "action", "value", "time")},
+            **{part: tensor[stored, low:high] for part, tensor in parts.items()},
             row=torch.arange(len(stored), device=stored.device).repeat_interleave(per_chunk),
             start=(events.start - low).clamp(min=0),
             stop=events.stop - low,

@@ -392,7 +392,7 @@ class Ranker(nn.Module):
         return layout.back(score) + batch.prior
 
     def _expected(self, cells: Batch, evidence: Tensor, present: list[int]) -> Tensor:
-        """What the plain facts say, (C * G,): the item's mean, and the user's evidence with the domain's own weights."""
+        """What the plain facts say, (C * G,): the item's mean, and the user's evidence by the domain's weights."""
         expected = evidence.new_zeros(len(cells))
         for number in present:
             adapter = self.owned(number)
