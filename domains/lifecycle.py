@@ -28,7 +28,7 @@ class State(StrEnum):
 
 ALLOWED: dict[State, frozenset[State]] = {
     State.REGISTERED: frozenset({State.DATA_READY, State.RETIRED}),
-    # Straight to live: a zero-shot version needs no training. Straight to challenger: training done before a restart.
+    # Straight on: an earlier launch left a version that can still be promoted.
     State.DATA_READY: frozenset({State.TRAINING, State.CHALLENGER, State.LIVE, State.RETIRED}),
     State.TRAINING: frozenset({State.DATA_READY, State.CHALLENGER, State.LIVE, State.PAUSED, State.RETIRED}),
     State.CHALLENGER: frozenset({State.DATA_READY, State.TRAINING, State.LIVE, State.PAUSED, State.RETIRED}),

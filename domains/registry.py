@@ -338,7 +338,9 @@ class Registry:
             return [as_live(row) for row in connection.execute(select(live).order_by(live.c.slot))]
 
     def promote(self, domain: str | None, version_id: str, *, expect: str | None, who: str, why: str) -> Promotion:
-        """Put a version in front of users if ``expect`` (None: nothing) is still what is live; the domain is then live.
+        """Put a version in front of users if ``expect`` (None: nothing) is still what is live.
+
+        The domain's state becomes live, unless the version is a zero-shot one: then it stays.
 
         Promoting what is already live gives the flip that made it so, whatever is expected: a call whose answer was
         lost can be repeated.
@@ -358,7 +360,9 @@ class Registry:
             before = pointer_row(connection, domain)
             current = None if before is None else before.version_id
             if before is not None and current == version_id:
-                _settle(connection, held, who=who, why=why)
+                # It may have left the live state meanwhile, for instance to train again.
+                if _enter_live(connection, held, version, who=who, why=why):
+                    advance(connection, "generation")
                 return as_promotion(row_of(connection, promotions, before.flipped_by))
             if current != expect:
                 raise StalePromotion(
@@ -368,8 +372,7 @@ class Registry:
                     live=current,
                     expected=expect,
                 )
-            if held is not None and held.state is not State.LIVE:
-                _move(connection, held, State.LIVE, by=who, why=why)
+            _enter_live(connection, held, version, who=who, why=why)
             rests_on = None if before is None else before.rests_on
             return _flip(connection, domain, current, version_id, who, why, kind="promote", below=rests_on)
 
@@ -457,11 +460,18 @@ def _move(connection: Connection, held: Domain, to: State, *, by: str, why: str)
     note(connection, by, "move", held.name, why=why, before=held.state.value, after=to.value)
 
 
-def _settle(connection: Connection, held: Domain | None, *, who: str, why: str) -> None:
-    """A domain whose pointer already stands may still have left the live state, for instance to train again."""
-    if held is not None and held.state is not State.LIVE:
-        _move(connection, held, State.LIVE, by=who, why=why)
-        advance(connection, "generation")
+def _enter_live(connection: Connection, held: Domain | None, version: Version, *, who: str, why: str) -> bool:
+    """Move the domain of a promoted version to live, if it is not; says whether it moved.
+
+    A zero-shot version answers, yet nothing was launched: the domain stays where it is.
+    """
+    if held is None or held.state is State.LIVE:
+        return False
+    check_move(held.state, State.LIVE)
+    if version.rung == "zero_shot":
+        return False
+    _move(connection, held, State.LIVE, by=who, why=why)
+    return True
 
 
 def _flip(

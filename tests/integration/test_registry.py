@@ -469,6 +469,14 @@ class TestPromotion:
         registry.promote("live-rooms", "a", expect="a", who="ann", why="nothing better")
         assert registry.domain("live-rooms").state is State.LIVE
 
+    def test_a_zero_shot_version_answers_and_the_domain_is_still_to_be_launched(self, registry: Registry) -> None:
+        ready(registry, "a").add_version(replace(adapter("z"), rung="zero_shot"))
+        registry.promote("live-rooms", "z", expect=None, who="ann", why="")
+        assert registry.live("live-rooms").version_id == "z"
+        assert registry.domain("live-rooms").state is State.DATA_READY
+        registry.promote("live-rooms", "a", expect="z", who="ann", why="")
+        assert registry.domain("live-rooms").state is State.LIVE
+
     def test_only_a_domains_own_versions_go_live_in_it(self, registry: Registry) -> None:
         ready(registry, "a")
         ready(registry, "g", name="grocery")
