@@ -69,7 +69,8 @@ def unfreeze(ranker: Ranker) -> None:
 def fingerprint(ranker: Ranker, excluding: int | None = None) -> dict[str, str]:
     """sha256 of every parameter and buffer by name, but those that the domain in slot ``excluding`` owns."""
     skip = set() if excluding is None else {id(tensor) for tensor in _tensors(ranker.owned(excluding))}
-    return {name: tensor_hash(tensor) for name, tensor in _named_tensors(ranker) if id(tensor) not in skip}
+    everything = [*ranker.named_parameters(), *ranker.named_buffers()]
+    return {name: tensor_hash(tensor) for name, tensor in everything if id(tensor) not in skip}
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,7 @@ def _hash_of_hashes(hashes: Mapping[str, str]) -> str:
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and saved buffers; what only follows from the config (non-persistent buffers) is left out."""
-    persistent = module.state_dict(keep_vars=True)
-    yield from persistent.items()
+    yield from module.state_dict(keep_vars=True).items()
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

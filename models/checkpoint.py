@@ -100,7 +100,7 @@ def load_backbone(directory: Path | str) -> Ranker:
     path = Path(directory)
     tensors, config = load(path)
     if config.get("kind") != "backbone":
-        raise CorruptCheckpoint(path / CONFIG, f"holds a {config.get('kind')}, not a backbone")
+        raise CorruptCheckpoint(path / CONFIG, f"describes {config.get('kind')!r}, not a backbone")
     try:
         ranker = Ranker(RankerConfig.from_dict(config["ranker"]))
         for source in config["source_domains"]:
@@ -126,7 +126,7 @@ def load_adapter(directory: Path | str) -> Adapter:
     path = Path(directory)
     tensors, config, content = _load(path)
     if config.get("kind") != "adapter":
-        raise CorruptCheckpoint(path / CONFIG, f"holds a {config.get('kind')}, not an adapter")
+        raise CorruptCheckpoint(path / CONFIG, f"describes {config.get('kind')!r}, not an adapter")
     try:
         domain = DomainConfig(config["domain"]["items"], tuple(config["domain"]["feature_codes"]))
         return Adapter(domain, tensors, config["backbone"], content)

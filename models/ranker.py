@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from models.adapters import DomainOwned
 from models.batch import Batch, Events, arrange
+from models.contrast import ContrastConfig, CrossRepresentation
 from models.cross_attention import (
     AttentionConfig,
     DomainAwareCrossAttention,
@@ -49,6 +50,7 @@ class RankerConfig:
     ia_memory, domain_attention, item_attention, vacated: see AttentionConfig
     product: also give the head û ⊙ e_v, which a multilayer perceptron is slow to find
     user_dropout: share of training rows whose user is hidden, so that the unknown user means something
+    contrast: LCN's cross representation production beside the task's loss; None for none. Training only
     mean_label: mean label of the training rows; what an item of which nothing is known is expected to get
     """
 
@@ -72,6 +74,7 @@ class RankerConfig:
     product: bool = True
     user_dropout: float = 0.2
     mean_label: float = 0.5
+    contrast: ContrastConfig | None = None
 
     def __post_init__(self) -> None:
         if self.source_items < 1:
@@ -117,6 +120,8 @@ class RankerConfig:
         if isinstance(parts.get("pyramid"), dict):
             pyramid = parts["pyramid"]
             parts["pyramid"] = PyramidConfig(**{**pyramid, "levels": tuple(pyramid["levels"])})
+        if isinstance(parts.get("contrast"), dict):
+            parts["contrast"] = ContrastConfig(**parts["contrast"])
         return cls(**parts)
 
 
@@ -355,6 +360,8 @@ class Ranker(nn.Module):
 
         ``stack`` is that of all slots, made once by a scorer whose weights no longer change.
         """
+        if not len(batch):
+            return batch.prior.clone()
         cells, layout = arrange(batch)
         shape = (layout.chunks, layout.per_chunk)
         slot_of_chunk = cells.domain[:: layout.per_chunk]
@@ -413,8 +420,32 @@ class Ranker(nn.Module):
         return calibrated.sigmoid() if self.config.task == "ctr" else calibrated
 
     def auxiliary_loss(self, batch: Batch) -> Tensor | None:
-        """Loss beside the task's, or None."""
-        return None
+        """LCN's contrastive loss over the short histories (equations 3 to 6), where the config asks for it.
+
+        None where it does not, or where the batch holds no pair. Inference never comes here.
+        """
+        if self.config.contrast is None:
+            return None
+
+        def shown(events: Events | None) -> tuple[Tensor, Tensor] | None:
+            return None if events is None else (events.item[events.row], events.mask())
+
+        def embed_target(item: Tensor, row: Tensor) -> Tensor:
+            slot = batch.domain[row]
+            vectors = self.free_token.new_zeros(len(item), self.config.width)
+            for number in torch.unique(slot).tolist():
+                mine = slot == number
+                vectors = vectors.masked_scatter(mine[:, None], self.stored_item_vectors(number, item[mine]))
+            return vectors
+
+        return CrossRepresentation(self.config.contrast).loss(
+            target=shown(batch.short_target),
+            source=shown(batch.short_source),
+            user=batch.user,
+            embed_target=embed_target,
+            embed_source=lambda item, _: self.source_item_vectors(item),
+            domain=batch.domain,
+        )
 
     def _item_parts(
         self, cells: Batch, slot_of_chunk: Tensor, present: list[int]

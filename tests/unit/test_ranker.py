@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.batch import Batch, Events
+from models.contrast import ContrastConfig
 from models.embeddings import recency_bucket, value_code
 from models.evidence import SHRINKAGE
 from models.pyramid import PyramidConfig
@@ -397,11 +398,36 @@ def test_a_setting_out_of_range_is_refused(settings: dict, make_ranker: MakeRank
         make_ranker(**settings)
 
 
+def test_the_contrastive_loss_is_training_only(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
+    """LCN's CRP: it reaches source and own items, adds no tensor and leaves every score bit-equal."""
+    batch = make_batch(60)
+    plain, taught = make_ranker(), make_ranker(contrast=ContrastConfig(negatives=64))
+    taught.load_state_dict(plain.state_dict(), strict=True)
+    assert torch.equal(plain(batch), taught(batch))
+    assert plain.auxiliary_loss(batch) is None
+    loss = taught.auxiliary_loss(batch)
+    assert loss is not None
+    loss.backward()
+    own = taught.owned(2).items
+    assert own is not None
+    for table in (taught.source_items, own):
+        assert table.rows.weight.grad is not None
+        assert (table.rows.weight.grad != 0).any()
+    assert taught.auxiliary_loss(replace(batch, short_target=None, short_source=None)) is None
+
+
+def test_no_rows_have_no_scores(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
+    """An empty batch is answered, not refused."""
+    assert make_ranker()(make_batch(4).rows(torch.zeros(0, dtype=torch.long))).shape == (0,)
+
+
 def test_a_config_survives_json() -> None:
     """As the checkpoint writes it; a name it does not know is refused."""
     import json
 
-    config = RankerConfig(9, (3, 4), interest="both", pyramid=PyramidConfig(k1=8, k2=4).without("msa"))
+    config = RankerConfig(
+        9, (3, 4), interest="both", pyramid=PyramidConfig(k1=8, k2=4).without("msa"), contrast=ContrastConfig()
+    )
     assert RankerConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
     with pytest.raises(ValueError, match="wdith"):
         RankerConfig.from_dict({"source_items": 3, "wdith": 4})
