@@ -162,9 +162,9 @@ class CrossRepresentation:
         }
         for name, (left, right) in _SIDES.items():
             if weights[name] and left in sides and right in sides:
-                pairs = self._draw(sides[left], sides[right], user, domain, generator)
-                if pairs is not None:
-                    drawn[name] = pairs
+                found = self._draw(sides[left], sides[right], user, domain, generator)
+                if found is not None:
+                    drawn[name] = found
         asked: dict[str, list[Tensor]] = {"T": [], "S": []}
         for name, both in drawn.items():
             for pairs in both:
