@@ -1,7 +1,7 @@
 """Every rival that the papers name, behind the same batch and the same training loop.
 
-Plain rivals are fitted with `fit(user, item, label, source=...)`, bridges with `fit(source, target, config=...)`, and all
-other networks with `models.training.train`. The dicts say what there is, under the names of the papers' tables.
+Plain rivals are fitted with `fit(user, item, label, source=...)`, bridges with `fit(source, target, config=...)`, and
+all other networks with `models.training.train`. The dicts say what there is, under the names of the papers' tables.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from models.baselines.bridges import CMF, EMCDR, PTUPCDR, TMCDR
 from models.baselines.factors import Bridge
 from models.baselines.inputs import Rival
+from models.baselines.lifelong import ETA, SDIM, TWIN, Lifelong, SIMSoft
 from models.baselines.metric_bridge import SSCDR
 from models.baselines.multi_domain import PLE, STAR, DNNMulti, DNNSingle, MMoE, SharedBottom
 from models.baselines.plain import (
@@ -47,4 +48,10 @@ MULTI_DOMAIN: dict[str, Callable[..., Rival]] = {
     "MMoE": MMoE,
     "PLE": PLE,
     "STAR": STAR,
+}
+LIFELONG: dict[str, Callable[..., Lifelong]] = {
+    "SIM Soft": SIMSoft,
+    "ETA": ETA,
+    "SDIM": SDIM,
+    "TWIN": TWIN,
 }

@@ -151,6 +151,21 @@ class Inputs(nn.Module):
             vectors = vectors + self.item_fields.sum(self.items.features(rows))
         return vectors
 
+    def candidates(self, batch: Batch) -> Tensor:
+        """Vectors of the candidates, (B, D)."""
+        vectors = self.items.rows(self.own_rows(batch.item, batch.domain))
+        return vectors + self.item_fields.sum(batch.item_features) if len(self.item_fields) else vectors
+
+    def tokens(self, items: Tensor, events: Events, batch: Batch, position: Tensor | None = None) -> Tensor:
+        """Item vectors of events (B, K, D) with what else is known of each event: action, value, recency.
+
+        ``position`` (B, K) says which events of each row's stored history they are; all of them where absent.
+        """
+        parts = (part[events.row] for part in (events.action, events.value, events.time))
+        action, value, time = (part if position is None else part.gather(1, position) for part in parts)
+        codes = self.event_context.codes(action, value, time, batch.time[:, None])
+        return items + self.event_context.vectors(codes)[:, 0]
+
     def short_source_of(self, batch: Batch) -> Events:
         """The latest source events: the batch's own short history, or the end of the long one."""
         return batch.short_source if batch.short_source is not None else latest(batch.lifelong, self.config.short)
@@ -177,7 +192,7 @@ class Inputs(nn.Module):
             vectors[0] = vectors[0] + self.item_fields.sum(batch.item_features)[:, None]
         candidate = vectors[0][:, 0]
         views = [
-            self._view(attention, events, items, batch.time, candidate)
+            self._view(attention, events, items, batch, candidate)
             for (attention, events), items in zip(short, vectors[1 : 1 + len(short)], strict=True)
         ]
         if batch.short_target is None:
@@ -201,11 +216,9 @@ class Inputs(nn.Module):
             parts += [view * candidate for view in matched]
         return torch.cat(parts, -1)
 
-    def _view(self, attention: nn.Module, events: Events, items: Tensor, now: Tensor, candidate: Tensor) -> Tensor:
+    def _view(self, attention: nn.Module, events: Events, items: Tensor, batch: Batch, candidate: Tensor) -> Tensor:
         """One short history against the candidate, (B, D); an empty one gives zeros."""
-        action, value, time = (part[events.row] for part in (events.action, events.value, events.time))
-        codes = self.event_context.codes(action, value, time, now[:, None])
-        tokens = items[:, None] + self.event_context.vectors(codes)  # [B, 1, S, D]
+        tokens = self.tokens(items, events, batch)[:, None]  # [B, 1, S, D]
         return attention(tokens, events.mask()[:, None], candidate[:, None])[:, 0]
 
 
