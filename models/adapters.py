@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from models.ranker import DomainConfig, Ranker
 
 
-class AdapterMismatch(ValueError):  # noqa: N818 - named for what is wrong, as all faults here
+class AdapterMismatch(ValueError):
     """An adapter was made on another backbone, or is not what it says it is."""
 
     code = "adapter_mismatch"

@@ -34,7 +34,7 @@ CONFIG = "config.json"
 FORMAT = 1
 
 
-class CorruptCheckpoint(ValueError):  # noqa: N818 - named for what is wrong, as all faults here
+class CorruptCheckpoint(ValueError):
     """A file of a checkpoint is missing, damaged or not what its hash says."""
 
     code = "corrupt_checkpoint"
