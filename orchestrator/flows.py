@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 RUNS_AT_ONCE = 2
 """Flow runs that the work pool lets run side by side."""
+RETRY_DELAYS_S = (2, 10, 60)
+"""Waits before a step's second, third and fourth try."""
 SILENT_AFTER_S = 65
 """A run without a heartbeat for this long has lost its process; heartbeats come every 30 s."""
 
@@ -55,13 +57,13 @@ def may_pass_by_itself(_task: Any, _task_run: Any, state: State) -> bool:
 
 
 def as_task(step: Step, context: RunContext) -> None:
-    """Run one step as a Prefect task under the step's title, tried again after 2, 10 and 60 s."""
+    """Run one step as a Prefect task under the step's title, tried again where the fault may pass by itself."""
 
     @task(
         name=step.title,
         description=step.work.__doc__,
-        retries=3,
-        retry_delay_seconds=[2, 10, 60],
+        retries=len(RETRY_DELAYS_S),
+        retry_delay_seconds=list(RETRY_DELAYS_S),
         retry_condition_fn=may_pass_by_itself,
         persist_result=False,
     )
@@ -126,8 +128,8 @@ def materialise_features() -> None:
 
     @task(
         name="Gather histories and online features",
-        retries=3,
-        retry_delay_seconds=[2, 10, 60],
+        retries=len(RETRY_DELAYS_S),
+        retry_delay_seconds=list(RETRY_DELAYS_S),
         retry_condition_fn=may_pass_by_itself,
     )
     def gather() -> None:

@@ -1,0 +1,255 @@
+"""Flows on a real Prefect server in this process: named steps, second tries, resuming, deployments."""
+
+import os
+import tempfile
+
+# Prefect reads these once, at its first import.
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="graft-prefect-")
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+os.environ["PREFECT_LOGGING_LEVEL"] = "CRITICAL"
+os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
+
+import pytest
+from prefect import get_client
+from prefect.settings import get_current_settings
+from prefect.testing.utilities import prefect_test_harness
+from sqlalchemy.exc import OperationalError
+
+from domains.errors import InvalidData, NotFound
+from domains.registry import Registry
+from domains.spec import DomainSpec
+from orchestrator import flow_client, flows, use_cases
+from orchestrator.errors import FlowsUnavailable, Unavailable
+from orchestrator.runs import Step
+from orchestrator.settings import Settings
+
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("prefect")]
+
+SPEC = """
+name: {name}
+role: source
+task: ctr
+owner: tests
+interactions: {{user: user_id, item: item_id, time: ts, label: click, label_range: [0, 1]}}
+{more}
+"""
+
+
+@pytest.fixture(scope="module")
+def prefect():
+    """A throw-away Prefect server; the address of its API."""
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(get_current_settings().api.url)
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch, prefect) -> Settings:
+    """Settings of a home of its own, as the flows read them."""
+    monkeypatch.setenv("GRAFT_HOME", str(tmp_path))
+    monkeypatch.setenv("GRAFT_PREFECT_API_URL", prefect)
+    return Settings()
+
+
+@pytest.fixture
+def registry(settings) -> Registry:
+    """The registry of that home."""
+    registry = Registry(settings.registry_url)
+    registry.migrate()
+    return registry
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Replaces the steps of shared training by ones that note their calls; no waiting between tries."""
+    calls: list[str] = []
+
+    def use(**work):
+        def noted(name):
+            def step(context):
+                calls.append(name)
+                work[name](context)
+
+            return Step(name.replace("_", " ").capitalize(), step)
+
+        monkeypatch.setitem(use_cases.STEPS, "train-shared", tuple(noted(name) for name in work))
+        return calls
+
+    monkeypatch.setattr(flows, "RETRY_DELAYS_S", (0, 0, 0))
+    return use
+
+
+def fails(times: int, error: Exception):
+    """A step that fails so many times, then succeeds."""
+    left = [error] * times
+
+    def step(context):
+        if left:
+            raise left.pop()
+
+    return step
+
+
+def done(context):
+    """A step that just publishes the run's result."""
+    context.write("result", {"version": "v1"})
+
+
+def test_a_run_goes_through_its_steps_and_is_recorded(settings, registry, steps):
+    """The registry holds the run that was asked for, linked to its flow run."""
+    calls = steps(gather=lambda context: None, train=done)
+    flows.train_shared(run_id="run-1", by="ann", params={"epochs": 2})
+    run = registry.run("run-1")
+    assert calls == ["gather", "train"]
+    assert (run.state, run.result, run.params, run.started_by) == ("succeeded", {"version": "v1"}, {"epochs": 2}, "ann")
+    assert flow_client.state(run.flow_run_id, api_url=settings.prefect_url).kind == "COMPLETED"
+
+
+def test_steps_are_tasks_under_titles_that_a_product_person_understands(settings, registry, steps):
+    """Prefect's page shows the steps' own titles."""
+    steps(gather_every_history=done)
+    flows.train_shared(run_id="run-titles")
+    with get_client(sync_client=True) as client:
+        task_runs = client.read_task_runs()
+    assert any(task_run.name.startswith("Gather every history") for task_run in task_runs)
+
+
+@pytest.mark.parametrize("kind", ["train-shared", "launch-domain", "retrain"])
+def test_every_real_step_has_a_title_in_words(kind):
+    """No function names where people read."""
+    for step in use_cases.STEPS[kind]:
+        assert " " in step.title
+        assert step.title[0].isupper()
+        assert "_" not in step.title
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Unavailable("the store restarts"), ConnectionError("reset"), OperationalError("", {}, Exception("locked"))],
+    ids=["unavailable", "connection", "database"],
+)
+def test_a_fault_that_may_pass_is_tried_again(settings, registry, steps, fault):
+    """Two failures, then success: the run succeeds, and the step before it ran once."""
+    calls = steps(gather=lambda context: None, train=fails(2, fault), publish=done)
+    flows.train_shared(run_id="run-again")
+    assert calls == ["gather", "train", "train", "train", "publish"]
+    assert registry.run("run-again").state == "succeeded"
+
+
+def test_bad_data_is_not_tried_again(settings, registry, steps):
+    """What the second try cannot mend fails at once, and the registry says why."""
+    calls = steps(train=fails(9, InvalidData("label out of range in line 7")))
+    with pytest.raises(InvalidData):
+        flows.train_shared(run_id="run-bad")
+    assert calls == ["train"]
+    run = registry.run("run-bad")
+    assert run.state == "failed"
+    assert "line 7" in run.error
+
+
+def test_a_fault_that_stays_fails_after_the_last_try(settings, registry, steps):
+    """Four tries in all."""
+    calls = steps(train=fails(9, ConnectionError("gone")))
+    with pytest.raises(ConnectionError):
+        flows.train_shared(run_id="run-gone")
+    assert calls == ["train"] * 4
+    assert registry.run("run-gone").state == "failed"
+
+
+def test_the_same_run_id_resumes_the_run(settings, registry, steps):
+    """A run that failed continues under its id; its folder is still there."""
+    steps(first=lambda context: context.write("first", 1), second=fails(1, ValueError("no")), third=done)
+    with pytest.raises(ValueError, match="no"):
+        flows.train_shared(run_id="run-resumed")
+    steps(first=lambda context: context.read("first") == 1 or pytest.fail("the folder is gone"), third=done)
+    flows.train_shared(run_id="run-resumed")
+    assert registry.run("run-resumed").state == "succeeded"
+
+
+def test_a_run_by_schedule_is_recorded_under_its_flow_run(settings, registry, steps):
+    """Nobody gave a run id: the flow run's own id stays the same when it is resumed."""
+    steps(train=done)
+    flows.train_shared()
+    (run,) = registry.runs()
+    assert run.id == run.flow_run_id
+    assert run.started_by == "schedule"
+
+
+def test_a_stopped_run_counts_as_cancelled(settings, registry, steps):
+    """SIGTERM and Ctrl-C are no failures."""
+
+    class Stopped(BaseException):
+        pass
+
+    def stopped(context):
+        raise Stopped
+
+    steps(train=stopped)
+    with pytest.raises(Stopped):
+        flows.train_shared(run_id="run-stopped")
+    assert registry.run("run-stopped").state == "cancelled"
+
+
+def test_deploying_twice_leaves_one_of_each(settings, registry):
+    """Every flow has its deployment, entry points are module paths, a domain's schedule is its own deployment."""
+    registry.register_domain(DomainSpec.from_yaml(SPEC.format(name="nightly", more='schedule: "0 3 * * *"')), by="t")
+    registry.register_domain(DomainSpec.from_yaml(SPEC.format(name="by-hand", more="")), by="t")
+    names = flows.deploy(settings)
+    assert flows.deploy(settings) == names
+    assert set(names) == {
+        *("train-shared/train-shared", "launch-domain/launch-domain", "retrain/retrain"),
+        *("materialise-features/materialise-features", "retrain/nightly"),
+    }
+    with get_client(sync_client=True) as client:
+        deployed = {deployment.name: deployment for deployment in client.read_deployments()}
+        automations = client.read_automations_by_name("graft: a run that went silent has crashed")
+    assert len(deployed) == 5
+    assert len(automations) == 1
+    for name, deployment in deployed.items():
+        assert deployment.entrypoint.startswith("orchestrator.flows."), name
+        assert deployment.work_pool_name == flow_client.WORK_POOL
+    (schedule,) = deployed["nightly"].schedules
+    assert schedule.schedule.cron == "0 3 * * *"
+    assert deployed["nightly"].parameters == {"domain": "nightly"}
+
+
+def test_a_schedule_that_is_taken_away_is_gone(settings, registry):
+    """None removes the domain's deployment, and removing it again is harmless."""
+    flows.deploy(settings)
+    flow_client.schedule_retrain("gone-soon", "15 4 * * 1", api_url=settings.prefect_url)
+    flow_client.schedule_retrain("gone-soon", "30 5 * * 1", api_url=settings.prefect_url)
+    for _ in range(2):
+        flow_client.schedule_retrain("gone-soon", None, api_url=settings.prefect_url)
+    with get_client(sync_client=True) as client:
+        assert "gone-soon" not in {deployment.name for deployment in client.read_deployments()}
+
+
+def test_starting_a_run_twice_under_one_key_starts_it_once(settings, registry):
+    """A repeated request answers the first run."""
+    flows.deploy(settings)
+    first, second = (
+        flow_client.create_flow_run("train-shared", {}, api_url=settings.prefect_url, idempotency_key="once")
+        for _ in range(2)
+    )
+    assert first == second
+    assert flow_client.state(first, api_url=settings.prefect_url).kind == "SCHEDULED"
+
+
+def test_a_run_that_nobody_took_yet_is_cancelled_on_the_spot(settings, registry):
+    """And cancelling what has ended changes nothing."""
+    flows.deploy(settings)
+    flow_run = flow_client.create_flow_run("train-shared", {}, api_url=settings.prefect_url)
+    assert flow_client.cancel(flow_run, api_url=settings.prefect_url).kind == "CANCELLED"
+    assert flow_client.cancel(flow_run, api_url=settings.prefect_url).kind == "CANCELLED"
+
+
+def test_an_unknown_deployment_says_what_creates_it(settings):
+    """The answer to a fresh Prefect server is `graft up`."""
+    with pytest.raises(NotFound, match="graft up"):
+        flow_client.create_flow_run("no-such-flow", {}, api_url=settings.prefect_url)
+
+
+def test_a_prefect_server_that_does_not_answer_is_named():
+    """The address is in the message."""
+    with pytest.raises(FlowsUnavailable, match=r"127\.0\.0\.1:1"):
+        flow_client.state("x", api_url="http://127.0.0.1:1/api")
+    assert not flow_client.healthy("http://127.0.0.1:1/api")
