@@ -216,6 +216,12 @@ class Optimisers:
         embedding_rule: EmbeddingRule = "lazy_adam",
         parameters: Iterable[nn.Parameter] | None = None,
     ) -> None:
+        self._rules = {
+            "learning_rate": learning_rate,
+            "embedding_learning_rate": embedding_learning_rate,
+            "weight_decay": weight_decay,
+            "embedding_rule": embedding_rule,
+        }
         wanted = None if parameters is None else {id(p) for p in parameters}
         self.named = {
             name: p for name, p in model.named_parameters() if p.requires_grad and (wanted is None or id(p) in wanted)
@@ -232,6 +238,11 @@ class Optimisers:
             rate = learning_rate if embedding_learning_rate is None else embedding_learning_rate
             rule = {"lazy_adam": LazyAdam, "rowwise_adagrad": RowwiseAdagrad}[embedding_rule]
             self.parts.append(rule(tables, lr=rate, weight_decay=weight_decay))
+
+    def like(self, model: nn.Module) -> Optimisers:
+        """The same rules with fresh state for the same parameters of a copy of the model."""
+        twins = dict(model.named_parameters())
+        return Optimisers(model, parameters=[twins[name] for name in self.named], **self._rules)  # type: ignore[arg-type]
 
     def zero_grad(self) -> None:
         for p in self.named.values():

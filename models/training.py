@@ -159,6 +159,20 @@ def task_loss(output: Tensor, batch: Batch, task: Task, factor: Tensor | None = 
     return (weight * row_losses(output, batch.label, task)).sum() / batch.weight.sum().clamp(min=1e-12)
 
 
+def objective(
+    model: nn.Module, batch: Batch, config: TrainConfig, factor: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The task's loss, and what is minimised: that and the model's auxiliary loss with its weight (LCN eq. 14)."""
+    auxiliary = None
+    with autocast(batch.label.device, config.bf16):
+        output = model(batch)
+        extra: Callable[[Batch], Tensor | None] | None = getattr(model, "auxiliary_loss", None)
+        if config.auxiliary_weight and extra is not None:
+            auxiliary = extra(batch)
+    loss = task_loss(output, batch, config.task, factor)
+    return loss, loss if auxiliary is None else loss + config.auxiliary_weight * auxiliary.float()
+
+
 def train(
     model: nn.Module,
     data: BatchSource,
@@ -200,21 +214,27 @@ def predict(
     """
     where = torch.device(device) if device else next(model.parameters()).device
     parts: dict[str, list[Tensor]] = {name: [] for name in ("score", "label", "user", "item", "domain")}
+    with evaluating(model), torch.inference_mode():
+        for batch in data:
+            here = batch.to(where)
+            with autocast(where, bf16):
+                score = _score(model, here, task)
+            parts["score"].append(score.float().cpu())
+            for name in ("label", "user", "item", "domain"):
+                parts[name].append(getattr(batch, name).cpu())
+    return {name: torch.cat(values).numpy() if values else np.zeros(0) for name, values in parts.items()}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards every module's own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.inference_mode():
-            for batch in data:
-                here = batch.to(where)
-                with _autocast(where, bf16):
-                    score = _score(model, here, task)
-                parts["score"].append(score.float().cpu())
-                for name in ("label", "user", "item", "domain"):
-                    parts[name].append(getattr(batch, name).cpu())
+        yield
     finally:
         for module, training in modes:
             module.training = training
-    return {name: torch.cat(values).numpy() if values else np.zeros(0) for name, values in parts.items()}
 
 
 @dataclass
@@ -257,7 +277,6 @@ class _Run:
             embedding_rule="lazy_adam" if config.embedding_optimiser == "dense" else config.embedding_optimiser,
             parameters=parameters,
         )
-        self.auxiliary: Callable[[Batch], Tensor | None] | None = getattr(model, "auxiliary_loss", None)
         self.standing = _Standing()
         self.best_weights: dict[str, Tensor] | None = None
         self.loss_of_epoch = torch.zeros((), dtype=torch.float64, device=device)
@@ -295,14 +314,7 @@ class _Run:
         torch.manual_seed(_mixed(self.config.seed, now.step))
         factor = None if self.weigher is None else self.weigher.weigh(batch, moment)
         self.optimisers.zero_grad()
-        with _autocast(self.device, self.config.bf16):
-            output = self.model(batch)
-            auxiliary = None
-            if self.auxiliary is not None and self.config.auxiliary_weight:
-                auxiliary = self.auxiliary(batch)
-        loss = total = task_loss(output, batch, self.config.task, factor)
-        if auxiliary is not None:
-            total = total + self.config.auxiliary_weight * auxiliary.float()
+        loss, total = objective(self.model, batch, self.config, factor)
         total.backward()
         if self.config.clip:
             self.optimisers.clip(self.config.clip)
@@ -448,7 +460,8 @@ def _score(model: nn.Module, batch: Batch, task: Task) -> Tensor:
     return torch.sigmoid(output) if task == "ctr" else output
 
 
-def _autocast(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:
+    """Where the network runs in bfloat16, if it does."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
 
 
