@@ -29,6 +29,7 @@ from domains.public.reading import (
     Task,
     declare,
     fault_at,
+    finish,
     literal,
     open_text,
     rating_columns,
@@ -100,7 +101,7 @@ def load(
                 items={"category": "category", "brand": "category", "price": "number"} if described else None,
                 domain_features={"department": category},
             )
-            prepared.append(PreparedDomain(spec, interactions, items if described else None, None, rows, {}))
+            prepared.append(finish(spec, interactions, items if described else None, None, rows, {}))
     return prepared
 
 

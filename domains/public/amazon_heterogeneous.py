@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from domains.public.reading import PreparedDomain, Staging, Task, declare, find, find_required, rating_columns, roles
+from domains.public.reading import (
+    PreparedDomain,
+    Staging,
+    Task,
+    declare,
+    find,
+    find_required,
+    finish,
+    rating_columns,
+    roles,
+)
 
 
 def load(
@@ -74,5 +84,5 @@ def load(
                 items={"brand": "category"},
                 domain_features={"department": f"category-{code}"},
             )
-            prepared.append(PreparedDomain(spec, interactions, items, None, rows, {}))
+            prepared.append(finish(spec, interactions, items, None, rows, {}))
     return prepared

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domains.errors import InvalidData
-from domains.public.reading import PreparedDomain, Staging, Task, declare, rating_columns, roles
+from domains.public.reading import PreparedDomain, Staging, Task, declare, finish, rating_columns, roles
 
 
 def load(
@@ -57,7 +57,7 @@ def load(
                 sources=lenders,
                 domain_features={"medium": part},
             )
-            prepared.append(PreparedDomain(spec, interactions, None, None, rows, {}))
+            prepared.append(finish(spec, interactions, None, None, rows, {}))
     return prepared
 
 

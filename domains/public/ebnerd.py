@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from domains.public.reading import PreparedDomain, Staging, declare, find, find_required, literal
+from domains.public.reading import PreparedDomain, Staging, declare, find, find_required, finish, literal
 
 PROFILE = ("gender", "age", "postcode", "is_subscriber")
 ARTICLE = ("category_str", "article_type", "premium")
@@ -78,5 +78,5 @@ def load(path: Path, out_dir: Path) -> list[PreparedDomain]:
                 users=dict.fromkeys(PROFILE, "category"),
                 domain_features={"surface": "article" if role == "source" else "front-page"},
             )
-            prepared.append(PreparedDomain(spec, directory / "interactions.parquet", items, users, rows, {}))
+            prepared.append(finish(spec, directory / "interactions.parquet", items, users, rows, {}))
     return prepared

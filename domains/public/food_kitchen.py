@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from domains.public.reading import PreparedDomain, Staging, declare, fault_at, find_required, open_text, roles
+from domains.public.reading import PreparedDomain, Staging, declare, fault_at, find_required, finish, open_text, roles
 
 DOMAINS = ("food", "kitchen")
 
@@ -67,7 +67,7 @@ def load(
                 items={},
                 domain_features={"department": part},
             )
-            prepared.append(PreparedDomain(spec, interactions, items, None, rows, {}))
+            prepared.append(finish(spec, interactions, items, None, rows, {}))
     return prepared
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from domains.public.reading import PreparedDomain, Staging, declare, find_required, roles
+from domains.public.reading import PreparedDomain, Staging, declare, find_required, finish, roles
 
 SHARED_USERS = 2_179
 FOLDERS = {"game": "game_video", "video": "video_game"}
@@ -60,5 +60,5 @@ def load(
                 sources=[f"amazon-{p}" for p, r in chosen if r == "source"],
                 domain_features={"department": part},
             )
-            prepared.append(PreparedDomain(spec, interactions, None, None, rows, {}))
+            prepared.append(finish(spec, interactions, None, None, rows, {}))
     return prepared

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domains.errors import InvalidData
-from domains.public.reading import PreparedDomain, Staging, declare, roles
+from domains.public.reading import PreparedDomain, Staging, declare, finish, roles
 
 LOG = {"user_id": "VARCHAR", "video_id": "VARCHAR", "time_ms": "BIGINT", "is_click": "INTEGER", "tab": "INTEGER"}
 ACTIONS = ("is_like", "is_follow", "is_comment", "is_forward", "long_view", "is_click")
@@ -98,7 +98,7 @@ def load(
                 domain_features={"tab": f"tab-{tab}"},
             )
             users = out / "users.parquet" if people else None
-            prepared.append(PreparedDomain(spec, interactions, items if videos else None, users, rows, {}))
+            prepared.append(finish(spec, interactions, items if videos else None, users, rows, {}))
     return prepared
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from domains.errors import InvalidData
-from domains.public.reading import PreparedDomain, Staging, declare, find_required, roles
+from domains.public.reading import PreparedDomain, Staging, declare, find_required, finish, roles
 
 FIRST_SECOND = 1_649_376_000  # 2022-04-08
 PARTS = ("training", "evaluation", "testing")
@@ -67,7 +67,7 @@ def load(
                 domain_features={"code": f"code-{code}"},
             )
             unknown = int((here & ~known).sum())
-            prepared.append(PreparedDomain(spec, interactions, None, None, rows, {"unknown item": unknown}))
+            prepared.append(finish(spec, interactions, None, None, rows, {"unknown item": unknown}))
     return prepared
 
 

@@ -101,5 +101,5 @@ def load(
                 domain_features={"genre": genre},
             )
             left_out = {"movie not in movies.dat": unplaced} if unplaced else {}
-            prepared.append(PreparedDomain(spec, interactions, items, users, rows, left_out))
+            prepared.append(finish(spec, interactions, items, users, rows, left_out))
     return prepared

@@ -20,7 +20,7 @@ Task = Literal["rating", "ctr"]
 
 @dataclass(frozen=True)
 class PreparedDomain:
-    """One domain ready to register and ingest: its spec and files in the columns that the spec names.
+    """One domain ready to register and ingest: its spec (also ``spec.yaml`` beside the interactions) and its files.
 
     ``rows`` counts the interactions written; ``left_out`` counts rows of the original that do not belong, by reason.
     """
@@ -241,6 +241,14 @@ def declare(
     if users is not None:
         declared["users"] = {"id": "user_id", "features": dict(users)}
     return DomainSpec.from_mapping(declared)
+
+
+def finish(
+    spec: DomainSpec, interactions: Path, items: Path | None, users: Path | None, rows: int, left_out: Mapping[str, int]
+) -> PreparedDomain:
+    """Write the spec as ``spec.yaml`` beside the interactions, and say what was prepared."""
+    (interactions.parent / "spec.yaml").write_text(spec.to_yaml(), encoding="utf-8")
+    return PreparedDomain(spec, interactions, items, users, rows, left_out)
 
 
 def slug(text: str) -> str:

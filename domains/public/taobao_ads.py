@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from domains.public.reading import PreparedDomain, Staging, declare, find, find_required
+from domains.public.reading import PreparedDomain, Staging, declare, find, find_required, finish
 
 PROFILE = {
     "cms_segid": "category",
@@ -119,7 +119,7 @@ def load(
             users=PROFILE if users else None,
             domain_features={"surface": "ads"},
         )
-        prepared.append(PreparedDomain(spec, shown, catalogue, users, rows, {k: n for k, n in left_out.items() if n}))
+        prepared.append(finish(spec, shown, catalogue, users, rows, {k: n for k, n in left_out.items() if n}))
     return prepared
 
 
@@ -156,4 +156,4 @@ def _write_log(staging: Staging, out: Path, name: str, belongs: str, users: Path
         users=PROFILE if users else None,
         domain_features={"surface": "shop"},
     )
-    return PreparedDomain(spec, interactions, items, users, rows, {})
+    return finish(spec, interactions, items, users, rows, {})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from domains.public.reading import PreparedDomain, Staging, declare, find_required
+from domains.public.reading import PreparedDomain, Staging, declare, find_required, finish
 
 FIRST_SECOND, END_SECOND = 1_511_539_200, 1_512_316_800  # 2017-11-25 to 2017-12-04, midnight in China
 
@@ -73,5 +73,5 @@ def load(path: Path, out_dir: Path, *, boundary: int = 1_000_000, user_share: fl
                 domain_features={"surface": role},
             )
             left_out = {"dated outside of the nine days": undated} if undated else {}
-            prepared.append(PreparedDomain(spec, interactions, items, None, rows, left_out))
+            prepared.append(finish(spec, interactions, items, None, rows, left_out))
     return prepared

@@ -13,6 +13,7 @@ import pytest
 from domains.errors import DomainFault, InvalidData
 from domains.ingest import ingest
 from domains.public import LOADERS, PreparedDomain
+from domains.spec import DomainSpec
 
 
 def _load(name: str, path: Path, out_dir: Path, **options: object) -> dict[str, PreparedDomain]:
@@ -26,6 +27,7 @@ def _load(name: str, path: Path, out_dir: Path, **options: object) -> dict[str, 
 def _assert_spec_fits_files(domain: PreparedDomain) -> None:
     """Every column that the spec names is in the files, ids are text, and the rows are as many as said."""
     spec, schema = domain.spec, pq.read_schema(domain.interactions)
+    assert DomainSpec.from_yaml(domain.interactions.parent / "spec.yaml") == spec
     columns = spec.interactions
     named = {columns.user, columns.item, columns.time, columns.label, columns.action, *columns.context} - {None}
     assert named <= set(schema.names)
