@@ -234,10 +234,14 @@ class DomainStack:
 class Ranker(nn.Module):
     """Scores (user, item, domain) rows.
 
+    ``source_values`` (source_items,) holds the mean value of each source item's events, as histories hold values.
+
     Args:
         config: see RankerConfig
         source_item_codes: (source_items, F) long, feature codes of the source items; row 0 is the unknown item
     """
+
+    source_values: Tensor
 
     def __init__(self, config: RankerConfig, source_item_codes: Tensor | None = None) -> None:
         super().__init__()
@@ -246,6 +250,7 @@ class Ranker(nn.Module):
         self.source_items = ItemTable(
             config.source_items, width, source_item_codes, len(config.item_fields), mean=config.mean_label
         )
+        self.register_buffer("source_values", torch.full((config.source_items,), config.mean_label))
         self.item_fields = FieldEmbedding(config.item_fields, width)
         self.user_fields = FieldEmbedding(config.user_fields, width)
         self.context_fields = FieldEmbedding(config.context_fields, width)
@@ -393,7 +398,7 @@ class Ranker(nn.Module):
             inputs += [transferred, transferred * candidate] if self.config.product else [transferred]
         else:
             inputs.append(tokens.flatten(1)[:, None].expand(-1, layout.per_chunk, -1))
-        evidence = history_evidence(cells.lifelong, self.source_items.means)
+        evidence = history_evidence(cells.lifelong, self.source_values)
         inputs.append(evidence.view(*shape, -1))
         score = self.head(torch.cat(inputs, -1)).view(-1) + self._expected(cells, evidence, present)
         return layout.back(score) + batch.prior

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from orchestrator.errors import ArtifactMissing
 
+TAG_DIGITS = 40
+"""BentoML's tags hold at most 63 characters; loading checks the whole hash anyway."""
+
 
 class Artifacts:
     """The model store in ``home``. Publishing the same content twice is harmless."""
@@ -17,11 +20,11 @@ class Artifacts:
         self._home.mkdir(parents=True, exist_ok=True)
 
     def publish(self, kind: str, directory: Path, content_hash: str) -> str:
-        """Copy a finished folder into the store and return its tag, ``graft-<kind>:<hash>``."""
+        """Copy a finished folder into the store and return its tag, ``graft-<kind>:<first of the hash>``."""
         import bentoml
         from bentoml.exceptions import BentoMLException
 
-        tag = f"graft-{kind}:{content_hash}"
+        tag = f"graft-{kind}:{content_hash[:TAG_DIGITS]}"
         store = self._store()
         if self._holds(tag):
             return tag

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from domains.splits import Split, scan_for_leaks
 from sklearn.linear_model import LogisticRegression
 
 from domains.errors import NoLiveVersion, NotEnoughData
 from domains.lifecycle import State
 from domains.registry import Version
+from domains.splits import Split, scan_for_leaks
 from models import adapters, checkpoint, training
 from models.ranker import Ranker
 from orchestrator import evaluation, promotion
@@ -107,7 +107,7 @@ def fine_tune(context: RunContext) -> None:
         rows.take(split["validation"]),
         checkpoint_dir=context.folder / "fine-tuning",
         on_progress=lambda progress: context.progress(
-            progress.fraction, loss=progress.loss, step=progress.step, examples_per_s=progress.rows_per_s
+            progress.fraction, loss=progress.loss, steps=progress.step, examples_per_s=progress.rows_per_s
         ),
     )
     certificate = adapters.certificate(
@@ -165,7 +165,7 @@ def compare(context: RunContext) -> None:
     slot = checkpoint.load_into(ranker, context.folder / "adapter", backbone=backbone.id)
     tuned = score_rows(ranker, assembler, test, slot)
     scores = {**plain, "zero_shot": zero_shot, "adapter": tuned}
-    best = _best_reachable(workspace, name, test)
+    best = workspace.true_probabilities(test)
     if best is not None:
         scores["best_reachable"] = best
     popular = np.bincount(known.item, minlength=int(rows.item.max()) + 1)[test.item]
@@ -215,18 +215,15 @@ def offer(context: RunContext) -> None:
     version = publish_version(
         context,
         context.folder / "adapter",
-        Version(
-            id=checkpoint.load_adapter(context.folder / "adapter").content,
-            kind="adapter",
-            domain=name,
-            backbone_id=backbone.id,
-            rung="adapter",
-            metrics=report["rows"]["adapter"],
-            report=report,
-            certificate=certificate,
-            config=recipe.model_dump(mode="json"),
-            created_by=context.by,
-        ),
+        checkpoint.load_adapter(context.folder / "adapter").content,
+        kind="adapter",
+        domain=name,
+        backbone_id=backbone.id,
+        rung="adapter",
+        metrics=report["rows"]["adapter"],
+        report=report,
+        certificate=certificate,
+        config=recipe.model_dump(mode="json"),
     )
     live = context.registry.live(name)
     already_live = live is not None and live.version_id == version.id
@@ -363,11 +360,6 @@ def _witnesses(workspace: Workspace, layout: Layout, others: dict[str, int]) -> 
 def _history_length(workspace: Workspace, rows: Any) -> np.ndarray:
     start, stop = workspace.histories.source.window(rows.user, rows.time_us, 2000)
     return stop - start
-
-
-def _best_reachable(workspace: Workspace, name: str, rows: Any) -> np.ndarray | None:
-    """True probabilities of a simulated domain, where its truth file was ingested beside it."""
-    return workspace.true_probabilities(name, rows)
 
 
 def _timed(domain: Any) -> bool:

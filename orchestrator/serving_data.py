@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from domains.histories import Histories
-
 from domains.domain_data import DomainData
+from domains.histories import Histories
 from domains.registry import Registry
 from feature_repo.definitions import FeatureRepo
 from feature_repo.materialise import materialise

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from domains.histories import ACTIONS, Histories
 
 from domains.errors import NotEnoughData
+from domains.histories import ACTIONS, Histories
 from domains.lifecycle import State
+from domains.records import VersionKind
 from domains.registry import Domain, Version
 from models import adapters, checkpoint, training
 from models.ranker import DomainConfig, Ranker, RankerConfig
@@ -49,7 +50,7 @@ def train(context: RunContext) -> None:
         slots,
         checkpoint_dir=context.folder / "training",
         on_progress=lambda progress: context.progress(
-            progress.fraction, loss=progress.loss, step=progress.step, examples_per_s=progress.rows_per_s
+            progress.fraction, loss=progress.loss, steps=progress.step, examples_per_s=progress.rows_per_s
         ),
     )
     building = context.folder / "trained.building"
@@ -114,13 +115,10 @@ def publish(context: RunContext) -> None:
     publish_version(
         context,
         context.folder / "trained" / "backbone",
-        Version(
-            id=backbone_id,
-            kind="backbone",
-            metrics=measured,
-            config=recipe.model_dump(mode="json"),
-            created_by=context.by,
-        ),
+        backbone_id,
+        kind="backbone",
+        metrics=measured,
+        config=recipe.model_dump(mode="json"),
     )
     for name in slots:
         if layout.source(name) is not None:
@@ -129,16 +127,13 @@ def publish(context: RunContext) -> None:
         version = publish_version(
             context,
             folder,
-            Version(
-                id=checkpoint.load_adapter(folder).content,
-                kind="adapter",
-                domain=name,
-                backbone_id=backbone_id,
-                rung="adapter",
-                metrics=measured.get(name, {}),
-                config=recipe.model_dump(mode="json"),
-                created_by=context.by,
-            ),
+            checkpoint.load_adapter(folder).content,
+            kind="adapter",
+            domain=name,
+            backbone_id=backbone_id,
+            rung="adapter",
+            metrics=measured.get(name, {}),
+            config=recipe.model_dump(mode="json"),
         )
         if registry.live(name) is None:
             flip(context, name, version.id, why=f"trained together with shared model {backbone_id[:12]}")
@@ -184,6 +179,7 @@ def fit(
         until_us=None,
     )
     means: dict[str, ItemMeans] = {}
+    values: dict[str, np.ndarray] = {}
     train_parts: list[tuple[Examples, int]] = []
     validation_parts: list[tuple[Examples, int]] = []
     newest_us = None
@@ -192,6 +188,7 @@ def fit(
         split = workspace.split(rows)
         known = rows.take(split.train)
         means[name] = item_means(known, len(workspace.data(name).item_vocabulary), recipe.task)
+        values[name] = item_means(replace(known, label=known.value), len(means[name].means), "rating").means
         train_parts.append((without_itself(known, means[name]), slot))
         validation_parts.append((rows.take(_sample(split.validation, EVALUATED_ROWS)), slot))
         if len(known):
@@ -204,7 +201,7 @@ def fit(
         recipe,
         mean_label=float(np.concatenate([rows.label for rows, _ in train_parts]).mean()),
     )
-    set_means(ranker, layout, {name: found.means for name, found in means.items()})
+    set_means(ranker, layout, {name: found.means for name, found in means.items()}, values)
     validation = EpochOfDomains(
         assembler, [part for part in validation_parts if len(part[0])], batch_size=4096, seed=0, shuffle=False
     )
@@ -240,7 +237,7 @@ def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_lab
             domain_fields=tuple(field.size for field in layout.domain_fields),
             users=layout.users,
             width=recipe.width,
-            actions=ACTIONS,
+            actions=len(ACTIONS),
             task=recipe.task,
             interest=recipe.interest,
             mean_label=mean_label,
@@ -252,18 +249,21 @@ def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_lab
     return ranker
 
 
-def set_means(ranker: Ranker, layout: Layout, means: dict[str, np.ndarray]) -> None:
-    """Tell the network each item's mean label, by domain and local index."""
-    source = np.full(layout.source_rows_total, ranker.config.mean_label, np.float32)
+def set_means(ranker: Ranker, layout: Layout, means: dict[str, np.ndarray], values: dict[str, np.ndarray]) -> None:
+    """Tell the network each item's mean label, and each source item's mean value as histories hold it."""
+    source = np.full((2, layout.source_rows_total), ranker.config.mean_label, np.float32)
+    source[1] = float(np.mean([values[held.domain][0] for held in layout.sources]))
     for slot, name in enumerate(layout.slots):
         held = layout.source(name)
         if held is not None:
-            source[held.offset + 1 : held.offset + held.size] = means[name][1 : held.size]
+            rows = slice(held.offset + 1, held.offset + held.size)
+            source[0, rows], source[1, rows] = means[name][1 : held.size], values[name][1 : held.size]
         else:
             items = ranker.owned(slot).items
             assert items is not None
             items.set_means(torch.from_numpy(means[name]))
-    ranker.source_items.set_means(torch.from_numpy(source))
+    ranker.source_items.set_means(torch.from_numpy(source[0]))
+    ranker.source_values.copy_(torch.from_numpy(source[1]))
 
 
 def add_domain(ranker: Ranker, workspace: Workspace, layout: Layout, name: str, *, like: int | None = None) -> int:
@@ -285,10 +285,13 @@ def score_rows(ranker: Ranker, assembler: Any, rows: Examples, slot: int) -> np.
     return np.concatenate(scores) if scores else np.zeros(0, np.float32)
 
 
-def publish_version(context: RunContext, folder: Path, version: Version) -> Version:
-    """Store a finished folder under the version's content hash and record it; doing it again changes nothing."""
-    tag = Artifacts(context.settings.artifacts_dir).publish(version.kind, folder, version.id)
-    return context.registry.add_version(replace(version, artifact=tag))
+def publish_version(context: RunContext, folder: Path, version_id: str, *, kind: VersionKind, **facts: Any) -> Version:
+    """Store a finished folder under the version's content hash and record it; doing it again changes nothing.
+
+    ``facts`` are the fields of ``Version`` beside its id, kind and artifact.
+    """
+    tag = Artifacts(context.settings.artifacts_dir).publish(kind, folder, version_id)
+    return context.registry.add_version(Version(id=version_id, kind=kind, artifact=tag, created_by=context.by, **facts))
 
 
 def offer_zero_shot(
@@ -312,14 +315,11 @@ def offer_zero_shot(
     version = publish_version(
         context,
         folder,
-        Version(
-            id=checkpoint.load_adapter(folder).content,
-            kind="adapter",
-            domain=domain.name,
-            backbone_id=backbone_id,
-            rung="zero_shot",
-            created_by=context.by,
-        ),
+        checkpoint.load_adapter(folder).content,
+        kind="adapter",
+        domain=domain.name,
+        backbone_id=backbone_id,
+        rung="zero_shot",
     )
     flip(context, domain.name, version.id, why="first answers before any training on this domain")
     return version

@@ -11,8 +11,8 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from domains.histories import HistoryStore
 
+from domains.histories import HistoryStore
 from models.batch import Batch, Events
 from orchestrator.encoding import Layout
 
@@ -21,7 +21,8 @@ from orchestrator.encoding import Layout
 class Examples:
     """Rows of one domain, as arrays of equal length N.
 
-    ``user`` and ``item`` are vocabulary indices (item local to the domain), ``context`` is (N, C) codes.
+    ``user`` and ``item`` are vocabulary indices (item local to the domain), ``context`` is (N, C) codes, ``value`` the
+    label as the file had it, which is what histories hold.
     """
 
     domain: str
@@ -30,6 +31,7 @@ class Examples:
     item: np.ndarray
     time_us: np.ndarray
     label: np.ndarray
+    value: np.ndarray
     context: np.ndarray
     weight: np.ndarray
     prior: np.ndarray

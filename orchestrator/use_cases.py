@@ -14,15 +14,15 @@ from typing import Any
 
 import httpx
 import numpy as np
-from domains.histories import Histories
-from domains.readiness import Readiness
 
 from domains import ingest as ingesting
 from domains import readiness as reading
 from domains.domain_data import DomainData
 from domains.errors import NotEnoughData, PromotionRefused, UnknownVersion
+from domains.histories import Histories
 from domains.ingest import IngestReport
 from domains.lifecycle import State
+from domains.readiness import Readiness
 from domains.registry import Domain, Promotion, Registry, Run, Version
 from domains.spec import DomainSpec
 from orchestrator import flow_client, launching, runs, shared_training
@@ -96,7 +96,7 @@ def ingest_data(
             on_progress=report_progress,
         )
         if truth is not None:
-            _keep_truth(truth, settings.data_dir / name / "truth.parquet")
+            _keep_truth(truth, settings.data_dir / "domains" / name / "truth.parquet")
         registry.record_ingest(name, report.ingest_id, report.as_dict())
     except BaseException as error:
         registry.finish_run(run.id, state="failed", error=str(error) or type(error).__name__)
@@ -108,7 +108,8 @@ def ingest_data(
 def readiness(name: str, *, registry: Registry, settings: Settings) -> Readiness:
     """What a domain still lacks before it can launch, and what its sources could lend it."""
     domain = registry.domain(name)
-    return reading.assess(domain.spec, settings.data_dir)
+    sources = [other.name for other in registry.domains() if other.role == "source"]
+    return reading.assess(domain.spec, settings.data_dir, sources=sources)
 
 
 def build_features(*, registry: Registry, settings: Settings, on_progress: OnProgress | None = None) -> None:

@@ -8,12 +8,13 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-from domains.histories import Histories
-from domains.splits import Split, cold_users, time_forward
+import pyarrow.parquet as pq
 
 from domains.domain_data import DomainData
 from domains.errors import NotEnoughData
+from domains.histories import Histories
 from domains.registry import Domain
+from domains.splits import Split, cold_users, time_forward
 from orchestrator.encoding import Layout, SourceRange, fit_domain_fields, fit_fields
 from orchestrator.settings import Settings
 from orchestrator.training_data import Assembler, EventSource, Examples
@@ -138,6 +139,7 @@ class Workspace:
             item=table["item"].to_numpy().astype(np.int64),
             time_us=table["time_us"].to_numpy().astype(np.int64),
             label=table["label"].to_numpy().astype(np.float32),
+            value=table["raw_label"].to_numpy().astype(np.float32),
             context=layout.codes(layout.context_fields, table, rows),
             weight=np.ones(rows, np.float32),
             prior=np.zeros(rows, np.float32),
@@ -147,6 +149,20 @@ class Workspace:
         """Which rows' users had any source event before the row, (N,) bool."""
         start, stop = self.histories.source.window(rows.user, rows.time_us, 1)
         return stop > start
+
+    def true_probabilities(self, rows: Examples) -> np.ndarray | None:
+        """Click probabilities that a simulated domain was drawn from, one a row; None for real domains."""
+        path = self.settings.data_dir / "domains" / rows.domain / "truth.parquet"
+        if not path.is_file():
+            return None
+        truth, data = pq.read_table(path), self.data(rows.domain)
+        user = data.user_vocabulary.index(truth["user_id"].to_pylist())
+        item = data.item_vocabulary.index(truth["item_id"].to_pylist())
+        time_us = truth["ts"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+        keys = zip(user.tolist(), item.tolist(), time_us.tolist(), strict=True)
+        known = dict(zip(keys, truth["probability"].to_pylist(), strict=True))
+        asked = zip(rows.user.tolist(), rows.item.tolist(), rows.time_us.tolist(), strict=True)
+        return np.array([known[key] for key in asked], np.float64)
 
     def split(self, rows: Examples) -> Split:
         """The one split of a domain: sources by time; targets by cold user, and by time where there is time."""
