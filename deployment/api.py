@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -21,8 +21,10 @@ from deployment.messages import (
     RankAnswer,
     RankRequest,
 )
-from deployment.serving import Serving
 from orchestrator.errors import as_json, http_status
+
+if TYPE_CHECKING:
+    from deployment.serving import Serving
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +102,9 @@ async def _wrong_request(_: Request, error: Exception) -> Response:
         for problem in error.errors()[:20]
     ]
     first = problems[0]
-    message = f"{first['field']}: {first['message']}" if first["field"] else first["message"]
+    if first["kind"] == "json_invalid" or not first["field"]:
+        return _error(422, "invalid_request", "the body must be a JSON object", details={"problems": problems})
+    message = f"{first['field']}: {first['message']}"
     return _error(422, "invalid_request", message, field=first["field"], details={"problems": problems})
 
 
@@ -111,7 +115,10 @@ def _field(location: tuple[int | str, ...]) -> str:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    known = {404: ("not_found", f"nothing answers at {request.url.path}"), 405: ("method_not_allowed", "wrong method")}
+    known = {
+        404: ("not_found", f"nothing answers {request.method} {request.url.path}"),
+        405: ("method_not_allowed", "wrong method"),
+    }
     code, message = known.get(error.status_code, ("http_error", str(error.detail)))
     return _error(error.status_code, code, message)
 

@@ -12,13 +12,16 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import bentoml
 import orjson
 
 from deployment.api import create_app
-from deployment.serving import Serving
 from orchestrator.settings import Settings
+
+if TYPE_CHECKING:
+    from deployment.serving import Serving
 
 SETTINGS = Settings()
 _running: list[Serving] = []
@@ -90,6 +93,9 @@ class Graft:
     """Ranks items for users in every registered domain."""
 
     def __init__(self) -> None:
+        # Only here: the parent process of the workers imports this module too, and needs neither torch nor Feast.
+        from deployment.serving import Serving
+
         log_as_json()
         self._serving = Serving(SETTINGS)
         self._serving.start()

@@ -17,15 +17,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
 from deployment import scorer
 from deployment.journal import Background
-from deployment.metrics import Metrics
 from deployment.messages import Candidate, DomainStatus, FeedbackEvent, FeedbackRequest, RankRequest
+from deployment.metrics import Metrics
 from deployment.scorer import LiveDomain, Scores
 from deployment.snapshot import Snapshot, SnapshotBuilder, Watcher
 from domains.errors import UnknownDomain
@@ -39,6 +39,9 @@ from orchestrator.serving_data import feature_repo
 from orchestrator.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 MOST_WAITING = 64
 """Requests that wait for the scoring thread; the next one is turned away at once."""
@@ -65,6 +68,29 @@ class _Push:
     time_us: int
 
 
+class _Latest(Generic[K, V]):
+    """The latest so many entries, from any thread."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: OrderedDict[K, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def put(self, key: K, value: V) -> bool:
+        """Hold an entry; False where the key was held already, and is now held anew."""
+        with self._lock:
+            new = key not in self._held
+            self._held[key] = value
+            self._held.move_to_end(key)
+            if len(self._held) > self._most:
+                self._held.popitem(last=False)
+            return new
+
+    def get(self, key: K) -> V | None:
+        with self._lock:
+            return self._held.get(key)
+
+
 class Serving:
     """Snapshot, features, scoring thread and logs of one process. Start it once; it stops with ``close``."""
 
@@ -84,8 +110,8 @@ class Serving:
         self._predictions: Background[dict[str, Any]] = Background("predictions", self._log_predictions)
         self._pushes: Background[_Push] = Background("pushes", self._push, batch=50, linger_s=0.0)
         self._push_store: Any = None
-        self._asked: OrderedDict[str, tuple[str, str]] = OrderedDict()
-        self._asked_lock = threading.Lock()
+        self._asked: _Latest[str, tuple[str, str]] = _Latest(REMEMBERED_REQUESTS)
+        self._pushed: _Latest[tuple[str, str, str], bool] = _Latest(REMEMBERED_REQUESTS)
         self._features_down = ""
         self._metrics = Metrics()
         self.ready = False
@@ -108,7 +134,7 @@ class Serving:
         torch.set_num_threads(1)
         self._watcher.start()
         self._scoring.submit(self._warm_up).result()
-        # Collecting walks every object of torch and Feast, for over 100 ms: those never die, so it need not look at them.
+        # Collecting walks every object of torch and Feast, for over 100 ms; those never die, so it need not look.
         gc.collect()
         gc.freeze()
         gc.set_threshold(2_000, 20, 1_000_000)
@@ -165,7 +191,7 @@ class Serving:
         if scores.reason is not None:
             body["reason"] = scores.reason
         self._metrics.answered(domain.name, scores.served_by, scores.reason)
-        self._remember(request_id, request.user_id, domain.name)
+        self._asked.put(request_id, (request.user_id, domain.name))
         self._predictions.put({"user_id": request.user_id, "at": datetime.now(UTC), "body": body})
         return Ranking(body, (read - began) * 1e3, (ended - read) * 1e3, (ended - began) * 1e3)
 
@@ -220,10 +246,12 @@ class Serving:
             for event in request.events
         ]
         new = self._registry.log_feedback(rows)
-        # Pushing is idempotent only by time, and an event sent again without one has another: so only for new feedback.
         if new and user_id is not None and domain is not None:
             for event in request.events:
-                self._pushes.put(_Push(user_id, domain, event, event.time_us if event.time_us is not None else now_us))
+                # Sent again without a time of its own, an event would have another time and look like a second one.
+                if self._pushed.put((request.request_id, event.item_id, event.action), True):
+                    time_us = event.time_us if event.time_us is not None else now_us
+                    self._pushes.put(_Push(user_id, domain, event, time_us))
         return new, len(rows) - new
 
     def status(self) -> list[DomainStatus]:
@@ -250,15 +278,8 @@ class Serving:
             raise UnknownDomain(f"no domain {name!r} is registered here", domain=name)
         return domain
 
-    def _remember(self, request_id: str, user_id: str, domain: str) -> None:
-        with self._asked_lock:
-            self._asked[request_id] = (user_id, domain)
-            if len(self._asked) > REMEMBERED_REQUESTS:
-                self._asked.popitem(last=False)
-
     def _asked_by(self, request: FeedbackRequest) -> tuple[str | None, str | None]:
-        with self._asked_lock:
-            user_id, domain = self._asked.get(request.request_id, (None, None))
+        user_id, domain = self._asked.get(request.request_id) or (None, None)
         return user_id or request.user_id, domain or request.domain
 
     def _log_predictions(self, entries: Sequence[Any]) -> None:

@@ -1,8 +1,8 @@
 """Which versions answer: read from the registry, loaded, checked, and swapped in whole.
 
 The request path holds one immutable ``Snapshot``. A watcher thread builds the next one beside it and replaces it in one
-assignment, so a promotion costs no request, and a version that does not load costs nothing but a line in the status: the
-domain goes on with what it had.
+assignment, so a promotion costs no request, and a version that does not load costs nothing but a line in the status:
+the domain goes on with what it had.
 """
 
 from __future__ import annotations

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 HISTORY_EVENTS = 2_000
 """Source events kept online for each user, the latest."""
+RECENT_EVENTS = 200
+"""Events kept for each user and target domain, at least; no network reads more of its short history."""
 EVENT_FIELDS = ("item", "domain", "action", "value", "time_us")
 """Parallel arrays of a history: local item index, domain number, action code, value, microseconds since the epoch."""
 RANKING = "ranking"

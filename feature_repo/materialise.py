@@ -22,14 +22,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from feast import FeatureStore
+from feast.data_source import PushMode
+
 from domains.domain_data import DomainData
 from domains.histories import Histories, HistoryStore
 from domains.registry import Domain
 from domains.vocabulary import Vocabulary
-from feast import FeatureStore
-from feast.data_source import PushMode
-
-from feature_repo.definitions import EVENT_FIELDS, HISTORY_EVENTS, FeatureRepo, apply
+from feature_repo.definitions import EVENT_FIELDS, HISTORY_EVENTS, RECENT_EVENTS, FeatureRepo, apply
 from feature_repo.online import read_events
 
 logger = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ def _user_recent(
         target = histories.target.get(domain.name)
         if target is None:
             continue
-        for user, start, stop in _windows(target, before_us, domain.spec.history.short):
+        for user, start, stop in _windows(target, before_us, max(RECENT_EVENTS, domain.spec.history.short)):
             position, offsets = _positions(start, stop)
             yield pa.table(
                 {
