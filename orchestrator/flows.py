@@ -233,4 +233,4 @@ def _drive(kind: str, domain: str | None, run_id: str | None, by: str, params: d
     )
     context.registry.start_run(kind, domain, params=context.params, by=by, run_id=context.run_id)
     context.registry.link_flow_run(context.run_id, flow_run_id)
-    execute(use_cases.STEPS[kind], context, call=as_task)
+    execute(use_cases.steps(kind), context, call=as_task)

@@ -13,7 +13,6 @@ import torch
 
 from domains.errors import NotEnoughData
 from domains.histories import ACTIONS, Histories
-from domains.lifecycle import State
 from domains.records import VersionKind
 from domains.registry import Domain, Version
 from models import adapters, checkpoint, training
@@ -137,9 +136,6 @@ def publish(context: RunContext) -> None:
         )
         if registry.live(name) is None:
             flip(context, name, version.id, why=f"trained together with shared model {backbone_id[:12]}")
-            registry.move(name, State.TRAINING, by=context.by, why="shared training")
-            registry.move(name, State.CHALLENGER, by=context.by, why="shared training")
-            registry.move(name, State.LIVE, by=context.by, why="first version of a domain in shared training")
     flip(context, None, backbone_id, why="shared training finished")
     for domain in registry.domains():
         if domain.name not in slots and domain.role == "target" and registry.live(domain.name) is None:

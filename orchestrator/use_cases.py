@@ -21,23 +21,24 @@ from domains.domain_data import DomainData
 from domains.errors import NotEnoughData, PromotionRefused, UnknownVersion
 from domains.histories import Histories
 from domains.ingest import IngestReport
-from domains.lifecycle import State
 from domains.readiness import Readiness
 from domains.registry import Domain, Promotion, Registry, Run, Version
 from domains.spec import DomainSpec
-from orchestrator import flow_client, launching, runs, shared_training
-from orchestrator.encoding import Layout
+from orchestrator import flow_client, runs
 from orchestrator.errors import Unavailable
 from orchestrator.runs import OnProgress, RunContext, Step
 from orchestrator.settings import Settings
-from orchestrator.workspace import Workspace
 
-STEPS: dict[str, tuple[Step, ...]] = {
-    "train-shared": shared_training.STEPS,
-    "launch-domain": (*shared_training.STEPS[:1], *launching.STEPS, *shared_training.STEPS[-1:]),
-    "retrain": (*shared_training.STEPS[:1], *launching.STEPS, *shared_training.STEPS[-1:]),
-}
-"""The steps of each kind of run, in order."""
+KINDS = ("train-shared", "launch-domain", "retrain")
+
+
+def steps(kind: str) -> tuple[Step, ...]:
+    """The steps of a kind of run, in order."""
+    # Imported here so that the pages and the command line, which only start runs, come up without torch.
+    from orchestrator import launching, shared_training
+
+    gather, *_, refresh = shared_training.STEPS
+    return shared_training.STEPS if kind == "train-shared" else (gather, *launching.STEPS, refresh)
 
 
 def register(spec: DomainSpec, *, registry: Registry, by: str) -> Domain:
@@ -164,7 +165,7 @@ def promote(name: str, version_id: str | None = None, *, registry: Registry, who
         PromotionRefused: the gate held it back, or it is no version of this domain.
         StalePromotion: another version went live meanwhile.
     """
-    domain = registry.domain(name)
+    registry.domain(name)
     versions = [version for version in registry.versions(name, "adapter") if version.rung == "adapter"]
     if version_id is None:
         if not versions:
@@ -182,16 +183,20 @@ def promote(name: str, version_id: str | None = None, *, registry: Registry, who
             reasons=decision["reasons"],
         )
     live = registry.live(name)
-    promotion = registry.promote(name, version.id, expect=live.version_id if live else None, who=who, why=why)
-    if domain.state is not State.LIVE:
-        registry.move(name, State.LIVE, by=who, why=why)
-    return promotion
+    return registry.promote(name, version.id, expect=live.version_id if live else None, who=who, why=why)
 
 
-def roll_back(name: str, *, registry: Registry, who: str, why: str) -> Promotion:
-    """Point a domain back at the version that was live before, in one step."""
+def roll_back(name: str, *, registry: Registry, who: str, why: str, expect: str | None = None) -> Promotion:
+    """Point a domain back at the version that was live before, in one step.
+
+    Args:
+        expect: the live version that the caller saw; two people who press at once then go back once, not twice.
+
+    Raises:
+        StalePromotion: another version is live than ``expect``.
+    """
     registry.domain(name)
-    return registry.roll_back(name, who=who, why=why)
+    return registry.roll_back(name, who=who, why=why, expect=expect)
 
 
 def start(
@@ -322,7 +327,7 @@ def _execute(
         settings=settings,
         on_progress=on_progress,
     )
-    return runs.execute(STEPS[kind], context)
+    return runs.execute(steps(kind), context)
 
 
 def _execute_quietly(*arguments: Any) -> None:
@@ -340,9 +345,7 @@ def _keep_truth(truth: Path, kept: Path) -> None:
 
 
 __all__ = [
-    "STEPS",
-    "Layout",
-    "Workspace",
+    "KINDS",
     "build_features",
     "ingest_data",
     "launch",
@@ -354,5 +357,6 @@ __all__ = [
     "roll_back",
     "sample_users",
     "start",
+    "steps",
     "train_shared",
 ]
