@@ -16,6 +16,7 @@ from domains.public.reading import (
     Task,
     declare,
     find_required,
+    finish,
     literal,
     rating_columns,
     roles,
