@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 
 from domains.errors import InvalidData
-from domains.source_files import SourceFile, literal, quoted, relation_of
+from domains.source_files import SourceFile, literal, quoted, rows_of
 from domains.validation import present, text_of
 
 
@@ -26,10 +26,11 @@ def stage_catalogue(
     for name in features:
         source.require(name, f"{table} feature")
     texts = "".join(f", {text_of(source, name)} AS feature_{i}" for i, name in enumerate(features))
-    con.execute(
-        f"CREATE TEMP TABLE {table}_rows AS SELECT _line AS line, _lines AS lines, _fault AS fault,"
-        f" {present(text_of(source, key))} AS _id{texts} FROM {relation_of(con, source)}"
-    )
+    with rows_of(con, source) as rows:
+        con.execute(
+            f"CREATE TEMP TABLE {table}_rows AS SELECT _line AS line, _lines AS lines, _fault AS fault,"
+            f" {present(text_of(source, key))} AS _id{texts} FROM {rows}"
+        )
     same = "".join(f" AND feature_{i} IS NOT DISTINCT FROM first(feature_{i}) OVER same" for i in range(len(features)))
     con.execute(
         f"CREATE TEMP TABLE {table}_judged AS SELECT *, CASE WHEN fault IS NOT NULL THEN fault WHEN _id IS NULL THEN"
@@ -45,13 +46,13 @@ def stage_catalogue(
     con.execute(f"CREATE TABLE {table}_new AS SELECT _id{values} FROM {table}_judged WHERE reason IS NULL")
     kept = _count(con, f"SELECT count(*) FROM {table}_new")
     if kept == 0:
-        rows = con.execute(f"SELECT line, reason FROM {table}_judged ORDER BY line LIMIT 5").fetchall()
-        shown = ", ".join(f"line {line}: {reason}" for line, reason in rows)
+        shown_rows = con.execute(f"SELECT line, reason FROM {table}_judged ORDER BY line LIMIT 5").fetchall()
+        shown = ", ".join(f"line {line}: {reason}" for line, reason in shown_rows)
         raise InvalidData(
             f"{source.path.name}: holds no usable row" + (f" ({shown})" if shown else " after its header"),
             file=source.path.name,
             column=key,
-            first_bad=[{"line": line, "reason": reason} for line, reason in rows],
+            first_bad=[{"line": line, "reason": reason} for line, reason in shown_rows],
         )
     warnings = []
     refused = _count(con, f"SELECT count(*) FROM bad WHERE file = {file}")

@@ -16,6 +16,7 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -330,15 +331,43 @@ def content_hash(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def relation_of(con: duckdb.DuckDBPyConnection, source: SourceFile) -> str:
+@contextmanager
+def rows_of(con: duckdb.DuckDBPyConnection, source: SourceFile) -> Iterator[str]:
     """SQL of a file's rows: ``_line``, ``_lines``, ``_fault``, and either ``_cells`` or the Parquet file's columns.
 
-    A text file's relation is a stream: it can be read once, and only before the next relation is made.
+    It holds inside the block and can be read once there.
+
+    Raises:
+        InvalidData: the file turns out to be truncated or damaged while it is read.
     """
-    if source.kind == "parquet":
-        return (
-            "(SELECT file_row_number + 1 AS _line, 1 AS _lines, NULL::VARCHAR AS _fault, * EXCLUDE (file_row_number)"
-            f" FROM read_parquet({literal(str(source.path))}, file_row_number = true))"
-        )
-    con.register("text_records", pa.RecordBatchReader.from_batches(RECORDS, text_records(source)))
-    return "text_records"
+    damage: list[InvalidData] = []
+    try:
+        if source.kind == "parquet":
+            yield (
+                "(SELECT file_row_number + 1 AS _line, 1 AS _lines, NULL::VARCHAR AS _fault,"
+                f" * EXCLUDE (file_row_number) FROM read_parquet({literal(str(source.path))}, file_row_number = true))"
+            )
+        else:
+            batches = pa.RecordBatchReader.from_batches(RECORDS, _noting(text_records(source), damage))
+            con.register("text_records", batches)
+            yield "text_records"
+            con.unregister("text_records")
+    except (duckdb.OutOfMemoryException, duckdb.InterruptException):
+        raise
+    except duckdb.Error as fault:
+        # DuckDB wraps what a stream raises in an error of its own.
+        if damage:
+            raise damage[0] from None
+        if source.kind == "parquet":
+            raise InvalidData(
+                f"{source.path.name}: cannot be read: a part of the file is damaged", file=source.path.name
+            ) from fault
+        raise
+
+
+def _noting(batches: Iterator[pa.RecordBatch], damage: list[InvalidData]) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from batches
+    except InvalidData as fault:
+        damage.append(fault)
+        raise

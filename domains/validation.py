@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from domains.source_files import SourceFile, literal, quoted, relation_of
+from domains.source_files import SourceFile, literal, quoted, rows_of
 from domains.spec import DomainSpec
 
 EARLIEST_US = 631_152_000_000_000
@@ -115,7 +115,8 @@ def stage_events(con: duckdb.DuckDBPyConnection, source: SourceFile, *, file: in
     """Add a file's rows to ``staged`` and settle how its times read. Returns warnings."""
     columns = EventColumns.of(spec)
     texts = ", ".join("NULL" if name is None else present(text_of(source, name)) for _, name, _ in columns.staged())
-    con.execute(f"INSERT INTO staged SELECT {file}, _line, _lines, _fault, {texts} FROM {relation_of(con, source)}")
+    with rows_of(con, source) as rows:
+        con.execute(f"INSERT INTO staged SELECT {file}, _line, _lines, _fault, {texts} FROM {rows}")
     if columns.time is None:
         con.execute("INSERT INTO time_rules VALUES (?, 'none', false)", [file])
         return []
