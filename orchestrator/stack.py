@@ -277,6 +277,7 @@ class _Supervisor:
                     self._say(f"{server.name} died {RESTARTS_ALLOWED + 1} times and stays down; see {record.log}")
                 continue
             self._say(f"{server.name} ended with status {status}; starting it again")
+            _kill_group(self._processes[server.name].pid)  # what it left behind may hold its port
             self._stop.wait(2**record.restarts - 1)
             if not self._stop.is_set():
                 self._start(server, restarts=record.restarts + 1)
@@ -356,12 +357,19 @@ def _end(pid: int) -> None:
         family = [leader, *leader.children(recursive=True)]
         leader.terminate()
     except psutil.NoSuchProcess:
-        return
+        family = []
     _, left = psutil.wait_procs(family, timeout=STOP_LIMIT_S)
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+    _kill_group(pid)
     psutil.wait_procs(left, timeout=5)
+
+
+def _kill_group(leader_pid: int) -> None:
+    """Every server leads a process group of its own, which outlives it while a child does."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader_pid, signal.SIGKILL)
 
 
 def _alive(pid: int, created: float) -> bool:

@@ -1,0 +1,310 @@
+"""The servers as one: up, looked after, ended together; and what becomes of a run when they are not."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+import httpx
+import psutil
+import pytest
+
+from domains.registry import Registry
+from domains.simulator import SimulatorConfig, simulate
+from orchestrator import servers, stack, use_cases
+from orchestrator.servers import Server, StackFault
+from orchestrator.settings import Settings
+
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("stack")]
+
+NAMES = {"prefect", "worker", "service", "ui"}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody holds now."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def settings_in(home) -> Settings:
+    """A home of its own on ports of its own."""
+    prefect, service, ui = free_ports(3)
+    return Settings(home=home, prefect_port=prefect, service_port=service, ui_port=ui)
+
+
+def wait_until(done: Callable[[], object], limit_s: float) -> None:
+    """Fail when it does not come true in time."""
+    deadline = time.monotonic() + limit_s
+    while not done():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def graft(settings: Settings, *words: str, **options) -> subprocess.CompletedProcess:
+    """A command from another shell."""
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", *words],
+        env=servers.environment(settings),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,
+    )
+
+
+# ------------------------------------------------------------------------- supervision, with servers that do nothing
+
+
+def idle(
+    name: str, code: str = "import time; time.sleep(600)", *, healthy: Callable[[], bool] = lambda: True
+) -> Server:
+    """A server that does nothing."""
+    return Server(name, (sys.executable, "-c", code), healthy)
+
+
+@pytest.fixture
+def supervise(tmp_path, monkeypatch):
+    """Runs a stack of idle servers in a thread; answers its settings, the lines it says and how to end it."""
+    monkeypatch.setattr(stack._Supervisor, "_deploy", lambda self: None)
+    monkeypatch.setattr(stack._Supervisor, "_do_chores", lambda self: None)
+    ends = []
+
+    def start(*plan: Server):
+        settings, lines, stop, faults = settings_in(tmp_path), [], threading.Event(), []
+        monkeypatch.setattr(stack, "servers", lambda settings, ui=True: list(plan))
+
+        def run():
+            try:
+                stack.up(settings, say=lines.append, stop=stop)
+            except StackFault as fault:
+                faults.append(fault)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        ends.append((stop, thread))
+        return settings, lines, stop, thread, faults
+
+    yield start
+    for stop, thread in ends:
+        stop.set()
+        thread.join(30)
+
+
+def ready(settings: Settings) -> bool:
+    """Whether the stack says that all of it is up."""
+    state = stack.read_state(settings)
+    return state is not None and state.ready
+
+
+def test_stopping_ends_every_server_and_forgets_them(supervise):
+    """No process and no state file is left."""
+    settings, lines, stop, thread, _ = supervise(idle("ui"), idle("worker"))
+    wait_until(lambda: ready(settings), 20)
+    pids = [server.pid for server in stack.read_state(settings).servers]
+    stop.set()
+    thread.join(30)
+    assert [pid for pid in pids if psutil.pid_exists(pid)] == []
+    assert stack.read_state(settings) is None
+    assert lines[-2:] == ["worker ended", "ui ended"]
+
+
+def test_a_server_that_dies_is_started_again(supervise):
+    """Another process takes its place."""
+    settings, _, _, _, _ = supervise(idle("ui"), idle("worker"))
+    wait_until(lambda: ready(settings), 20)
+    before = {server.name: server.pid for server in stack.read_state(settings).servers}
+    os.kill(before["ui"], signal.SIGKILL)
+    wait_until(lambda: {s.name: s.restarts for s in stack.read_state(settings).servers}["ui"] == 1, 20)
+    after = {server.name: server.pid for server in stack.read_state(settings).servers}
+    assert after["ui"] != before["ui"]
+    assert after["worker"] == before["worker"]
+
+
+def test_a_server_that_does_not_start_is_reported_with_its_last_words(supervise):
+    """The reason is in the error, and the servers that had started are ended."""
+    code = "import sys; print('no such column: fruit', file=sys.stderr); sys.exit(3)"
+    settings, _, _, thread, faults = supervise(idle("ui"), idle("service", code, healthy=lambda: False), idle("worker"))
+    thread.join(30)
+    assert "the service ended with status 3: no such column: fruit" in str(faults[0])
+    assert stack.read_state(settings) is None
+
+
+def test_a_second_stack_in_the_same_home_is_refused(supervise):
+    """Two would fight over one home."""
+    settings, _, _, _, _ = supervise(idle("ui"), idle("worker"))
+    wait_until(lambda: ready(settings), 20)
+    with pytest.raises(StackFault, match="up already"):
+        stack.up(settings)
+
+
+def test_down_ends_what_a_killed_supervisor_left_behind(tmp_path):
+    """The process that looked after the servers is gone; `down` still finds them."""
+    settings = settings_in(tmp_path)
+    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    created = psutil.Process(orphan.pid).create_time()
+    state = stack.StackState(supervisor_pid=orphan.pid, supervisor_created=created - 1000, ready=True)
+    state.servers = [stack.Running("service", orphan.pid, created, "", "")]
+    (tmp_path / "stack.json").write_text(json.dumps(asdict(state)))
+    assert stack.down(settings, say=lambda line: None) == ["service"]
+    orphan.wait(10)
+    assert stack.read_state(settings) is None
+
+
+def test_down_never_ends_a_process_that_only_has_the_same_id(tmp_path):
+    """Process ids are used again; the time of birth tells them apart."""
+    settings = settings_in(tmp_path)
+    own = psutil.Process()
+    state = stack.StackState(own.pid, own.create_time() - 1000, True, [])
+    state.servers = [stack.Running("service", own.pid, own.create_time() - 1000, "", "")]
+    (tmp_path / "stack.json").write_text(json.dumps(asdict(state)))
+    assert stack.down(settings) == []
+
+
+@pytest.mark.parametrize("name", ["prefect", "service", "ui"])
+def test_a_busy_port_is_refused_with_the_setting_that_moves_it(tmp_path, name):
+    """Before anything starts, in one line."""
+    settings = settings_in(tmp_path)
+    port = getattr(settings, f"{name}_port")
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", port))
+        holder.listen()
+        done = graft(settings, "up")
+    assert done.returncode == 1
+    assert f"port {port}" in done.stderr
+    assert f"GRAFT_{name.upper()}_PORT" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "logs").exists()
+
+
+def test_no_server_calls_home(tmp_path):
+    """The usage statistics of all four are off."""
+    environment = servers.environment(settings_in(tmp_path))
+    assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert environment["BENTOML_DO_NOT_TRACK"] == "True"
+    assert environment["STREAMLIT_BROWSER_GATHER_USAGE_STATS"] == "false"
+    assert environment["DO_NOT_TRACK"] == "1"
+
+
+def test_the_environment_says_the_same_as_the_settings(tmp_path):
+    """A server that builds its own settings builds these."""
+    settings = settings_in(tmp_path)
+    environment = servers.environment(settings)
+    for name, value in settings.model_dump().items():
+        assert environment[f"GRAFT_{name.upper()}"] == str(value)
+
+
+# ---------------------------------------------------------------------------------------------- the real four servers
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """The real stack, started by the command, with a tiny marketplace ingested."""
+    settings = settings_in(tmp_path_factory.mktemp("stack") / "home")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli", "up"],
+        env=servers.environment(settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wait_until(lambda: ready(settings) or process.poll() is not None, 240)
+        assert process.poll() is None, process.communicate()[0]
+        yield settings, process
+    finally:
+        stack.down(settings, say=lambda line: None)
+        process.wait(60)
+
+
+@pytest.mark.timeout(600)
+def test_all_four_answer_on_loopback_only(running):
+    """Each at the address that it was said to have, and on no other interface."""
+    settings, process = running
+    state = stack.read_state(settings)
+    assert {server.name for server in state.servers} == NAMES
+    assert stack.health(settings) == dict.fromkeys(NAMES, True)
+    for url in (f"{settings.prefect_url}/health", f"{settings.service_url}/livez", settings.ui_url):
+        assert httpx.get(url, timeout=10, trust_env=False).status_code == 200
+    family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+    listening = {
+        connection.laddr.ip
+        for pid in family
+        for connection in psutil.Process(pid).net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+
+
+def test_status_shows_each_server_with_its_address(running):
+    """From another shell."""
+    settings, _ = running
+    shown = graft(settings, "status").stdout
+    for name in NAMES:
+        assert name in shown
+    assert shown.count("healthy") == len(NAMES)
+    assert settings.service_url in shown
+
+
+@pytest.mark.timeout(600)
+def test_a_run_whose_process_is_killed_goes_on_where_it_stopped(running, tmp_path):
+    """kill -9 in the middle of training: Crashed, then the same run continues and succeeds."""
+    settings, _ = running
+    registry = Registry(settings.registry_url)
+    for made in simulate(SimulatorConfig(events=6_000), tmp_path)[:4]:
+        use_cases.register(made.spec, registry=registry, by="test")
+        use_cases.ingest_data(
+            made.spec.name,
+            interactions=[made.interactions],
+            items=made.items,
+            users=made.users,
+            registry=registry,
+            settings=settings,
+            by="test",
+        )
+    params = {"epochs": 2, "width": 8, "batch_size": 32, "checkpoint_every_steps": 5}
+    run = use_cases.start("train-shared", params=params, registry=registry, settings=settings, by="test")
+    folder = settings.runs_dir / run.id / "training"
+    wait_until(lambda: any(folder.glob("*")) or registry.run(run.id).state == "failed", 200)
+    assert registry.run(run.id).state == "running", registry.run(run.id).error
+
+    worker = next(server for server in stack.read_state(settings).servers if server.name == "worker")
+    engines = [
+        child
+        for child in psutil.Process(worker.pid).children(recursive=True)
+        if "prefect.flow_engine" in child.cmdline()
+    ]
+    assert engines, [child.cmdline() for child in psutil.Process(worker.pid).children(recursive=True)]
+    for engine in engines:
+        engine.kill()
+    wait_until(lambda: registry.run(run.id).state != "running", 300)
+    ended = registry.run(run.id)
+    assert ended.state == "succeeded", ended.error
+    assert registry.live(None).version_id == ended.result["version"]
+    with httpx.Client(base_url=settings.prefect_url, timeout=10) as prefect:
+        states = prefect.get("/flow_run_states/", params={"flow_run_id": ended.flow_run_id}).json()
+    assert "CRASHED" in {state["type"] for state in states}
+    assert states[-1]["type"] in ("COMPLETED", "RUNNING")
+
+
+@pytest.mark.timeout(600)
+def test_one_ctrl_c_ends_all_of_them(running):
+    """SIGINT to the one process: exit status 0, no process left, every port free again. Last: it ends the stack."""
+    settings, process = running
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=90)[0]
+    assert process.returncode == 0, said
+    assert [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    assert stack.read_state(settings) is None
+    servers.refuse_busy_ports(servers.servers(settings), settings)
