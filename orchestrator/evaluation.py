@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
 
 from domains.spec import Gate
 from models import metrics
@@ -131,14 +133,15 @@ def item_mean(
 
 
 def popularity(train_item: np.ndarray, train_label: np.ndarray, item: np.ndarray) -> np.ndarray:
-    """Popularity as a click rate: the item's share of all positive events, scaled to the mean label.
+    """Popularity as a click rate: how often an item was taken, not how well it did per view, mapped to a probability.
 
-    Ranks by how often an item was taken, not by how well it did per view.
+    A logistic curve over log(1 + positives), fitted on the training rows; it keeps the order of popularity.
     """
     size = int(max(train_item.max(initial=0), item.max(initial=0))) + 1
-    positives = np.bincount(train_item, weights=train_label, minlength=size)[item]
-    mean = float(train_label.mean()) if len(train_label) else 0.0
-    return np.clip(positives / max(positives.mean(), 1e-9) * mean, 1e-6, 1 - 1e-6)
+    taken = np.log1p(np.bincount(train_item, weights=train_label, minlength=size))
+    curve = LogisticRegression().fit(taken[train_item][:, None], train_label)
+    slope = max(float(curve.coef_[0, 0]), 1e-3)
+    return expit(slope * taken[item] + float(curve.intercept_[0]))
 
 
 METRIC = {
