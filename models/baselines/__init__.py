@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from models.baselines.bridges import CMF, EMCDR, PTUPCDR, TMCDR
 from models.baselines.factors import Bridge
+from models.baselines.feature_contrast import AT4CTR, CL4CTR, SSL, PoolNCE
 from models.baselines.inputs import Rival
 from models.baselines.lifelong import ETA, SDIM, TWIN, Lifelong, SIMSoft
 from models.baselines.metric_bridge import SSCDR
@@ -23,6 +24,7 @@ from models.baselines.plain import (
     Popularity,
     TrainMean,
 )
+from models.baselines.self_supervised import DSS, SAC, SQN, AuxiliaryTask, BERT4Rec, CL4SRec, CLRec
 
 PLAIN: dict[str, Callable[..., PlainRival]] = {
     "train mean": TrainMean,
@@ -54,4 +56,17 @@ LIFELONG: dict[str, Callable[..., Lifelong]] = {
     "ETA": ETA,
     "SDIM": SDIM,
     "TWIN": TWIN,
+}
+# Losses for `WithAuxiliary(backbone, task)`; all are built of the width, SSL also of the items' feature codes.
+SELF_SUPERVISED: dict[str, Callable[..., AuxiliaryTask]] = {
+    "DSS": DSS,
+    "BERT4Rec": BERT4Rec,
+    "SQN": SQN,
+    "SAC": SAC,
+    "SSL": SSL,
+    "CLRec": CLRec,
+    "AT4CTR": AT4CTR,
+    "CL4CTR": CL4CTR,
+    "CL4SRec": CL4SRec,
+    "NCE(target pool, source pool)": PoolNCE,
 }

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.batch import Batch, Events
 from models.embeddings import EventContext, FieldEmbedding, ItemTable, RowTable
+from models.evidence import EVIDENCE, as_score, history_evidence
 from models.ranker import TargetAttention
 
 
@@ -33,7 +34,9 @@ class RivalConfig:
     short: latest source events that the short view reads when the batch brings no short history
     product: also give the MLP the products of user, short views and candidate, as the ranker's head has them
     user_dropout: share of training rows whose user is hidden, so that the unknown user means something
-    initial_output: what an untrained network answers (for ratings, their mean)
+    mean_label: mean label of the training rows; what an item of which nothing is known is expected to get
+    evidence: start from the plain facts that the ranker starts from (``models/evidence.py``): the item's mean, and what
+        the user's own labels say of him; without them a network starts from the mean label alone
     """
 
     source_items: int
@@ -49,7 +52,8 @@ class RivalConfig:
     product: bool = True
     user_dropout: float = 0.2
     dropout: float = 0.0
-    initial_output: float = 0.0
+    mean_label: float = 0.5
+    evidence: bool = True
     task: Literal["ctr", "rating"] = "ctr"
 
     def __post_init__(self) -> None:
@@ -116,6 +120,7 @@ class Inputs(nn.Module):
     """
 
     first_row: Tensor
+    source_values: Tensor
 
     def __init__(self, config: RivalConfig, item_codes: Tensor | None = None, *, reads_source: bool = True) -> None:
         super().__init__()
@@ -126,7 +131,8 @@ class Inputs(nn.Module):
         first_row = torch.where(torch.tensor(config.domain_items) > 0, own, 0)
         self.register_buffer("first_row", first_row, persistent=False)
         width = config.width
-        self.items = ItemTable(config.item_rows, width, item_codes, len(config.item_fields))
+        self.items = ItemTable(config.item_rows, width, item_codes, len(config.item_fields), mean=config.mean_label)
+        self.register_buffer("source_values", torch.full((config.source_items,), config.mean_label))
         self.item_fields = FieldEmbedding(config.item_fields, width)
         self.user_fields = FieldEmbedding(config.user_fields, width)
         self.context_fields = FieldEmbedding(config.context_fields, width)
@@ -138,7 +144,29 @@ class Inputs(nn.Module):
         parts = 1 + len(config.user_fields) + bool(config.users) + len(config.context_fields) + views
         if config.product:
             parts += bool(config.users) + views
-        self.size = parts * width
+        self.knows_user = config.evidence and reads_source
+        self.size = parts * width + EVIDENCE * self.knows_user
+        self.evidence = nn.Parameter(torch.zeros(EVIDENCE)) if self.knows_user else None
+        self.own_evidence = nn.Parameter(torch.zeros(config.domains, EVIDENCE)) if self.knows_user else None
+        self.start = nn.Parameter(torch.zeros(()))
+
+    def set_means(self, means: Tensor, source_values: Tensor) -> None:
+        """Say what each item of the joint table gets on average, (item_rows,), and the mean value of each source item's
+        events, (source_items,), as histories hold values; from training rows alone."""
+        self.items.set_means(means)
+        self.source_values.copy_(source_values)
+
+    def expected(self, batch: Batch) -> Tensor:
+        """What the plain facts say of each row, (B,), in the unit of the output."""
+        start = as_score(self.items.means[0], self.config.task) + self.start
+        if not self.config.evidence:
+            return start.expand(len(batch))
+        rows = torch.where(batch.item > 0, self.own_rows(batch.item, batch.domain), 0)
+        expected = as_score(self.items.mean_of(rows), self.config.task) + self.start
+        if self.evidence is not None and self.own_evidence is not None:
+            weight = self.evidence + self.own_evidence[batch.domain]
+            expected = expected + (history_evidence(batch.lifelong, self.source_values) * weight).sum(-1)
+        return expected
 
     def own_rows(self, item: Tensor, domain: Tensor) -> Tensor:
         """Rows of the joint table of items of the domains' own tables; item (B, ...), domain (B,)."""
@@ -214,6 +242,8 @@ class Inputs(nn.Module):
             matched.append(vector)
         if self.config.product:
             parts += [view * candidate for view in matched]
+        if self.knows_user:
+            parts.append(history_evidence(batch.lifelong, self.source_values))
         return torch.cat(parts, -1)
 
     def _view(self, attention: nn.Module, events: Events, items: Tensor, batch: Batch, candidate: Tensor) -> Tensor:
@@ -225,18 +255,18 @@ class Inputs(nn.Module):
 class Rival(nn.Module):
     """A network of the table. Subclasses say what is `personal`; the rest is the same for all."""
 
-    def __init__(self, config: RivalConfig) -> None:
+    def __init__(self, config: RivalConfig, item_codes: Tensor | None = None, *, reads_source: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.start = nn.Parameter(torch.tensor(float(config.initial_output)))
+        self.inputs = Inputs(config, item_codes, reads_source=reads_source)
 
     def personal(self, batch: Batch) -> Tensor:
-        """What the mechanism adds to the start and the prior, (B,)."""
+        """What the mechanism adds to the plain facts and the prior, (B,)."""
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits for clicks, ratings otherwise, (B,)."""
-        return self.personal(batch) + self.start + batch.prior
+        return self.personal(batch) + self.inputs.expected(batch) + batch.prior
 
     def auxiliary_loss(self, batch: Batch) -> Tensor | None:
         """A loss beside the task's, not yet weighted; None where the rival has none."""

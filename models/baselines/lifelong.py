@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.baselines.inputs import Inputs, Read, Rival, RivalConfig, masked_softmax, mlp
+from models.baselines.inputs import Read, Rival, RivalConfig, masked_softmax, mlp
 from models.batch import Batch
 from models.contrast import ContrastConfig, CrossRepresentation
 from models.training import task_loss
@@ -82,11 +82,10 @@ class Lifelong(Rival):
         heads: int = 4,
         contrast: ContrastConfig | None = None,
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, item_codes)
         self.handed_on = handed_on
         self.heads = heads
         self.contrast = None if contrast is None else CrossRepresentation(contrast)
-        self.inputs = Inputs(config, item_codes)
         size = self.inputs.size + config.width * (1 + config.product)
         self.network = mlp([size, *config.hidden, 1], config.dropout, last_linear=True)
 
@@ -195,7 +194,7 @@ class SIMSoft(TwoStage):
         mask = batch.lifelong.mask()
         score = self.search(candidate, events) * mask
         pooled = torch.einsum("bl,bld->bd", score, events) / mask.sum(-1, keepdim=True).clamp(min=1)
-        output = self.judge(torch.cat([pooled, candidate], -1))[:, 0] + self.start + batch.prior
+        output = self.judge(torch.cat([pooled, candidate], -1))[:, 0] + self.inputs.expected(batch) + batch.prior
         return task_loss(output, batch, self.config.task)
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from models.baselines.inputs import Inputs, Rival, RivalConfig, each_domain, mlp
+from models.baselines.inputs import Rival, RivalConfig, each_domain, mlp
 from models.batch import Batch
 from models.embeddings import INITIAL_SCALE
 
@@ -21,8 +21,7 @@ class DNNSingle(Rival):
     """One MLP that knows one domain: trained on its rows, reads its histories, borrows nothing."""
 
     def __init__(self, config: RivalConfig, item_codes: Tensor | None = None) -> None:
-        super().__init__(config)
-        self.inputs = Inputs(config, item_codes, reads_source=False)
+        super().__init__(config, item_codes, reads_source=False)
         self.network = mlp([self.inputs.size, *config.hidden, 1], config.dropout, last_linear=True)
 
     def personal(self, batch: Batch) -> Tensor:
@@ -33,8 +32,7 @@ class DNNMulti(Rival):
     """The same MLP on the pooled rows of all domains, told which domain a row is from, reading both histories."""
 
     def __init__(self, config: RivalConfig, item_codes: Tensor | None = None) -> None:
-        super().__init__(config)
-        self.inputs = Inputs(config, item_codes)
+        super().__init__(config, item_codes)
         self.domain = nn.Embedding(config.domains, config.width)
         nn.init.normal_(self.domain.weight, std=INITIAL_SCALE)
         self.network = mlp([self.inputs.size + config.width, *config.hidden, 1], config.dropout, last_linear=True)
@@ -63,8 +61,7 @@ class SharedBottom(Rival):
     """One bottom for all domains, a tower for each (Caruana's multi-task network): ŷ_k = t_k(h(x))."""
 
     def __init__(self, config: RivalConfig, item_codes: Tensor | None = None) -> None:
-        super().__init__(config)
-        self.inputs = Inputs(config, item_codes)
+        super().__init__(config, item_codes)
         self.bottom = mlp([self.inputs.size, *config.hidden[:-1]], config.dropout)
         self.towers = Towers(config, config.hidden[-2])
 
@@ -83,8 +80,7 @@ class MMoE(Rival):
     """Multi-gate mixture of experts (Ma et al. 2018, eqs. 5-7): ŷ_k = t_k(Σ_e softmax(G_k x)_e E_e(x)), G_k linear."""
 
     def __init__(self, config: RivalConfig, item_codes: Tensor | None = None, *, experts: int = 4) -> None:
-        super().__init__(config)
-        self.inputs = Inputs(config, item_codes)
+        super().__init__(config, item_codes)
         self.experts = nn.ModuleList(
             mlp([self.inputs.size, *config.hidden[:-1]], config.dropout) for _ in range(experts)
         )
@@ -152,10 +148,9 @@ class PLE(Rival):
     """
 
     def __init__(self, config: RivalConfig, item_codes: Tensor | None = None, *, own: int = 1, shared: int = 2) -> None:
-        super().__init__(config)
+        super().__init__(config, item_codes)
         if len(config.hidden) > 3:
             raise ValueError(f"PLE is built of one or two layers and a tower, not of {config.hidden}")
-        self.inputs = Inputs(config, item_codes)
         sizes = [self.inputs.size, *config.hidden[:-1]]
         self.layers = nn.ModuleList(
             CustomizedGate(
@@ -251,8 +246,7 @@ class STAR(Rival):
     """
 
     def __init__(self, config: RivalConfig, item_codes: Tensor | None = None) -> None:
-        super().__init__(config)
-        self.inputs = Inputs(config, item_codes)
+        super().__init__(config, item_codes)
         self.norm = PartitionedNorm(self.inputs.size, config.domains)
         sizes = [self.inputs.size, *config.hidden, 1]
         self.star = nn.ModuleList(StarLinear(wide, narrow, config.domains) for wide, narrow in pairwise(sizes))

@@ -1,5 +1,7 @@
 """The multi-domain rivals: hand-computed cases, and what must hold for all of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -17,6 +19,7 @@ from models.baselines.multi_domain import (
     StarLinear,
 )
 from models.batch import Batch, Events
+from models.evidence import history_evidence
 
 CONFIG = RivalConfig(
     source_items=20,
@@ -177,7 +180,7 @@ def test_mmoe_by_hand_mixes_experts_by_the_softmax_of_its_own_gate():
     x = model.inputs(batch).features[0]
     share = torch.softmax(model.gates[2].weight @ x, 0)
     mixed = sum(share[e] * expert(x) for e, expert in enumerate(model.experts))
-    torch.testing.assert_close(model.towers.of[2](mixed) + model.start + batch.prior, model(batch))
+    torch.testing.assert_close(model.towers.of[2](mixed) + model.inputs.expected(batch) + batch.prior, model(batch))
 
 
 def test_mmoe_starts_with_every_expert_heard_alike():
@@ -260,6 +263,24 @@ def test_the_short_view_falls_back_on_the_end_of_the_long_history():
     seen = inputs.short_source_of(batch).mask().sum(1)
     assert torch.equal(seen, batch.lifelong.mask().sum(1).clamp(max=CONFIG.short))
     assert latest(batch.lifelong, 2).mask().sum(1).max() == 2
+
+
+def test_a_rival_starts_from_the_items_mean_and_the_users_own_evidence():
+    inputs, batch = Inputs(replace(CONFIG, task="rating"), item_codes()), some_batch(domain=1)
+    means = torch.arange(CONFIG.item_rows).float()
+    inputs.set_means(means, torch.full((20,), 0.5))
+    known = torch.where(batch.item > 0, batch.item + 20, 0).float()
+    torch.testing.assert_close(inputs.expected(batch), known)
+    with torch.no_grad():
+        inputs.own_evidence[1, 0] = 2.0
+    evidence = history_evidence(batch.lifelong, inputs.source_values)[:, 0]
+    torch.testing.assert_close(inputs.expected(batch), known + 2 * evidence)
+
+
+def test_without_evidence_a_rival_starts_from_the_mean_label_alone():
+    config = replace(CONFIG, evidence=False, mean_label=0.2)
+    start = Inputs(config, item_codes()).expected(some_batch())
+    torch.testing.assert_close(start.sigmoid(), torch.full((24,), 0.2))
 
 
 def test_softmax_over_no_events_is_zero_everywhere():
