@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.embeddings import INITIAL_SCALE, History
+from models.embeddings import INITIAL_SCALE
+from models.history import History
 
 Memory = Literal["concat", "cascade", "rescale"]
 Vacated = Literal["drop", "mean"]

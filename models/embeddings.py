@@ -6,8 +6,6 @@ arrived after training is read as unknown and never as another item.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,7 +34,7 @@ class RowTable(nn.Module):
         self.sparse = False
 
     def forward(self, index: Tensor) -> Tensor:
-        return F.embedding(_known(index, self.weight.shape[0]), self.weight, sparse=self.sparse)
+        return F.embedding(known(index, self.weight.shape[0]), self.weight, sparse=self.sparse)
 
 
 class FieldEmbedding(nn.Module):
@@ -64,7 +62,8 @@ class FieldEmbedding(nn.Module):
     def __len__(self) -> int:
         return self.sizes.shape[0]
 
-    def _rows(self, codes: Tensor) -> Tensor:
+    def rows(self, codes: Tensor) -> Tensor:
+        """Rows of ``weight`` that the codes stand for, the codes' shape."""
         if codes.shape[-1] != len(self):
             raise ValueError(f"expected codes of {len(self)} fields, got {codes.shape[-1]}")
         inside = (codes >= 0) & (codes < self.sizes)
@@ -73,14 +72,14 @@ class FieldEmbedding(nn.Module):
     def sum(self, codes: Tensor) -> Tensor:
         if not len(self):
             return self.weight.new_zeros(*codes.shape[:-1], self.width)
-        rows = self._rows(codes)
+        rows = self.rows(codes)
         # The bag adds while it reads: nothing of size (..., F, D) is written.
         return F.embedding_bag(rows.reshape(-1, len(self)), self.weight, mode="sum").view(*codes.shape[:-1], self.width)
 
     def tokens(self, codes: Tensor) -> Tensor:
         if not len(self):
             return self.weight.new_zeros(*codes.shape[:-1], 0, self.width)
-        return F.embedding(self._rows(codes), self.weight)
+        return F.embedding(self.rows(codes), self.weight)
 
 
 class ItemTable(nn.Module):
@@ -129,12 +128,12 @@ class ItemTable(nn.Module):
 
     def mean_of(self, index: Tensor) -> Tensor:
         """Mean label of items, ``index``'s shape; that of row 0 for unknown ones."""
-        return self.means[_known(index, len(self))]
+        return self.means[known(index, len(self))]
 
     def features(self, index: Tensor) -> Tensor:
         """Feature codes of stored items, ``index``'s shape + (F,)."""
-        known = _known(index, len(self))
-        return self.codes.index_select(0, known.reshape(-1)).view(*index.shape, self.codes.shape[1])
+        rows = known(index, len(self)).reshape(-1)
+        return self.codes.index_select(0, rows).view(*index.shape, self.codes.shape[1])
 
 
 class EventContext(nn.Module):
@@ -157,7 +156,7 @@ class EventContext(nn.Module):
 
     def codes(self, action: Tensor, value: Tensor, time: Tensor, now: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return (
-            _known(action, self.actions)[:, None],
+            known(action, self.actions)[:, None],
             value_code(value)[:, None] + self.actions,
             recency_bucket(now[:, :, None] - time[:, None]) + (self.actions + VALUE_CODES),
         )
@@ -167,68 +166,6 @@ class EventContext(nn.Module):
         stacked = torch.stack(torch.broadcast_tensors(*codes), -1)
         bag = F.embedding_bag(stacked.view(-1, stacked.shape[-1]), self.weight, mode="sum")
         return bag.view(*stacked.shape[:-1], self.weight.shape[1])
-
-
-@dataclass(frozen=True)
-class History:
-    """Events as attention reads them: item vectors stored once a chunk, context through codes.
-
-    A query's product with an event is its product with the item's vector plus its products with three rows of the small
-    context table; those are computed once a query and looked up. So nothing of size rows x L x D is made.
-    When many candidates share one view of the history, ``joined`` holds the context as vectors instead.
-
-    Shapes (C chunks, G cells a chunk, V = G or 1 views a chunk, L events, N rows of the context table, Q queries):
-        items:   (C, L, D)
-        mask:    (C, V, L) bool
-        codes:   each (C, 1 or V, L) long
-        table:   (N, D)
-        joined:  (C, L, D) context vectors, or None
-    """
-
-    items: Tensor
-    mask: Tensor
-    codes: tuple[Tensor, ...]
-    table: Tensor
-    joined: Tensor | None = None
-
-    def item_scores(self, query: Tensor) -> Tensor:
-        """(C, G, Q, D) queries against item vectors: (C, G, Q, L)."""
-        return _scores(query, self.items)
-
-    def item_pool(self, weight: Tensor) -> Tensor:
-        """(C, G, Q, L) weights over item vectors: (C, G, Q, D)."""
-        return _pool(weight, self.items)
-
-    def context_scores(self, query: Tensor) -> Tensor:
-        """(C, G, Q, D) queries against context vectors: (C, G or V, Q, L)."""
-        if self.joined is not None:
-            return _scores(query, self.joined)
-        of_row = query @ self.table.t()  # (C, G, Q, N)
-        total: Tensor | None = None
-        for code in self.codes:
-            cells = max(query.shape[1], code.shape[1])
-            index = code[:, :, None].expand(-1, cells, query.shape[2], -1)
-            part = of_row.expand(-1, cells, -1, -1).gather(3, index)
-            total = part if total is None else total + part
-        assert total is not None
-        return total
-
-    def context_pool(self, weight: Tensor) -> Tensor:
-        """(C, G, Q, L) weights over context vectors: (C, G, Q, D)."""
-        if self.joined is not None:
-            return _pool(weight, self.joined)
-        mass = weight.new_zeros(*weight.shape[:3], self.table.shape[0])
-        for code in self.codes:
-            mass = mass.scatter_add(3, code[:, :, None].expand_as(weight), weight)
-        return mass @ self.table
-
-    def scores(self, query: Tensor) -> Tensor:
-        """Products with whole event tokens, item plus context: (C, G or V, Q, L)."""
-        return self.item_scores(query) + self.context_scores(query)
-
-    def pool(self, weight: Tensor) -> Tensor:
-        """Weighted sums of whole event tokens: (C, G, Q, D)."""
-        return self.item_pool(weight) + self.context_pool(weight)
 
 
 def recency_bucket(gap_us: Tensor) -> Tensor:
@@ -246,17 +183,6 @@ def value_code(value: Tensor) -> Tensor:
     return (torch.where(value < 0, -steps, steps) + _VALUE_REACH).long()
 
 
-def _known(index: Tensor, rows: int) -> Tensor:
+def known(index: Tensor, rows: int) -> Tensor:
+    """The index, and 0 where it lies outside the table."""
     return torch.where((index >= 0) & (index < rows), index, 0)
-
-
-def _scores(query: Tensor, events: Tensor) -> Tensor:
-    chunks, cells, queries, width = query.shape
-    flat = torch.bmm(query.reshape(chunks, cells * queries, width), events.transpose(1, 2))
-    return flat.view(chunks, cells, queries, events.shape[1])
-
-
-def _pool(weight: Tensor, events: Tensor) -> Tensor:
-    chunks, cells, queries, length = weight.shape
-    flat = torch.bmm(weight.reshape(chunks, cells * queries, length), events)
-    return flat.view(chunks, cells, queries, events.shape[2])

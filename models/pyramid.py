@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.embeddings import History
+from models.history import History
 
 Norm = Literal["none", "1/n_valid", "softmax"]
 Level = Literal["csa", "msa", "fsa"]
@@ -223,7 +223,7 @@ class FocusedScopeAttention(nn.Module):
         length, width = history.items.shape[1:]
         first = torch.arange(chunks, device=selection.position.device)[:, None, None] * length
         flat = (selection.position + first).view(-1)
-        item = history.items.reshape(-1, width).index_select(0, flat)
+        item = history.items_at(flat)
         context = _context_at(history, selection.position, flat)
         return torch.cat([item, context], -1).view(chunks * cells, count, 2 * width)
 
@@ -264,7 +264,9 @@ def _later_first(scores: Tensor, mask: Tensor) -> Tensor:
 def _rounding(scores: Tensor, mask: Tensor) -> Tensor:
     """By how much equal scores of a row may differ, (C, G, 1)."""
     seen = scores.detach().masked_fill(~mask, 0)
-    return 8 * torch.finfo(scores.dtype).eps * seen.abs().amax(-1, keepdim=True)
+    # Equal events stay equal in half precision too, where eps would call a good part of a history a tie.
+    eps = torch.finfo(torch.promote_types(scores.dtype, torch.float32)).eps
+    return 8 * eps * seen.abs().amax(-1, keepdim=True)
 
 
 def _weights(scores: Tensor, mask: Tensor, norm: Norm) -> Tensor:

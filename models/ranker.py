@@ -29,8 +29,9 @@ from models.cross_attention import (
     StepWeights,
     Vacated,
 )
-from models.embeddings import EventContext, FieldEmbedding, History, ItemTable, RowTable
+from models.embeddings import EventContext, FieldEmbedding, ItemTable, RowTable
 from models.evidence import EVIDENCE, as_score, history_evidence
+from models.history import History, Reads, stored_items
 from models.pyramid import Pyramid, PyramidConfig
 
 Interest = Literal["dacdr", "lcn", "both", "domain_over_pyramid"]
@@ -203,17 +204,23 @@ class DomainAdapter(DomainOwned):
 class TargetAttention(nn.Module):
     """DIN's view of a short history: a small network weighs each event against the candidate; no softmax.
 
+    Its first layer reads [query ; event ; query * event ; query - event]. The last part only adds to the first two, so
+    the layer is written as three products and the four are never laid side by side for each event.
+
     Shapes:
         events (C, G, S, D), mask (C, G, S), candidate (C, G, D); returns (C, G, D)
     """
 
     def __init__(self, width: int, hidden: int = 32) -> None:
         super().__init__()
-        self.weigh = nn.Sequential(nn.Linear(4 * width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.first = nn.Linear(4 * width, hidden)
+        self.last = nn.Linear(hidden, 1)
 
     def forward(self, events: Tensor, mask: Tensor, candidate: Tensor) -> Tensor:
-        query = candidate[:, :, None].expand_as(events)
-        weight = self.weigh(torch.cat([query, events, query * events, query - events], -1)) * mask[..., None]
+        query, event, product, difference = self.first.weight.t().chunk(4)
+        of_query = candidate @ (query + difference) + self.first.bias
+        hidden = of_query[:, :, None] + events @ (event - difference) + (candidate[:, :, None] * events) @ product
+        weight = self.last(hidden.relu()) * mask[..., None]
         return (weight * events).sum(2)
 
 
@@ -229,6 +236,23 @@ class DomainStack:
     tokens: Tensor
     domain_weights: StepWeights | None
     item_weights: StepWeights | None
+
+
+@dataclass(frozen=True)
+class ReadItems:
+    """Vectors of the items that a batch speaks of.
+
+    Shapes:
+        candidate: (C * G, D)
+        lifelong:  (C, L, D), to be read through `reads`
+        short_source, short_target: (C, S, D) or None
+    """
+
+    candidate: Tensor
+    lifelong: Tensor
+    reads: Reads
+    short_source: Tensor | None
+    short_target: Tensor | None
 
 
 class Ranker(nn.Module):
@@ -378,18 +402,18 @@ class Ranker(nn.Module):
             domain = known[slot_of_chunk] if len(present) > 1 else None
         else:
             domain = slot_of_chunk
-        candidate, lifelong, short_source = self._item_parts(cells, slot_of_chunk, present)
-        candidate = candidate.view(*shape, -1)
+        items = self._read_items(cells, slot_of_chunk, present)
+        candidate = items.candidate.view(*shape, -1)
         tokens = stack.tokens.expand(layout.chunks, -1, -1) if domain is None else stack.tokens[domain]
 
-        history = self._history(cells, shape, lifelong)
+        history = self._history(cells, shape, items)
         profile = self._profile(cells, shape)
         inputs = [candidate, profile.flatten(2), self.context_fields.tokens(cells.context).view(*shape, -1)]
         if self.pyramid is not None:
             view, selection = self.pyramid.read(history, candidate)
-            inputs += [view, *self._short_views(cells, shape, candidate, slot_of_chunk, present, short_source)]
+            inputs += [view, *self._short_views(cells, candidate, items)]
             if self.config.interest == "domain_over_pyramid":
-                history = _only(history, selection.mask(history.items.shape[1]))
+                history = history.only(selection.mask(history.items.shape[1]))
         if self.attention is not None and self.encoder is not None:
             domain_weights = stack.domain_weights and stack.domain_weights.of(domain)
             item_weights = stack.item_weights and stack.item_weights.of(domain)
@@ -452,45 +476,55 @@ class Ranker(nn.Module):
             domain=batch.domain,
         )
 
-    def _item_parts(
-        self, cells: Batch, slot_of_chunk: Tensor, present: list[int]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Vectors of candidates, lifelong events and short source events, from one look-up of the source table."""
-        asked = [cells.lifelong.item.reshape(-1)]
-        short = cells.short_source if self.short_source is not None else None
-        if short is not None:
-            asked.append(short.item.reshape(-1))
-        slot = slot_of_chunk.repeat_interleave(len(cells) // max(1, len(slot_of_chunk)))
+    def _read_items(self, cells: Batch, slot_of_chunk: Tensor, present: list[int]) -> ReadItems:
+        """Vectors of all items that the batch speaks of, from one look-up of each table."""
+        short_source = cells.short_source if self.short_source is not None else None
+        short_target = cells.short_target if self.short_target is not None else None
+        # Items of the row's own domain: candidates, then short target events.
+        index = [cells.item]
+        slots = [slot_of_chunk.repeat_interleave(len(cells) // len(slot_of_chunk))]
+        if short_target is not None:
+            index.append(short_target.item.reshape(-1))
+            slots.append(slot_of_chunk.repeat_interleave(short_target.item.shape[1]))
+        own, slot = torch.cat(index), torch.cat(slots)
         from_source = [number for number in present if self.owned(number).items is None]
+        others = [own.new_zeros(0) if short_source is None else short_source.item.reshape(-1)]
         if from_source:
             inside = torch.isin(slot, torch.tensor(from_source, device=slot.device))
-            asked.append(cells.item if len(from_source) == len(present) else torch.where(inside, cells.item, 0))
-        rows = self.source_items.rows(torch.cat(asked)).split([len(part) for part in asked])
-        candidate = rows[-1] if from_source else None
+            others.append(torch.where(inside, own, 0))
+        lifelong, rest, reads = stored_items(
+            self.source_items, self.item_fields, cells.lifelong.item, torch.cat(others)
+        )
+        vectors = rest[len(others[0]) :] if from_source else rest.new_zeros(len(own), self.config.width)
+        event_codes = cells.item_features.new_zeros(len(own) - len(cells), len(self.item_fields))
         for number in present:
-            items = self.owned(number).items
-            if items is None:
-                continue
-            if len(present) == 1:
-                candidate = items.rows(cells.item)
-                continue
             mine = slot == number
-            own = items.rows(cells.item[mine])
-            candidate = candidate if candidate is not None else own.new_zeros(len(cells), own.shape[1])
-            candidate = candidate.masked_scatter(mine[:, None], own)
-        assert candidate is not None
-        candidate = candidate + self.item_fields.sum(cells.item_features)
-        events = self._with_features(cells.lifelong, rows[0])
-        return candidate, events, None if short is None else self._with_features(short, rows[1])
+            table = self.owned(number).items
+            if table is not None and len(present) == 1:
+                vectors = table.rows(own)
+            elif table is not None:
+                vectors = vectors.masked_scatter(mine[:, None], table.rows(own[mine]))
+            of_events = mine[len(cells) :]
+            event_codes[of_events] = (table or self.source_items).features(own[len(cells) :][of_events])
+        # Candidates bring their codes along; those of stored events are the catalogue's.
+        codes = torch.cat([cells.item_features, event_codes])
+        vectors = vectors + self.item_fields.sum(codes)
 
-    def _with_features(self, events: Events, rows: Tensor) -> Tensor:
-        """Source item vectors of events, (C, L, D), from their table rows (C * L, D)."""
-        vectors = rows.view(*events.item.shape, -1)
-        if len(self.item_fields):
-            vectors = vectors + self.item_fields.sum(self.source_items.features(events.item))
-        return vectors
+        def shaped(rows: Tensor, events: Events | None) -> Tensor | None:
+            return None if events is None else rows.view(*events.item.shape, -1)
 
-    def _history(self, cells: Batch, shape: tuple[int, int], items: Tensor) -> History:
+        source_rows = rest[: len(others[0])]
+        if short_source is not None:
+            source_rows = source_rows + self.item_fields.sum(self.source_items.features(others[0]))
+        return ReadItems(
+            vectors[: len(cells)],
+            lifelong,
+            reads,
+            shaped(source_rows, short_source),
+            shaped(vectors[len(cells) :], short_target),
+        )
+
+    def _history(self, cells: Batch, shape: tuple[int, int], items: ReadItems) -> History:
         """The lifelong history as attention reads it; one view a chunk where all its rows see the same."""
         events = cells.lifelong
         now, start, stop = (part.view(shape) for part in (cells.time, events.start, events.stop))
@@ -502,7 +536,7 @@ class Ranker(nn.Module):
         joined = None
         if shape[1] >= JOIN_FROM and now.shape[1] == 1:
             joined = self.event_context.vectors(codes)[:, 0]
-        return History(items, mask, codes, self.event_context.weight, joined)
+        return History(items.lifelong, mask, codes, self.event_context.weight, joined, items.reads)
 
     def _profile(self, cells: Batch, shape: tuple[int, int]) -> Tensor:
         """Tokens of the user: profile fields and, where there is a user table, the user. (C, G, P, D)."""
@@ -515,51 +549,21 @@ class Ranker(nn.Module):
             tokens = torch.cat([tokens, self.users(user)[:, None]], 1)
         return tokens.view(*shape, -1, self.config.width)
 
-    def _short_views(
-        self,
-        cells: Batch,
-        shape: tuple[int, int],
-        candidate: Tensor,
-        slot_of_chunk: Tensor,
-        present: list[int],
-        short_source: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def _short_views(self, cells: Batch, candidate: Tensor, items: ReadItems) -> tuple[Tensor, Tensor]:
         """Short target and short source history against the candidate, each (C, G, D); zero where not given."""
-        assert self.short_target is not None
-        assert self.short_source is not None
-        target = source = torch.zeros_like(candidate)
-        if cells.short_target is not None:
-            index = cells.short_target.item
-            items = index.new_zeros(*index.shape, dtype=candidate.dtype)[..., None].expand(-1, -1, self.config.width)
-            if len(present) == 1:
-                items = self.stored_item_vectors(present[0], index)
-            else:
-                for number in present:
-                    mine = slot_of_chunk == number
-                    own = self.stored_item_vectors(number, index[mine])
-                    items = items.masked_scatter(mine[:, None, None], own)
-            target = self._short_view(self.short_target, cells, cells.short_target, shape, candidate, items)
-        if cells.short_source is not None and short_source is not None:
-            source = self._short_view(self.short_source, cells, cells.short_source, shape, candidate, short_source)
-        return target, source
 
-    def _short_view(
-        self,
-        attention: nn.Module,
-        cells: Batch,
-        events: Events,
-        shape: tuple[int, int],
-        candidate: Tensor,
-        items: Tensor,
-    ) -> Tensor:
-        codes = self.event_context.codes(events.action, events.value, events.time, cells.time.view(shape))
-        tokens = items[:, None] + self.event_context.vectors(codes)
-        return attention(tokens, events.mask().view(*shape, -1), candidate)
+        def view(attention: nn.Module | None, events: Events | None, vectors: Tensor | None) -> Tensor:
+            if attention is None or events is None or vectors is None:
+                return torch.zeros_like(candidate)
+            now = cells.time.view(candidate.shape[:2])
+            codes = self.event_context.codes(events.action, events.value, events.time, now)
+            tokens = vectors[:, None] + self.event_context.vectors(codes)
+            return attention(tokens, events.mask().view(*candidate.shape[:2], -1), candidate)
 
-
-def _only(history: History, mask: Tensor) -> History:
-    """The same history of which only these events, (C, G, L), are seen."""
-    return History(history.items, mask, history.codes, history.table, history.joined)
+        return (
+            view(self.short_target, cells.short_target, items.short_target),
+            view(self.short_source, cells.short_source, items.short_source),
+        )
 
 
 def _head(inputs: int, hidden: tuple[int, ...]) -> nn.Sequential:

@@ -102,6 +102,7 @@ def make_ranker(chance: torch.Generator) -> Callable[..., Ranker]:
             for table in (ranker.source_items, ranker.owned(2).items):
                 assert table is not None
                 table.means[1:] = 0.2 + 0.6 * torch.rand(len(table) - 1, generator=chance, dtype=torch.float64)
+            ranker.source_values.copy_(2 + torch.rand(SOURCE_ITEMS, generator=chance, dtype=torch.float64))
             # Larger than a real start, so that attention is far from uniform and a mistake shows.
             for parameter in ranker.parameters():
                 parameter.mul_(4 if parameter.dim() > 1 and parameter.shape[-1] == config.width else 1)

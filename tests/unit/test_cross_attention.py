@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from models.cross_attention import AttentionConfig, DomainAwareCrossAttention, DomainEncoder, StepWeights
-from models.embeddings import EventContext, History
+from models.embeddings import EventContext
+from models.history import History
 
 CHUNKS, CELLS, LENGTH, WIDTH, DOMAIN_TOKENS, SIDE = 3, 4, 9, 6, 3, 2
 

@@ -8,12 +8,12 @@ from models.embeddings import (
     VALUE_CODES,
     EventContext,
     FieldEmbedding,
-    History,
     ItemTable,
     RowTable,
     recency_bucket,
     value_code,
 )
+from models.history import History
 
 SECOND_US = 1_000_000
 

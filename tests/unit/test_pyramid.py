@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.embeddings import EventContext, History
+from models.embeddings import EventContext
+from models.history import History
 from models.pyramid import Pyramid, PyramidConfig
 
 CHUNKS, CELLS, LENGTH, WIDTH = 2, 3, 20, 8

@@ -13,7 +13,7 @@ from models.contrast import ContrastConfig
 from models.embeddings import recency_bucket, value_code
 from models.evidence import SHRINKAGE
 from models.pyramid import PyramidConfig
-from models.ranker import DomainConfig, Ranker, RankerConfig
+from models.ranker import DomainConfig, Ranker, RankerConfig, TargetAttention
 
 MakeBatch = Callable[..., Batch]
 MakeRanker = Callable[..., Ranker]
@@ -82,7 +82,9 @@ def textbook(ranker: Ranker, batch: Batch, row: int) -> Tensor:
     both = torch.cat([item, context], -1)
     raw = item @ candidate
     levels = [raw @ item / max(1, len(raw))]
-    chosen = raw.topk(min(config.k1, len(raw))).indices
+    # An item's repeats tie here, and all that tie with the last one chosen go on.
+    least = raw.topk(min(config.k1, len(raw))).values.amin() if len(raw) else 0
+    chosen = (raw >= least - 1e-9).nonzero()[:, 0]
     raw = (candidate @ pyramid.msa.query) @ (both[chosen] @ pyramid.msa.key).T / math.sqrt(ranker.config.width)
     levels.append(raw @ (both[chosen] @ pyramid.msa.value) / max(1, len(raw)))
     chosen = chosen[raw.topk(min(config.k2, len(raw))).indices]
@@ -96,10 +98,11 @@ def textbook(ranker: Ranker, batch: Batch, row: int) -> Tensor:
     ]
     levels.append(pyramid.fsa.feed_forward(torch.cat(heads)))
 
-    def short(view: torch.nn.Module, events: Events, items: Tensor) -> Tensor:
+    def short(view: TargetAttention, events: Events, items: Tensor) -> Tensor:
         seen = seen_by(ranker, events, row, batch.time[row], items).sum(0)
         query = candidate.expand_as(seen)
-        return (view.weigh(torch.cat([query, seen, query * seen, query - seen], -1)) * seen).sum(0)
+        hidden = view.first(torch.cat([query, seen, query * seen, query - seen], -1)).relu()
+        return (view.last(hidden) * seen).sum(0)
 
     assert batch.short_target is not None
     assert batch.short_source is not None
@@ -120,7 +123,7 @@ def textbook(ranker: Ranker, batch: Batch, row: int) -> Tensor:
     ]
     visible = slice(int(batch.lifelong.start[row]), max(int(batch.lifelong.start[row]), int(batch.lifelong.stop[row])))
     stored = batch.lifelong.row[row]
-    residual = batch.lifelong.value[stored, visible] - ranker.source_items.mean_of(batch.lifelong.item[stored, visible])
+    residual = batch.lifelong.value[stored, visible] - ranker.source_values[batch.lifelong.item[stored, visible]]
     count = torch.tensor(float(len(residual)), dtype=residual.dtype)
     evidence = torch.stack(
         [

@@ -1,0 +1,273 @@
+"""A stored history as attention reads it: written once, read by many queries, its gradient written once.
+
+Every query on a history, whichever attention asks it, is a product with the same stored vectors (C, L, D). Each
+product's gradient for them is as large as they are; done one by one they cost more than all else in a training step. So
+reads only note what they would contribute, and the contributions are summed in one product when the backward pass
+reaches the vectors themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from models.embeddings import FieldEmbedding, ItemTable, known
+
+
+class Reads:
+    """Contributions to the gradient of stored vectors that still wait to be summed.
+
+    A contribution is a product left^T right of (C, R, L) and (C, R, D), or rows (n, D) at flat places (n,).
+    Kept apart by backward pass, so that one that stops early leaves nothing to the next.
+    """
+
+    def __init__(self) -> None:
+        self._products: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._rows: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def note_product(self, left: Tensor, right: Tensor) -> None:
+        self._products.setdefault(_backward_pass(), []).append((left, right))
+
+    def note_rows(self, place: Tensor, rows: Tensor) -> None:
+        self._rows.setdefault(_backward_pass(), []).append((place, rows))
+
+    def settle(self, total: Tensor) -> None:
+        """Write the sum of what this backward pass noted into ``total`` (C, L, D)."""
+        products = self._products.pop(_backward_pass(), [])
+        if products:
+            left = torch.cat([part for part, _ in products], 1).transpose(1, 2)
+            right = torch.cat([part for _, part in products], 1)
+            if right.dtype == total.dtype:
+                torch.bmm(left, right, out=total)
+            else:
+                total.copy_(torch.bmm(left, right))
+        else:
+            total.zero_()
+        for place, rows in self._rows.pop(_backward_pass(), []):
+            total.view(-1, total.shape[-1]).index_add_(0, place, rows.to(total.dtype))
+
+
+class _Stored(Function):
+    """Item vectors of stored events, (C, L, D), and of other items, (n, D), from one look-up of their table."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        fields: Tensor,
+        events: Tensor,
+        field_rows: Tensor,
+        others: Tensor,
+        reads: Reads,
+        sparse: bool,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(events, field_rows, others)
+        ctx.reads, ctx.sparse, ctx.shapes = reads, sparse, (weight.shape, fields.shape)
+        stored = weight.index_select(0, events.reshape(-1))
+        if field_rows.shape[1]:
+            stored += F.embedding_bag(field_rows, fields, mode="sum")
+        stored = stored.to(_working_type(weight)).view(*events.shape, weight.shape[1])
+        return stored, weight.index_select(0, others)
+
+    @staticmethod
+    def backward(ctx: Any, stored: Tensor | None, rest: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        events, field_rows, others = ctx.saved_tensors
+        (table_shape, fields_shape), count = ctx.shapes, events.numel()
+        kind = rest if rest is not None else stored
+        dtype = kind.dtype if kind is not None else torch.get_default_dtype()
+        # The gradient of all looked-up rows in one piece: as sparse values it needs no further copy.
+        values = torch.empty(count + len(others), table_shape[1], dtype=dtype, device=events.device)
+        of_events = values[:count].view(*events.shape, table_shape[1])
+        ctx.reads.settle(of_events)
+        if stored is not None:
+            of_events += stored
+        if rest is None:
+            values[count:] = 0
+        else:
+            values[count:] = rest
+        of_table = of_fields = None
+        if ctx.needs_input_grad[0]:
+            index = torch.cat([events.reshape(-1), others])
+            if ctx.sparse:
+                of_table = torch.sparse_coo_tensor(index[None], values, table_shape, check_invariants=False)
+            else:
+                of_table = torch.ops.aten.embedding_dense_backward(values, index, table_shape[0], -1, False)
+        if ctx.needs_input_grad[1] and field_rows.shape[1]:
+            of_fields = values.new_zeros(fields_shape)
+            for column in field_rows.unbind(1):
+                of_fields.index_add_(0, column, values[:count])
+        return of_table, of_fields, None, None, None, None, None
+
+
+class _Scores(Function):
+    """(C, R, D) queries with stored vectors (C, L, D): (C, R, L)."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, stored: Tensor, reads: Reads) -> Tensor:
+        ctx.save_for_backward(query, stored)
+        ctx.reads = reads
+        return torch.bmm(query, stored.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, scores: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query, stored = ctx.saved_tensors
+        scores = scores.to(stored.dtype)
+        if ctx.needs_input_grad[1]:
+            ctx.reads.note_product(scores, query)
+        return torch.bmm(scores, stored) if ctx.needs_input_grad[0] else None, None, None
+
+
+class _Pool(Function):
+    """(C, R, L) weights over stored vectors (C, L, D): (C, R, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, stored: Tensor, reads: Reads) -> Tensor:
+        ctx.save_for_backward(weight, stored)
+        ctx.reads = reads
+        return torch.bmm(weight, stored)
+
+    @staticmethod
+    def backward(ctx: Any, pooled: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        weight, stored = ctx.saved_tensors
+        pooled = pooled.to(stored.dtype)
+        if ctx.needs_input_grad[1]:
+            ctx.reads.note_product(weight, pooled)
+        return torch.bmm(pooled, stored.transpose(1, 2)) if ctx.needs_input_grad[0] else None, None, None
+
+
+class _Rows(Function):
+    """Stored vectors at flat places (n,) of C * L: (n, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, place: Tensor, stored: Tensor, reads: Reads) -> Tensor:
+        ctx.save_for_backward(place)
+        ctx.reads = reads
+        return stored.reshape(-1, stored.shape[-1]).index_select(0, place)
+
+    @staticmethod
+    def backward(ctx: Any, rows: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if ctx.needs_input_grad[1]:
+            ctx.reads.note_rows(ctx.saved_tensors[0], rows)
+        return None, None, None
+
+
+def stored_items(
+    items: ItemTable, fields: FieldEmbedding, events: Tensor, others: Tensor
+) -> tuple[Tensor, Tensor, Reads]:
+    """Item vectors of stored events with their features, and bare table rows of other items, in one look-up.
+
+    Shapes:
+        events:   (C, L) long; others: (n,) long
+        returns:  (C, L, D), to be read through `History` with the `Reads` returned beside it, and (n, D)
+    """
+    event_index, other_index = known(events, len(items)), known(others, len(items))
+    field_rows = fields.rows(items.features(event_index)).view(event_index.numel(), -1)
+    reads = Reads()
+    table = items.rows
+    stored, rest = _Stored.apply(table.weight, fields.weight, event_index, field_rows, other_index, reads, table.sparse)
+    return stored, rest, reads
+
+
+@dataclass(frozen=True)
+class History:
+    """Events as attention reads them: item vectors stored once a chunk, context through codes.
+
+    A query's product with an event is its product with the item's vector plus its products with three rows of the small
+    context table; those are computed once a query and looked up. So nothing of size rows x L x D is made.
+    When many candidates share one view of the history, ``joined`` holds the context as vectors instead.
+
+    Shapes (C chunks, G cells a chunk, V = G or 1 views a chunk, L events, N rows of the context table, Q queries):
+        items:   (C, L, D)
+        mask:    (C, V, L) bool
+        codes:   each (C, 1 or V, L) long
+        table:   (N, D)
+        joined:  (C, L, D) context vectors, or None
+        reads:   of the stored items, as `stored_items` gives it
+    """
+
+    items: Tensor
+    mask: Tensor
+    codes: tuple[Tensor, ...]
+    table: Tensor
+    joined: Tensor | None = None
+    reads: Reads | None = None
+
+    def only(self, mask: Tensor) -> History:
+        """The same history of which only these events, (C, G, L), are seen."""
+        return replace(self, mask=mask)
+
+    def item_scores(self, query: Tensor) -> Tensor:
+        """(C, G, Q, D) queries against item vectors: (C, G, Q, L)."""
+        return _scores(query, self.items, self.reads)
+
+    def item_pool(self, weight: Tensor) -> Tensor:
+        """(C, G, Q, L) weights over item vectors: (C, G, Q, D)."""
+        return _pool(weight, self.items, self.reads)
+
+    def items_at(self, place: Tensor) -> Tensor:
+        """Item vectors at flat places (n,) of C * L: (n, D)."""
+        if self.reads is not None:
+            return _Rows.apply(place, self.items, self.reads)
+        return self.items.reshape(-1, self.items.shape[-1]).index_select(0, place)
+
+    def context_scores(self, query: Tensor) -> Tensor:
+        """(C, G, Q, D) queries against context vectors: (C, G or V, Q, L)."""
+        if self.joined is not None:
+            return _scores(query, self.joined)
+        of_row = query @ self.table.t()  # (C, G, Q, N)
+        total: Tensor | None = None
+        for code in self.codes:
+            cells = max(query.shape[1], code.shape[1])
+            index = code[:, :, None].expand(-1, cells, query.shape[2], -1)
+            part = of_row.expand(-1, cells, -1, -1).gather(3, index)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def context_pool(self, weight: Tensor) -> Tensor:
+        """(C, G, Q, L) weights over context vectors: (C, G, Q, D)."""
+        if self.joined is not None:
+            return _pool(weight, self.joined)
+        mass = weight.new_zeros(*weight.shape[:3], self.table.shape[0])
+        for code in self.codes:
+            mass = mass.scatter_add(3, code[:, :, None].expand_as(weight), weight)
+        return mass @ self.table
+
+    def scores(self, query: Tensor) -> Tensor:
+        """Products with whole event tokens, item plus context: (C, G or V, Q, L)."""
+        return self.item_scores(query) + self.context_scores(query)
+
+    def pool(self, weight: Tensor) -> Tensor:
+        """Weighted sums of whole event tokens: (C, G, Q, D)."""
+        return self.item_pool(weight) + self.context_pool(weight)
+
+
+def _scores(query: Tensor, events: Tensor, reads: Reads | None = None) -> Tensor:
+    chunks, cells, queries, width = query.shape
+    flat = query.reshape(chunks, cells * queries, width).to(events.dtype)
+    scores = torch.bmm(flat, events.transpose(1, 2)) if reads is None else _Scores.apply(flat, events, reads)
+    return scores.view(chunks, cells, queries, events.shape[1])
+
+
+def _pool(weight: Tensor, events: Tensor, reads: Reads | None = None) -> Tensor:
+    chunks, cells, queries, length = weight.shape
+    flat = weight.reshape(chunks, cells * queries, length).to(events.dtype)
+    pooled = torch.bmm(flat, events) if reads is None else _Pool.apply(flat, events, reads)
+    return pooled.view(chunks, cells, queries, events.shape[2])
+
+
+def _working_type(weight: Tensor) -> torch.dtype:
+    """The type products are made in: what autocast asks for, so that it casts the history once and not at each read."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def _backward_pass() -> int:
+    """Which backward pass this is; torch uses the same number to keep recomputed activations apart."""
+    return torch._C._current_graph_task_id()

@@ -1,0 +1,106 @@
+"""Stored vectors that many queries read and whose gradient is written once."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.embeddings import FieldEmbedding, ItemTable
+from models.history import History, stored_items
+
+CHUNKS, CELLS, LENGTH, WIDTH, ITEMS = 3, 2, 7, 5, 12
+
+
+class Case:
+    """A catalogue, stored events of it, and queries and weights to read them with."""
+
+    def __init__(self, *, fields: tuple[int, ...] = (3, 4), sparse: bool = False) -> None:
+        torch.manual_seed(5)
+        codes = torch.stack([torch.randint(0, size, (ITEMS,)) for size in fields] or [torch.zeros(ITEMS)], 1).long()
+        self.items = ItemTable(ITEMS, WIDTH, codes[:, : len(fields)], len(fields)).double()
+        self.items.rows.sparse = sparse
+        self.fields = FieldEmbedding(fields, WIDTH).double()
+        self.events = torch.randint(0, ITEMS + 2, (CHUNKS, LENGTH))  # two ids are beyond the catalogue
+        self.others = torch.randint(0, ITEMS, (6,))
+        self.query = torch.randn(CHUNKS, CELLS, 2, WIDTH, dtype=torch.float64, requires_grad=True)
+        self.place = torch.randint(0, CHUNKS * LENGTH, (9,))
+
+    def plain(self) -> tuple[Tensor, Tensor]:
+        index = torch.where(self.events < ITEMS, self.events, 0)
+        stored = self.items.rows.weight[index] + self.fields.sum(self.items.codes[index])
+        return stored, self.items.rows.weight[self.others]
+
+    def answer(self, *, noted: bool) -> Tensor:
+        """Scores, pools of a softmax of them, and single rows, all of the same stored vectors."""
+        mask = torch.ones(CHUNKS, 1, LENGTH, dtype=torch.bool)
+        if noted:
+            stored, rest, reads = stored_items(self.items, self.fields, self.events, self.others)
+        else:
+            (stored, rest), reads = self.plain(), None  # type: ignore[assignment]
+        history = History(stored, mask, (), torch.zeros(1, WIDTH), None, reads)
+        scores = history.item_scores(self.query)
+        pooled = history.item_pool(scores.softmax(-1))
+        again = history.item_scores(pooled)
+        single = history.items_at(self.place)
+        return again.square().sum() + scores.sin().sum() + single.square().sum() + rest.cos().sum() + pooled.sum()
+
+    def gradients(self) -> list[Tensor]:
+        leaves = [self.items.rows.weight, self.fields.weight, self.query]
+        grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.to_dense() for leaf in leaves]
+        for leaf in leaves:
+            leaf.grad = None
+        return grads
+
+
+@pytest.mark.parametrize("fields", [(), (3,), (3, 4)])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_noted_reads_have_the_gradients_of_plain_ones(fields: tuple[int, ...], sparse: bool) -> None:
+    """Scores, pools and rows, one feeding another, for the table, the fields and the queries."""
+    case = Case(fields=fields, sparse=sparse)
+    noted, plain = case.answer(noted=True), case.answer(noted=False)
+    torch.testing.assert_close(noted, plain)
+    noted.backward()
+    of_noted = case.gradients()
+    plain.backward()
+    for mine, expected in zip(of_noted, case.gradients(), strict=True):
+        torch.testing.assert_close(mine, expected, atol=1e-12, rtol=1e-10)
+    assert of_noted[0].abs().sum() > 0
+
+
+def test_a_second_backward_pass_counts_nothing_twice() -> None:
+    """A kept graph gives the same gradients again, also after a pass that stopped before the stored vectors."""
+    case = Case()
+    answer = case.answer(noted=True)
+    torch.autograd.grad(answer, case.query, retain_graph=True)
+    answer.backward(retain_graph=True)
+    first = case.gradients()
+    answer.backward()
+    for again, before in zip(case.gradients(), first, strict=True):
+        torch.testing.assert_close(again, before)
+
+
+def test_a_frozen_catalogue_still_passes_gradients_to_queries() -> None:
+    """Fine-tuning: the stored vectors want none, the queries do."""
+    case = Case()
+    case.items.requires_grad_(False)
+    case.fields.requires_grad_(False)
+    case.answer(noted=True).backward()
+    of_query = case.gradients()[2]
+    case.answer(noted=False).backward()
+    torch.testing.assert_close(of_query, case.gradients()[2])
+    assert case.items.rows.weight.grad is None
+
+
+def test_half_precision_keeps_full_precision_gradients() -> None:
+    """Under autocast the history is cast once; the table's gradient comes back in its own type and near the exact one."""
+    case = Case()
+    case.items.float()
+    case.fields.float()
+    case.query = case.query.detach().float().requires_grad_()
+    case.answer(noted=True).backward()
+    exact = case.gradients()
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = case.answer(noted=True)
+    answer.backward()
+    for rough, full in zip(case.gradients(), exact, strict=True):
+        assert rough.dtype == torch.float32
+        assert (rough - full).norm() < 0.03 * full.norm()
