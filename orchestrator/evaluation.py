@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -144,7 +144,7 @@ def popularity(train_item: np.ndarray, train_label: np.ndarray, item: np.ndarray
     return expit(slope * taken[item] + float(curve.intercept_[0]))
 
 
-METRIC = {
+METRIC: dict[str, Callable[..., float]] = {
     "auc": metrics.auc,
     "gauc": metrics.gauc,
     "logloss": metrics.logloss,

@@ -189,11 +189,11 @@ def compare(context: RunContext) -> None:
             _as_split(split), user=rows.user, item=rows.item, time_us=rows.time_us if _timed(domain) else None
         ),
     )
-    certificate = context.read("certificate")
+    certificate = context.result_of("certificate")
     report["certificate_ok"] = certificate["ok"]
     report["trained_parameters"] = certificate["trained_parameters"]
     report["all_parameters"] = certificate["all_parameters"]
-    report["fine_tune_seconds"] = context.read("fine-tuned")["seconds"]
+    report["fine_tune_seconds"] = context.result_of("fine-tuned")["seconds"]
     report["training_examples"] = len(known)
     if layout.trained_until_us is not None and _timed(domain):
         early = float((test.time_us <= layout.trained_until_us).mean())
@@ -211,7 +211,7 @@ def offer(context: RunContext) -> None:
     """Record the version with its certificate and report; a passed gate makes it the challenger."""
     recipe, _workspace, backbone = _stand(context)
     name = _name(context)
-    report, certificate = context.read("report"), context.read("certificate")
+    report, certificate = context.result_of("report"), context.result_of("certificate")
     version = publish_version(
         context,
         context.folder / "adapter",
@@ -331,7 +331,7 @@ def _name(context: RunContext) -> str:
 
 
 def _stand(context: RunContext) -> tuple[Recipe, Workspace, Version]:
-    opened = context.read("opened")
+    opened = context.result_of("opened")
     workspace = Workspace(context.settings, tuple(context.registry.domains()))
     return Recipe(**context.params), workspace, context.registry.version(opened["backbone"])
 

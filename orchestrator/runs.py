@@ -59,6 +59,17 @@ class RunContext:
         path = self.folder / f"{name}.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
+    def result_of(self, name: str) -> Any:
+        """A JSON result that an earlier step must have left.
+
+        Raises:
+            RuntimeError: it did not; the steps were driven out of order.
+        """
+        value = self.read(name)
+        if value is None:
+            raise RuntimeError(f"run {self.run_id} holds no {name!r} yet")
+        return value
+
     def write(self, name: str, value: Any) -> None:
         """Publish a JSON result atomically."""
         temporary = self.folder / f".{name}.{uuid.uuid4().hex}"
