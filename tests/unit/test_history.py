@@ -91,7 +91,7 @@ def test_a_frozen_catalogue_still_passes_gradients_to_queries() -> None:
 
 
 def test_half_precision_keeps_full_precision_gradients() -> None:
-    """Under autocast the history is cast once; the table's gradient comes back in its own type and near the exact one."""
+    """Under autocast the history is cast once; the table's gradient comes back in its own type, near the exact one."""
     case = Case()
     case.items.float()
     case.fields.float()
