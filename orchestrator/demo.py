@@ -121,7 +121,7 @@ class _Story:
             self._promote(new.spec.name, version)
         if not self._local:
             with self._chapter("Ask the endpoint"):
-                self._ask(new.spec.name, version)
+                self._ask(new.spec.name)
         _say(f"\ndone in {time.monotonic() - self._started:.0f} s")
         return version
 
@@ -191,12 +191,13 @@ class _Story:
         else:
             _say(f"version {version.id[:12]} is live")
 
-    def _ask(self, domain: str, version: Version) -> None:
+    def _ask(self, domain: str) -> None:
         live = self._registry.live(domain)
         self._await_service(domain, None if live is None else live.version_id)
         users = use_cases.sample_users(domain, settings=self._settings, registry=self._registry, most=5)
-        popular = DomainData(self._settings.data_dir, domain).popularity().slice(0, CANDIDATES)["item_id"].to_pylist()
-        body = json.dumps({"user_id": users[-1]["user_id"], "items": [{"item_id": item} for item in popular]})
+        popularity = DomainData(self._settings.data_dir, domain).popularity().sort_by([("events", "descending")])
+        items = popularity["item_id"].slice(0, CANDIDATES).to_pylist()
+        body = json.dumps({"user_id": users[-1]["user_id"], "items": [{"item_id": item} for item in items]})
         url = f"{self._settings.service_url}/v1/domains/{domain}/rank"
         command = [
             "curl",
@@ -209,7 +210,13 @@ class _Story:
             body,
         ]
         _say(shlex.join(command))
-        _say(json.dumps(json.loads(_answer(command, url, body)), indent=2))
+        answer = json.loads(_answer(command, url, body))
+        _say(_compact(answer))
+        if live is not None and answer["model_version"] != live.version_id:
+            raise Unavailable(
+                f"the endpoint answers by {answer['served_by']} ({answer.get('reason')}) although version "
+                f"{live.version_id[:12]} is live; see {self._settings.logs_dir / 'service.log'}"
+            )
 
     def _await_service(self, domain: str, version_id: str | None) -> None:
         deadline = time.monotonic() + PICK_UP_LIMIT_S
@@ -246,6 +253,13 @@ def _answer(command: list[str], url: str, body: str) -> str:
     if done.returncode != 0:
         raise Unavailable(f"curl failed: {done.stderr.strip()}")
     return done.stdout
+
+
+def _compact(answer: dict[str, Any]) -> str:
+    """JSON with one item a line."""
+    items = ",\n".join(f"    {json.dumps(item)}" for item in answer["items"])
+    rest = json.dumps({**answer, "items": "ITEMS"}, indent=2)
+    return rest.replace('"ITEMS"', f"[\n{items}\n  ]")
 
 
 def _say(line: str) -> None:
