@@ -66,7 +66,7 @@ def make_file(path: Path, rows: int) -> None:
 def run_ingest(folder: Path, path: Path, memory_limit: str, threads: int | None) -> dict:
     report = ingest(
         SPEC, number=1, interactions=[path], data_dir=folder, memory_limit=memory_limit, threads=threads,
-        on_progress=lambda share, step: print(f"    {time.perf_counter():8.1f} s  {share:4.0%}  {step}", flush=True),
+        on_progress=lambda share, step: print(f"    {time.process_time():6.1f} s of processor  {step}", flush=True),
     )  # fmt: skip
     return {"added": report.rows_added, "duplicate": report.rows_duplicate, "quarantined": report.rows_quarantined}
 
@@ -91,7 +91,7 @@ def run_windows(folder: Path) -> dict:
 
 
 def measured(step, *arguments) -> dict:  # type: ignore[no-untyped-def]
-    """Run a step in a fresh process: its answer, seconds, and peak memory of its own and of that the file cache."""
+    """Run a step in a fresh process: its answer, seconds, and peak resident memory, mapped files included."""
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     process = context.Process(target=_report, args=(answers, step, arguments))
@@ -138,7 +138,8 @@ def main() -> None:
     print(f"{'rows':>12} {'step':<10} {'seconds':>8} {'rows/s':>10} {'peak MB':>8}")
     for row in results:
         print(
-            f"{row['rows']:>12,} {row['step']:<10} {row['seconds']:>8} {row['rows_per_s'] or '':>10} {row['peak_mb']:>8}",
+            f"{row['rows']:>12,} {row['step']:<10} {row['seconds']:>8} {row['rows_per_s'] or '':>10}"
+            f" {row['peak_mb']:>8}",
             {key: row[key] for key in row.keys() - {"rows", "step", "seconds", "rows_per_s", "peak_mb"}},
         )
     if chosen.out:

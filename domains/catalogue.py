@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 
 from domains.errors import InvalidData
-from domains.source_files import SourceFile, literal, quoted, rows_of
+from domains.source_files import SourceFile, literal, parquet, quoted, rows_of
 from domains.validation import present, text_of
 
 
@@ -90,7 +90,7 @@ def merge_catalogue(con: duckdb.DuckDBPyConnection, table: str, stored: Path | N
         con.execute(f"CREATE VIEW {table}_all AS SELECT * FROM {table}_new")
         return True
     index = id_name.removesuffix("_id")
-    old = f"(SELECT {id_name} AS _id, * EXCLUDE ({id_name}, {index}) FROM read_parquet({literal(str(stored))}))"
+    old = f"(SELECT {id_name} AS _id, * EXCLUDE ({id_name}, {index}) FROM {parquet(stored)})"
     con.execute(
         f"CREATE TABLE {table}_all AS SELECT * FROM {table}_new UNION ALL BY NAME"
         f" SELECT old.* FROM {old} AS old ANTI JOIN {table}_new USING (_id)"

@@ -16,10 +16,11 @@ from domains.domain_data import QUARANTINE, DomainFolder
 from domains.source_files import SourceFile, quoted, raw_parquet_rows, raw_rows
 from domains.spec import DomainSpec
 
-DAY_US = 86_400_000_000
 ROWS_AT_ONCE = 1 << 17
 MOST_PARTITIONS = 366
 """A year of days; longer spans are cut by month, and spans over thirty years by year."""
+FEWEST_ROWS = 5_000
+"""Rows that a file should hold on average: a file costs as much to open as thousands of rows to read."""
 
 
 def event_files(folder: DomainFolder, generations: Sequence[dict[str, Any]]) -> list[str]:
@@ -35,10 +36,10 @@ def write_events(con: duckdb.DuckDBPyConnection, spec: DomainSpec, output: Path)
     cut = spec.interactions.positive_above
     label = "label" if cut is None else f"CASE WHEN label > {cut} THEN 1 ELSE 0 END"
     context = "".join(f", context_{i} AS {quoted(name)}" for i, name in enumerate(spec.interactions.context))
-    first, last = con.execute("SELECT min(time_us), max(time_us) FROM fresh").fetchall()[0]
-    if first is None:
+    count, first, last = con.execute("SELECT count(*), min(time_us), max(time_us) FROM fresh").fetchall()[0]
+    if count == 0:
         return 0
-    unit = _partition_unit(first, last) if spec.interactions.time else None
+    unit = _partition_unit(count, first, last) if spec.interactions.time else None
     sorted_events = con.sql(
         "SELECT users_ids.name AS user_id, items_ids.name AS item_id, user, item, time_us, "
         f"({label})::FLOAT AS label, label::FLOAT AS raw_label, action{context} FROM fresh"
@@ -94,9 +95,14 @@ def _bad_rows(con: duckdb.DuckDBPyConnection, file: int, source: SourceFile) -> 
         yield line, reason, text
 
 
-def _partition_unit(first_us: int, last_us: int) -> str:
-    days = (last_us - first_us) / DAY_US
-    return "D" if days < MOST_PARTITIONS else "M" if days < 30 * MOST_PARTITIONS else "Y"
+def _partition_unit(rows: int, first_us: int, last_us: int) -> str:
+    """The finest of day, month and year that makes neither too many files nor tiny ones."""
+    edges = np.array([first_us, last_us], "datetime64[us]")
+    for unit in ("D", "M"):
+        periods = 1 + int(np.diff(edges.astype(f"datetime64[{unit}]").astype(np.int64))[0])
+        if periods == 1 or (periods <= MOST_PARTITIONS and rows / periods >= FEWEST_ROWS):
+            return unit
+    return "Y"
 
 
 def _by_period(batch: pa.RecordBatch, unit: str | None) -> Iterator[tuple[str, pa.RecordBatch]]:

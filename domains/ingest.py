@@ -24,7 +24,7 @@ from domains.domain_data import DomainFolder, IngestReport
 from domains.errors import InvalidData
 from domains.events_writer import event_files, write_events, write_quarantine
 from domains.publishing import flush_folder, flush_tree, only_writer, point_at
-from domains.source_files import SourceFile, content_hash, literal, open_source, raw_parquet_rows, raw_rows
+from domains.source_files import SourceFile, content_hash, literal, open_source, parquet, raw_parquet_rows, raw_rows
 from domains.spec import DomainSpec
 from domains.validation import REASONS, EventColumns, create_checked, create_staging, stage_events
 from domains.vocabulary import Vocabulary
@@ -92,6 +92,7 @@ def _scratch(
             con.execute(f"SET memory_limit = {literal(memory_limit)}")
             con.execute(f"SET temp_directory = {literal(str(scratch / 'spill'))}")
             con.execute("SET preserve_insertion_order = false")
+            con.execute("SET enable_progress_bar = false")
             con.execute("SET TimeZone = 'UTC'")
             if threads:
                 con.execute(f"SET threads = {threads}")
@@ -158,8 +159,8 @@ class _Ingest:
         if "items" in self.sides:
             self.con.execute("CREATE VIEW known_items AS SELECT _id AS id FROM items_all")
         elif self.spec.items is not None and self.state["items"]:
-            stored = literal(str(self.folder.generations / self.state["items"]))
-            self.con.execute(f"CREATE VIEW known_items AS SELECT item_id AS id FROM read_parquet({stored})")
+            stored = parquet(self.folder.generations / self.state["items"])
+            self.con.execute(f"CREATE VIEW known_items AS SELECT item_id AS id FROM {stored}")
         else:
             return False
         return True
@@ -240,8 +241,8 @@ class _Ingest:
         self.con.execute("DROP TABLE staged")
 
     def _view_vocabulary(self, table: str, vocabulary: Vocabulary) -> None:
-        segments = ", ".join(literal(str(path)) for path in vocabulary.segments())
-        rows = f"read_parquet([{segments}])" if segments else "(SELECT 0::BIGINT AS index, '' AS name WHERE false)"
+        segments = vocabulary.segments()
+        rows = parquet(*segments) if segments else "(SELECT 0::BIGINT AS index, '' AS name WHERE false)"
         self.con.execute(f"CREATE OR REPLACE VIEW {table}_ids AS SELECT index, name FROM {rows}")
 
     def _drop_duplicates(self) -> int:
@@ -263,7 +264,7 @@ class _Ingest:
         # row-group statistics on time keep the scan of what is stored to the span of the new events.
         con.execute(
             "CREATE TABLE known AS SELECT ranked.file, ranked.line, ranked.lines,"
-            f" stored.raw_label <> ranked.label::FLOAT AS conflict FROM read_parquet({stored}) AS stored JOIN ranked"
+            f" stored.raw_label <> ranked.label::FLOAT AS conflict FROM {parquet(*stored)} AS stored JOIN ranked"
             " ON nth = 1 AND stored.user = ranked.user AND stored.item = ranked.item AND stored.action = ranked.action"
             " AND stored.time_us = ranked.time_us WHERE stored.time_us BETWEEN (SELECT min(time_us) FROM ranked)"
             " AND (SELECT max(time_us) FROM ranked)"
@@ -345,7 +346,7 @@ class _Ingest:
             return {}
         events, users, items, first, last, mean = self.con.execute(
             "SELECT count(*), count(DISTINCT user), count(DISTINCT item), min(time_us), max(time_us),"
-            f" fsum(label) / count(*) FROM read_parquet({files})"
+            f" fsum(label) / count(*) FROM {parquet(*files)}"
         ).fetchall()[0]
         return {
             "events": events,

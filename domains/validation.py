@@ -92,23 +92,22 @@ def text_of(source: SourceFile, column: str) -> str:
     """SQL for a column's trimmed text: a cell of a text record, or a Parquet column of any type."""
     position = source.columns.index(column)
     if source.kind == "text":
-        text = f"_cells[{position + 1}]"
-    else:
-        text, kind = quoted(column), source.types[position]
-        if kind.startswith(("TIMESTAMP", "DATE")):
-            text = f"epoch_us({text}::TIMESTAMPTZ)::VARCHAR"
-        elif kind in ("DOUBLE", "FLOAT"):
-            # A column of whole numbers with a gap comes from pandas as floats: id 12.0 is id 12.
-            whole = f"{text} = trunc({text}) AND abs({text}) < 1e18"
-            text = f"CASE WHEN {whole} THEN {text}::BIGINT::VARCHAR ELSE {text}::VARCHAR END"
-        elif kind != "VARCHAR":
-            text = f"{text}::VARCHAR"
+        return f"_cells[{position + 1}]"
+    text, kind = quoted(column), source.types[position]
+    if kind.startswith(("TIMESTAMP", "DATE")):
+        return f"epoch_us({text}::TIMESTAMPTZ)::VARCHAR"
+    if kind in ("DOUBLE", "FLOAT"):
+        # A column of whole numbers with a gap comes from pandas as floats: id 12.0 is id 12.
+        whole = f"{text} = trunc({text}) AND abs({text}) < 1e18"
+        return f"CASE WHEN {whole} THEN {text}::BIGINT::VARCHAR ELSE {text}::VARCHAR END"
+    if kind != "VARCHAR":
+        return f"{text}::VARCHAR"
     return f"trim({text}, chr(32) || chr(9) || chr(10) || chr(13) || chr(160))"
 
 
 def present(text: str) -> str:
     """SQL for the text, NULL where it spells a missing value."""
-    return f"CASE WHEN lower({text}) IN {_NOTHING} THEN NULL ELSE {text} END"
+    return f"CASE WHEN strlen({text}) < 5 AND lower({text}) IN {_NOTHING} THEN NULL ELSE {text} END"
 
 
 def stage_events(con: duckdb.DuckDBPyConnection, source: SourceFile, *, file: int, spec: DomainSpec) -> list[str]:

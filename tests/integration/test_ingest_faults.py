@@ -167,6 +167,19 @@ def test_an_items_file_that_lacks_half_the_items_is_reported(tmp_path):
     ]
 
 
+def test_awkward_names_of_files_and_folders_mean_themselves(tmp_path):
+    """Brackets, stars, quotes and equals signs in a path are no patterns and no columns."""
+    odd = tmp_path / "team's [1] *x=y*"
+    odd.mkdir()
+    (odd / "made.parquet").write_bytes(parquet_bytes(odd, click=[1, 5]))
+    (odd / "made.parquet").rename(odd / "events [2]?.parquet")
+    (odd / "items [1].csv").write_text("item_id,price\nx,1\ny,2\n")
+    for _ in range(2):
+        report = run(odd, odd / "events [2]?.parquet", items=odd / "items [1].csv")
+        assert report.reasons == {"label_out_of_range": 1}
+    assert DomainData(odd / "data", SPEC.name).interactions().num_rows == 1
+
+
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import pandas as pd
 import pytest
 
+from domains import events_writer
 from domains.domain_data import DomainData
 from domains.errors import InvalidData
 from domains.histories import Histories
@@ -35,7 +36,8 @@ def a_spec(**changes):
 
 
 SPEC = a_spec()
-BARE = a_spec(interactions={"action": None, "context": None})
+NO_MORE = {"action": None, "context": None}
+BARE = a_spec(interactions=NO_MORE)
 
 
 class Desk:
@@ -301,7 +303,7 @@ def test_bad_rows_of_an_items_file(desk):
 def test_users_are_shared_between_domains(desk):
     """One vocabulary of users for all domains: the same person has the same index everywhere."""
     desk.ingest(bare("2024-01-01"), spec=BARE)
-    other = a_spec(name="video", role="source", interactions={"action": None, "context": None})
+    other = a_spec(name="video", role="source", interactions=NO_MORE)
     users = desk.write("user_id,age_band\nzoe,18-24\n", "users.csv")
     desk.ingest("user_id,item_id,ts,click\na,x,2024-01-01,1\nu,y,2024-01-01,1\n", spec=other, number=2, users=users)
     assert desk.data("video").user_vocabulary.index(["u", "zoe", "a"]).tolist() == [1, 2, 3]
@@ -312,11 +314,14 @@ def test_users_are_shared_between_domains(desk):
     }
 
 
-def test_files_are_cut_by_day_month_or_year(desk):
-    """A month of data gives a folder a day; decades give a folder a year."""
+def test_files_are_cut_by_day_month_or_year(desk, monkeypatch):
+    """Days where each holds enough rows, else months or years: little data is not scattered over many files."""
+    desk.ingest(bare("2024-01-01", "2024-01-02"), spec=a_spec(name="few", interactions=NO_MORE), number=3)
+    assert [path.parent.name for path in desk.data("few").event_files()] == ["date=2024-01-01"]
+    monkeypatch.setattr(events_writer, "FEWEST_ROWS", 1)
     desk.ingest(bare("2024-01-01", "2024-01-01T23:59:59Z", "2024-01-02"), spec=BARE)
     assert [path.parent.name for path in desk.data().event_files()] == ["date=2024-01-01", "date=2024-01-02"]
-    longer = a_spec(name="books", interactions={"action": None, "context": None})
+    longer = a_spec(name="books", interactions=NO_MORE)
     desk.ingest(bare("1991-05-05", "2023-05-05"), spec=longer, number=2)
     assert [path.parent.name for path in desk.data("books").event_files()] == ["date=1991-01-01", "date=2023-01-01"]
 
@@ -391,7 +396,7 @@ def test_the_same_data_gives_the_same_bytes(tmp_path):
 def test_histories_come_from_what_was_ingested(desk):
     """All source domains in time order, each event with its domain's number and its item's index there."""
     video = a_spec(name="video", role="source")
-    shop = a_spec(name="shop", role="source", interactions={"action": None, "context": None})
+    shop = a_spec(name="shop", role="source", interactions=NO_MORE)
     desk.ingest(HEADER + "u,v1,2024-01-01,1,view,\nu,v2,2024-01-03,0,like,\n", spec=video, number=3)
     desk.ingest("user_id,item_id,ts,click\nu,s1,2024-01-02,1\n", spec=shop, number=5)
     desk.ingest(HEADER + "u,l1,2024-01-02,1,view,\n", spec=SPEC, number=7)
