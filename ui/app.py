@@ -1,0 +1,60 @@
+"""The web UI: `streamlit run ui/app.py`, or with everything else `graft up`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+# Before the packages that read them: nothing that the pages import calls out.
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+os.environ.setdefault("FEAST_USAGE", "False")
+
+import streamlit as st
+
+from ui import components, session
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Draw the frame that all pages share, then the page that was asked for."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    st.set_page_config(page_title="Graft", page_icon=str(HERE / "icon.png"), layout="wide")
+    st.logo(str(HERE / "logo.svg"), size="large")
+    st.html(HERE / "style.css")
+    pages = {
+        "": [
+            st.Page(components.DOMAINS, title="Domains", url_path="domains", default=True),
+            st.Page(components.REGISTER, title="Register", url_path="register"),
+            st.Page(components.DOMAIN, title="Domain", url_path="domain"),
+            st.Page(components.PLAYGROUND, title="Playground", url_path="playground"),
+            st.Page(components.RUNS, title="Runs", url_path="runs"),
+        ]
+    }
+    page = st.navigation(pages)
+    _sidebar()
+    with components.told():
+        page.run()
+
+
+def _sidebar() -> None:
+    with st.sidebar:
+        st.text_input(
+            "Acting as",
+            value=session.who(),
+            key="acting_as",
+            help="Your name goes into the audit trail with everything you register, launch, promote or roll back.",
+        )
+        settings = session.settings()
+        st.caption("Servers")
+        for name, up, address in (
+            ("Prediction service", session.service_answers(), settings.service_url),
+            ("Prefect", session.prefect_answers(), settings.prefect_url.removesuffix("/api")),
+        ):
+            mark = ":green[●]" if up else ":gray[○]"
+            text = f"[{name}]({address})" if up and name == "Prefect" else name
+            st.markdown(f"{mark} {text} :gray[{'up' if up else 'does not answer'}]")
+
+
+main()

@@ -1,0 +1,120 @@
+"""The plots of a version: rivals with their intervals, calibration, learning curve, overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from ui.wording import LOWER_IS_BETTER, METRICS, ROWS, words
+
+OWN, OTHER, RIVAL, BOUND = "#0f766e", "#94a3b8", "#d97706", "#7c3aed"
+KINDS = {"This version": OWN, "Rival of the gate": RIVAL, "Others": OTHER, "Best reachable": BOUND}
+
+
+def forest(rows: Mapping[str, Any], metric: str, *, subject: str, rival: str | None = None) -> alt.LayerChart:
+    """Each row of a results table as a point with its 95 % interval, best on top."""
+    table = pd.DataFrame(
+        [
+            {
+                "row": words(ROWS, name),
+                "kind": _kind(name, subject, rival),
+                "value": measured[metric]["value"],
+                "low": measured[metric]["low"],
+                "high": measured[metric]["high"],
+            }
+            for name, measured in rows.items()
+            if metric in measured
+        ]
+    ).sort_values("value", ascending=metric in LOWER_IS_BETTER)
+    better = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
+    return _intervals(table, f"{words(METRICS, metric)} ({better}), with 95% interval over users")
+
+
+def gains(gain: Mapping[str, Any], metric: str, *, rival: str | None = None) -> alt.LayerChart:
+    """How much better the version is than each row, with intervals; right of the line it is better for certain."""
+    table = pd.DataFrame(
+        [{"row": words(ROWS, name), "kind": _kind(name, None, rival), **measured} for name, measured in gain.items()]
+    ).sort_values("value", ascending=False)
+    line = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(color="#17231f", strokeDash=[4, 3]).encode(x="zero:Q")
+    return line + _intervals(table, f"gain in {words(METRICS, metric)} over each row, with 95% interval")
+
+
+def reliability(bins: Sequence[Mapping[str, float]]) -> alt.LayerChart:
+    """Predicted against observed click rate in ten bins; on the diagonal predictions are what they say."""
+    table = pd.DataFrame(bins)
+    top = float(max(table["predicted"].max(), table["observed"].max())) * 1.08
+    scale = alt.Scale(domain=[0, top], nice=False)
+    diagonal = (
+        alt.Chart(pd.DataFrame({"predicted": [0.0, top], "observed": [0.0, top]}))
+        .mark_line(color=OTHER, strokeDash=[4, 3])
+        .encode(x=alt.X("predicted:Q", scale=scale), y=alt.Y("observed:Q", scale=scale))
+    )
+    seen = (
+        alt.Chart(table)
+        .mark_line(color=OWN, point=alt.OverlayMarkDef(size=60, color=OWN))
+        .encode(
+            x=alt.X("predicted:Q", title="predicted click rate", scale=scale, axis=alt.Axis(format="%")),
+            y=alt.Y("observed:Q", title="observed click rate", scale=scale, axis=alt.Axis(format="%")),
+            tooltip=[
+                alt.Tooltip("predicted:Q", format=".1%"),
+                alt.Tooltip("observed:Q", format=".1%"),
+                alt.Tooltip("examples:Q", format=","),
+            ],
+        )
+    )
+    return (diagonal + seen).properties(height=260)
+
+
+def learning_curve(history: Sequence[Mapping[str, Any]]) -> alt.HConcatChart:
+    """Training loss and the validation metric after each epoch, side by side as their scales differ."""
+    table = pd.DataFrame(history)
+    panels = [_curve(table, "loss", "training loss", OTHER)]
+    if "value" in table:
+        metric = str(table["metric"].dropna().iloc[0]) if "metric" in table else "metric"
+        panels.append(_curve(table, "value", f"validation {words(METRICS, metric)}", OWN))
+    return alt.hconcat(*panels)
+
+
+def _curve(table: pd.DataFrame, column: str, title: str, colour: str) -> alt.Chart:
+    return (
+        alt.Chart(table)
+        .mark_line(color=colour, point=alt.OverlayMarkDef(size=50, color=colour))
+        .encode(
+            x=alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d")),
+            y=alt.Y(f"{column}:Q", title=title, scale=alt.Scale(zero=False)),
+            tooltip=["epoch:Q", alt.Tooltip(f"{column}:Q", format=".4f")],
+        )
+        .properties(height=230, width=205)
+    )
+
+
+def _kind(name: str, subject: str | None, rival: str | None) -> str:
+    if name == subject:
+        return "This version"
+    if name == rival:
+        return "Rival of the gate"
+    return "Best reachable" if name == "best_reachable" else "Others"
+
+
+def _intervals(table: pd.DataFrame, title: str) -> alt.LayerChart:
+    shown = [kind for kind in KINDS if kind in set(table["kind"])]
+    colour = alt.Color(
+        "kind:N",
+        scale=alt.Scale(domain=shown, range=[KINDS[kind] for kind in shown]),
+        legend=alt.Legend(title=None, orient="bottom"),
+    )
+    row = alt.Y("row:N", title=None, sort=list(table["row"]), axis=alt.Axis(labelLimit=240, ticks=False, domain=False))
+    base = alt.Chart(table)
+    bars = base.mark_rule(strokeWidth=2.5).encode(
+        x=alt.X("low:Q", title=title, scale=alt.Scale(zero=False)), x2="high:Q", y=row, color=colour
+    )
+    points = base.mark_point(filled=True, size=90, opacity=1).encode(
+        x=alt.X("value:Q", scale=alt.Scale(zero=False)),
+        y=row,
+        color=colour,
+        tooltip=["row:N", *(alt.Tooltip(f"{part}:Q", format=".4f") for part in ("value", "low", "high"))],
+    )
+    return (bars + points).properties(height=34 * len(table) + 60)

@@ -1,0 +1,234 @@
+"""Building blocks of the pages: errors as one sentence, badges, empty states, a run as it goes, starting a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import streamlit as st
+
+from domains.records import FINISHED, Domain, Live, Run, Version
+from orchestrator import use_cases
+from orchestrator.errors import as_json
+from ui import session, wording
+from ui.wording import Label
+
+logger = logging.getLogger(__name__)
+
+DOMAINS, REGISTER, DOMAIN, PLAYGROUND, RUNS = (
+    "views/domain_list.py",
+    "views/register.py",
+    "views/domain_page.py",
+    "views/playground.py",
+    "views/run_list.py",
+)
+"""The pages, as Streamlit links them: relative to ``app.py``."""
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Show whatever goes wrong inside as one sentence; the log has the rest."""
+    try:
+        yield
+    except Exception as error:
+        show_error(error)
+
+
+def show_error(error: Exception) -> None:
+    """One clear sentence, with its code and the field it is about."""
+    body = as_json(error)["error"]
+    if body["code"] == "internal":
+        logger.exception("page failed", exc_info=error)
+        body = {"code": "internal", "message": "Something failed on Graft's side; the UI's log says what."}
+    problems = body.get("details", {}).get("problems")
+    if problems and len(problems) > 1:
+        st.error(f"{len(problems)} things to correct  \n`{body['code']}`")
+        show_problems(problems)
+        return
+    message = str(body["message"]).strip().replace("\n", "  \n")
+    message = message[:1].upper() + message[1:]
+    field = f" · field `{body['field']}`" if body.get("field") else ""
+    st.error(f"{message}  \n`{body['code']}`{field}")
+
+
+def show_problems(problems: Sequence[dict[str, Any]]) -> None:
+    """A table of what to correct, with line and field."""
+    lined = any(problem.get("line") for problem in problems)
+    st.dataframe(
+        [
+            {
+                **({"Line": problem.get("line")} if lined else {}),
+                "Field": problem.get("field") or "whole file",
+                "What to correct": problem["message"],
+            }
+            for problem in problems
+        ],
+        hide_index=True,
+        column_config={
+            "Line": st.column_config.NumberColumn(width="small"),
+            "Field": st.column_config.Column(width=180),
+        },
+    )
+
+
+def badge(label: Label) -> None:
+    """A coloured word that explains itself on hover."""
+    st.badge(label.text, color=label.colour, help=label.meaning or None)
+
+
+def heading(title: str, lead: str) -> None:
+    """The top of a page: what it is and one line on what it is for."""
+    st.title(title, anchor=False)
+    st.markdown(f":gray[{lead}]")
+
+
+def empty(title: str, text: str, *, page: str | None = None, link: str = "", **query: str) -> None:
+    """What a page shows when there is nothing yet: what would stand here, and how to get there."""
+    with st.container(border=True, horizontal_alignment="center"):
+        st.space("small")
+        st.markdown(f"#### {title}", width="content")
+        st.markdown(text, width="content")
+        if page is not None and st.button(link, type="primary", key=f"empty-{page}"):
+            st.switch_page(page, query_params=query)
+        st.space("small")
+
+
+def rung_of(domain: Domain, live: Version | None) -> Label:
+    """What a domain's answers rest on."""
+    if live is not None and domain.state != "paused":
+        return wording.label(wording.RUNGS, live.rung or "adapter")
+    return wording.RUNGS["prior" if domain.counts.get("rows_added") else "none"]
+
+
+def live_version(live: Live | None) -> Version | None:
+    """The version behind a live pointer."""
+    return None if live is None else session.registry().version(live.version_id)
+
+
+def elapsed(run: Run) -> str:
+    """How long a run took, or has been going."""
+    return wording.duration(((run.finished_at or datetime.now(UTC)) - run.started_at).total_seconds())
+
+
+def run_link(run: Run) -> str | None:
+    """Where Prefect shows a run."""
+    if run.flow_run_id is None:
+        return None
+    return f"{session.settings().prefect_url.removesuffix('/api')}/runs/flow-run/{run.flow_run_id}"
+
+
+def active(runs: Sequence[Run]) -> list[Run]:
+    """The runs that have not ended."""
+    return [run for run in runs if run.state not in FINISHED]
+
+
+def watch_runs(domain: str | None, *, everything: bool = False) -> None:
+    """The runs that are going on, followed as they go; the whole page is drawn anew when one of them ends.
+
+    Args:
+        domain: Whose runs; None means those of the shared model.
+        everything: Runs of all domains.
+    """
+
+    def going() -> list[Run]:
+        found = active(session.registry().runs(domain, limit=100))
+        return [run for run in found if everything or run.domain == domain]
+
+    at_first = going()
+    if not at_first:
+        return
+    known = {run.id for run in at_first}
+
+    def draw() -> None:
+        with told():
+            now = going()
+            if not known <= {run.id for run in now}:
+                st.rerun()
+            for run in now:
+                show_progress(run)
+
+    st.fragment(draw, run_every=1.0)()
+
+
+def show_progress(run: Run) -> None:
+    """One run that is going on: what it does, how far it is, and how fast."""
+    with st.container(border=True):
+        title = wording.words(wording.KINDS, run.kind) + (f" · {run.domain}" if run.domain else "")
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(f"**{title}**", width="content")
+            badge(wording.label(wording.RUN_STATES, run.state))
+            st.caption(f"by {run.started_by}, {elapsed(run)} so far", width="content")
+            if (link := run_link(run)) is not None:
+                st.markdown(f"[open in Prefect]({link})", width="content")
+        st.progress(min(max(run.progress, 0.0), 1.0), text=f"{run.step or 'Waiting for a worker'} · {run.progress:.0%}")
+        said = []
+        if "loss" in run.detail:
+            said.append(f"loss {run.detail['loss']:.4f}")
+        if "steps" in run.detail:
+            said.append(wording.plural(int(run.detail["steps"]), "step"))
+        if run.detail.get("examples_per_s"):
+            said.append(f"{run.detail['examples_per_s']:,.0f} examples/s")
+        if said:
+            st.caption(" · ".join(said))
+
+
+def run_row(run: Run) -> None:
+    """One run in a list; opens to what went in, what came out, and its error in full."""
+    title = wording.words(wording.KINDS, run.kind) + (f" · {run.domain}" if run.domain else " · shared model")
+    with st.container(border=True):
+        name, state, progress, took, started = st.columns([2.2, 1, 2.6, 1, 1.7], vertical_alignment="center")
+        name.markdown(f"**{title}**" if run.kind != "train-shared" else f"**{wording.KINDS['train-shared']}**")
+        with state:
+            badge(wording.label(wording.RUN_STATES, run.state))
+        if run.state in FINISHED:
+            progress.caption(
+                f"stopped at {run.progress:.0%}: {run.step}" if run.state != "succeeded" else "all steps done"
+            )
+        else:
+            progress.progress(min(max(run.progress, 0.0), 1.0), text=run.step or "Waiting for a worker")
+        took.caption(elapsed(run))
+        started.caption(f"{wording.ago(run.started_at)} by {run.started_by}")
+        if run.error:
+            st.error(run.error.strip().splitlines()[-1])
+        with st.expander("Details"):
+            link = run_link(run)
+            st.caption(
+                f"`{run.id}` · started {wording.when(run.started_at)}"
+                + (f" · ended {wording.when(run.finished_at)}" if run.finished_at else "")
+                + (f" · [open in Prefect]({link})" if link else " · ran without Prefect")
+            )
+            if run.error:
+                st.code(run.error, language=None, wrap_lines=True)
+            given, came = st.columns(2)
+            given.caption("Asked for")
+            given.json(run.params or {}, expanded=2)
+            came.caption("Came of it")
+            came.json(run.result or run.detail or {}, expanded=2)
+
+
+def start_button(kind: str, *, domain: str | None, params: dict[str, Any], label: str) -> None:
+    """Choose where a run goes and start it; reruns the page when it has started."""
+    settings = session.settings()
+    up = session.prefect_answers()
+    if up:
+        st.caption(f"Runs on the Prefect worker; follow it here or in [Prefect]({settings.prefect_url[:-4]}).")
+    else:
+        st.warning(
+            "The Prefect server does not answer (`graft up` starts it). The run can go on inside this UI instead; it "
+            "stops if the UI stops, and can then be started again."
+        )
+    if st.button(label if up else f"{label} inside this UI", type="primary", key=f"start-{kind}"):
+        with told():
+            use_cases.start(
+                kind,
+                domain=domain,
+                params=params,
+                registry=session.registry(),
+                settings=settings,
+                by=session.who(),
+                local=not up,
+            )
+            st.rerun()

@@ -1,0 +1,69 @@
+"""Adding data in the background: it goes on while somebody looks at another page, and this page follows it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from domains.ingest import IngestReport
+from domains.registry import Registry
+from orchestrator import use_cases
+from orchestrator.settings import Settings
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """What a team hands in."""
+
+    interactions: tuple[Path, ...] = ()
+    items: Path | None = None
+    users: Path | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.interactions)
+
+
+@dataclass
+class IngestJob:
+    """One ingest as it goes; ``report`` or ``error`` is set at its end."""
+
+    domain: str
+    files: DataFiles
+    fraction: float = 0.0
+    step: str = "Reading the files"
+    report: IngestReport | None = None
+    error: Exception | None = None
+    _thread: threading.Thread | None = field(default=None, repr=False)
+
+    @property
+    def going(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self, *, registry: Registry, settings: Settings, by: str) -> IngestJob:
+        """Begin, and return at once."""
+        self._thread = threading.Thread(
+            target=self._run, args=(registry, settings, by), name=f"ingest-{self.domain}", daemon=True
+        )
+        self._thread.start()
+        return self
+
+    def _run(self, registry: Registry, settings: Settings, by: str) -> None:
+        try:
+            self.report = use_cases.ingest_data(
+                self.domain,
+                interactions=list(self.files.interactions),
+                items=self.files.items,
+                users=self.files.users,
+                registry=registry,
+                settings=settings,
+                by=by,
+                on_progress=self._note,
+            )
+        except Exception as error:
+            self.error = error
+
+    def _note(self, fraction: float, step: str, detail: dict[str, Any]) -> None:
+        self.fraction, self.step = fraction, step

@@ -1,0 +1,204 @@
+"""A version on trial: is it better than what the team would otherwise use, is it calibrated, did anything else move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from domains.records import Domain, Version
+from ui import charts, session, wording
+
+
+def show(domain: Domain, live: Version | None) -> None:
+    """All versions of a domain, and one of them in full."""
+    versions = session.registry().versions(domain.name, "adapter")
+    if not versions:
+        st.markdown("No version yet. A launch makes one." if domain.role == "target" else "A source has no versions.")
+        return
+    metric = domain.spec.gate.metric
+    live_id = live.id if live else None
+    table = [
+        {
+            "Version": wording.short(version.id),
+            "": "live" if version.id == live_id else "",
+            "Made": wording.when(version.created_at),
+            "Kind": wording.label(wording.RUNGS, version.rung or "").text,
+            wording.words(wording.METRICS, metric): _headline(version, metric),
+            "Gate": _verdict(version),
+        }
+        for version in versions
+    ]
+    st.dataframe(table, hide_index=True)
+    judged = [version for version in versions if version.rung == "adapter"]
+    if not judged:
+        st.caption("The shared model answers here without any training on this domain; a launch makes its own version.")
+        return
+    by_id = {version.id: version for version in judged}
+    chosen = st.selectbox(
+        "Version in full",
+        list(by_id),
+        format_func=lambda id: (
+            f"{wording.short(id)} of {wording.when(by_id[id].created_at)}{', live' if id == live_id else ''}"
+        ),
+        key=f"version-{domain.name}",
+    )
+    version = by_id[chosen]
+    if version.report:
+        _decision(version)
+        _comparison(domain, version)
+        _segments(domain, version)
+        _quality(version)
+    else:
+        _trained_together(domain, version)
+    _certificate(version)
+    with st.expander("How it was trained"):
+        st.json(version.config)
+
+
+def _headline(version: Version, metric: str) -> str:
+    measured = version.metrics.get("rows", {}).get("shared", version.metrics).get(metric)
+    return "–" if measured is None else wording.interval(measured)
+
+
+def _verdict(version: Version) -> str:
+    decision = version.report.get("decision")
+    if decision is None:
+        return "not judged"
+    return "passed" if decision["promote"] else "held back"
+
+
+def _decision(version: Version) -> None:
+    decision = version.report["decision"]
+    reasons = "\n".join(f"- {reason[:1].upper() + reason[1:]}" for reason in decision["reasons"])
+    if decision["promote"]:
+        st.success(f"**The gate lets it pass.**\n{reasons}")
+    else:
+        st.error(f"**The gate holds it back.**\n{reasons}")
+    report = version.report
+    figures = (
+        ("Cold users judged on", wording.count(report["cold_users"])),
+        ("Held-out events", wording.count(report["examples"])),
+        ("Trained on", f"{report.get('training_examples', 0):,} events"),
+        ("Own weights", wording.count(report.get("trained_parameters"))),
+        ("Predictions off by", f"{report['calibration_error']:.0%}"),
+        ("Fine-tuned in", wording.duration(report.get("fine_tune_seconds", 0.0))),
+    )
+    for column, (title, value) in zip(st.columns(6), figures, strict=True):
+        column.metric(title, value)
+    for note in report.get("notes", []):
+        st.caption(note[:1].upper() + note[1:] + ".")
+    if report["leaks"]:
+        st.error("The evaluation leaks: " + "; ".join(report["leaks"]))
+
+
+def _comparison(domain: Domain, version: Version) -> None:
+    report = version.report
+    st.subheader("On cold users, beside what one would otherwise use", anchor=False)
+    names = list(report["rows"][report["subject"]])
+    metric = st.segmented_control(
+        "Metric",
+        names,
+        default=report["metric"] if report["metric"] in names else names[0],
+        format_func=lambda name: wording.words(wording.METRICS, name),
+        required=True,
+        label_visibility="collapsed",
+        key=f"metric-{version.id}",
+    )
+    st.altair_chart(
+        charts.forest(report["rows"], metric, subject=report["subject"], rival=domain.spec.gate.rival), width="stretch"
+    )
+    if report["gain"]:
+        st.altair_chart(charts.gains(report["gain"], report["metric"], rival=domain.spec.gate.rival), width="stretch")
+    with st.expander("The same as a table"):
+        st.dataframe(_table(report["rows"]), hide_index=True)
+
+
+def _table(rows: dict[str, Any]) -> list[dict[str, str]]:
+    return [
+        {
+            "": wording.words(wording.ROWS, name),
+            **{wording.words(wording.METRICS, metric): wording.interval(value) for metric, value in measured.items()},
+        }
+        for name, measured in rows.items()
+    ]
+
+
+def _segments(domain: Domain, version: Version) -> None:
+    report = version.report
+    if not report["segments"]:
+        return
+    metric, rival, subject = report["metric"], domain.spec.gate.rival, report["subject"]
+    st.subheader("For whom it works", anchor=False)
+    rival_title = wording.words(wording.ROWS, rival)
+    st.dataframe(
+        [
+            {
+                "Segment": wording.words(wording.SEGMENTS, name),
+                "Events": segment["examples"],
+                "Users": segment["users"],
+                "This version": wording.interval(segment["rows"][subject][metric], 3),
+                rival_title: wording.interval(segment["rows"][rival][metric], 3) if rival in segment["rows"] else "–",
+            }
+            for name, segment in report["segments"].items()
+        ],
+        hide_index=True,
+    )
+
+
+def _quality(version: Version) -> None:
+    bins, history = version.report.get("reliability"), version.report.get("learning_curve")
+    left, right = st.columns(2, gap="large")
+    if bins:
+        with left:
+            st.subheader("Do predictions mean what they say?", anchor=False)
+            st.altair_chart(charts.reliability(bins), width="stretch")
+            st.caption(
+                "Each point is a tenth of the held-out events. On the dashed line predictions are exactly right."
+            )
+    if history:
+        with right if bins else left:
+            st.subheader("How it learnt", anchor=False)
+            st.altair_chart(charts.learning_curve(history), width="content")
+            st.caption("After each epoch; the best epoch is kept.")
+
+
+def _trained_together(domain: Domain, version: Version) -> None:
+    st.info("Trained together with the shared model, so there was no launch to judge it by.")
+    measured = version.metrics
+    if "rows" in measured:
+        st.altair_chart(charts.forest(measured["rows"], domain.spec.gate.metric, subject="shared"), width="stretch")
+    elif "note" in measured:
+        st.caption(measured["note"])
+
+
+def _certificate(version: Version) -> None:
+    certificate = version.certificate
+    if not certificate:
+        return
+    st.subheader("Freeze certificate", anchor=False)
+    others = certificate.get("witnesses", {})
+    if certificate["ok"]:
+        st.success(
+            f"Nothing else moved: all {certificate['frozen_tensors']:,} frozen tensors have the same hash before and "
+            f"after, and the predictions of {len(others)} other domains are equal bit for bit."
+        )
+    else:
+        moved = [*certificate.get("changed", []), *certificate.get("predictions_moved", [])]
+        st.error("Something else moved: " + ", ".join(moved))
+    trained, total = certificate.get("trained_parameters"), certificate.get("all_parameters")
+    if trained and total:
+        st.markdown(f"It trained **{trained:,}** of {total:,} weights ({trained / total:.1%}).")
+    st.caption(f"Loads only on shared model `{wording.short(version.backbone_id)}`. Content hash `{version.id}`.")
+    with st.expander("Hashes and witnesses"):
+        if others:
+            st.caption("Rows of each other domain whose predictions were compared")
+            st.dataframe([{"Domain": name, "Rows": rows} for name, rows in others.items()], hide_index=True)
+        st.caption(
+            f"All frozen tensors before `{str(certificate.get('before'))[:16]}`, after "
+            f"`{str(certificate.get('after'))[:16]}`; each of them:"
+        )
+        st.dataframe(
+            [{"Tensor": name, "SHA-256": digest} for name, digest in certificate.get("hashes", {}).items()],
+            hide_index=True,
+        )

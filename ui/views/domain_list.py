@@ -1,0 +1,205 @@
+"""Domains: what there is, what answers where, and the shared model under it all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from domains.records import Domain, Live, Run, Version
+from ui import components, session, wording
+
+PAGE_SIZE = 25
+
+
+def show() -> None:
+    """Draw the page."""
+    components.heading("Domains", "Every recommendation surface, what its answers rest on, and since when.")
+    registry = session.registry()
+    domains = registry.domains()
+    if not domains:
+        components.empty(
+            "No domain yet",
+            "A domain is a surface with its own items and users, such as a video feed or a new live page. "
+            "Register the data-rich ones as sources first; a new one then borrows what they know.",
+            page=components.REGISTER,
+            link="Register the first domain",
+        )
+        return
+    lives = {live.domain: live for live in registry.lives()}
+    latest: dict[str | None, Run] = {}
+    for run in registry.runs(limit=500):
+        latest.setdefault(run.domain, run)
+    _summary(domains, lives)
+    _shared_model(domains, lives.get(None))
+    components.watch_runs(None, everything=True)
+    _list(domains, lives, latest)
+
+
+def _summary(domains: list[Domain], lives: dict[str | None, Live]) -> None:
+    sources = [domain for domain in domains if domain.role == "source"]
+    adapted = [
+        domain
+        for domain in domains
+        if (live := lives.get(domain.name)) is not None
+        and session.registry().version(live.version_id).rung == "adapter"
+    ]
+    columns = st.columns([1, 1, 1, 1, 1.2], vertical_alignment="center")
+    columns[0].metric("Sources", len(sources))
+    columns[1].metric("Targets", len(domains) - len(sources))
+    columns[2].metric("Answer with an adapter", len(adapted))
+    columns[3].metric("Events", wording.count(sum(domain.counts.get("rows_added", 0) for domain in domains)))
+    if columns[4].button("Register a domain", type="primary", width="stretch"):
+        st.switch_page(components.REGISTER)
+
+
+def _shared_model(domains: list[Domain], live: Live | None) -> None:
+    ready = [domain for domain in domains if domain.counts.get("rows_added")]
+    with st.container(border=True):
+        text, button = st.columns([4, 1], vertical_alignment="center")
+        if live is None:
+            text.markdown("**Shared model** :gray[not trained yet]")
+            text.caption(
+                "All domains stand on one shared model. Train it on what the sources know; after that a new domain "
+                "launches in minutes."
+                if any(domain.role == "source" for domain in ready)
+                else "All domains stand on one shared model. It needs the data of at least one source domain."
+            )
+        else:
+            version = session.registry().version(live.version_id)
+            text.markdown(f"**Shared model** `{wording.short(live.version_id)}`")
+            learnt = list(version.metrics)
+            text.caption(f"Live since {wording.when(live.since)}, trained on {', '.join(learnt) or 'all domains'}.")
+        if button.button(
+            "Train" if live is None else "Train again",
+            type="primary" if live is None else "secondary",
+            width="stretch",
+            disabled=not any(domain.role == "source" for domain in ready),
+            help=None if ready else "There is no data to train on yet.",
+            key="train-shared",
+        ):
+            _train_dialog(ready)
+        if live is not None and version.metrics:
+            with st.expander("How good is it?"):
+                _shared_metrics(version)
+
+
+def _shared_metrics(version: Version) -> None:
+    st.caption("On each domain's held-out events, beside the mean of each item. Intervals are 95% over users.")
+    rows: list[dict[str, Any]] = []
+    notes = []
+    for name, measured in version.metrics.items():
+        if "rows" not in measured:
+            notes.append(f"{name}: {measured.get('note', 'not measured')}")
+            continue
+        of_row = measured["rows"]
+        row: dict[str, Any] = {"Domain": name, "Held-out events": measured["examples"]}
+        for metric in of_row["shared"]:
+            title = wording.words(wording.METRICS, metric)
+            row[title] = wording.interval(of_row["shared"][metric])
+            row[f"{title} of item mean"] = f"{of_row['item_mean'][metric]['value']:.4f}"
+        rows.append(row)
+    if rows:
+        st.dataframe(rows, hide_index=True)
+    for note in notes:
+        st.caption(note)
+
+
+@st.dialog("Train the shared model")
+def _train_dialog(ready: list[Domain]) -> None:
+    tasks = sorted({domain.spec.task for domain in ready if domain.role == "source"})
+    task = (
+        st.radio("What it predicts", tasks, format_func=lambda task: wording.TASKS[task], horizontal=True)
+        if len(tasks) > 1
+        else tasks[0]
+    )
+    fitting = [domain.name for domain in ready if domain.spec.task == task]
+    chosen = st.multiselect(
+        "Domains to learn from",
+        fitting,
+        default=fitting,
+        help="Leave out a domain that you want to launch as new afterwards, or whose labels you do not trust.",
+    )
+    if not any(domain.role == "source" for domain in ready if domain.name in chosen):
+        st.caption(":red[Choose at least one source domain.]")
+        return
+    left_out = [name for name in fitting if name not in chosen]
+    components.start_button(
+        "train-shared",
+        domain=None,
+        params={"task": task, **({"leave_out": left_out} if left_out else {})},
+        label="Train",
+    )
+
+
+def _list(domains: list[Domain], lives: dict[str | None, Live], latest: dict[str | None, Run]) -> None:
+    shown = domains
+    if len(domains) > 8:
+        asked, role = st.columns([3, 1])
+        text = asked.text_input("Find", placeholder="name or owner", label_visibility="collapsed").strip().lower()
+        wanted = role.selectbox("Role", ["all roles", "target", "source"], label_visibility="collapsed")
+        shown = [
+            domain
+            for domain in domains
+            if (text in domain.name or text in domain.owner.lower()) and wanted in ("all roles", domain.role)
+        ]
+    shown = sorted(shown, key=lambda domain: (domain.state == "retired", domain.role == "source", -domain.number))
+    if not shown:
+        st.caption("No domain matches.")
+    pages = -(-len(shown) // PAGE_SIZE)
+    page = st.segmented_control("Page", range(1, pages + 1), default=1) or 1 if pages > 1 else 1
+    for kind, heading in (("target", "Targets"), ("source", "Sources")):
+        of_role = [domain for domain in shown[(page - 1) * PAGE_SIZE : page * PAGE_SIZE] if domain.role == kind]
+        if of_role:
+            st.subheader(heading, anchor=False)
+            _heads()
+            for domain in of_role:
+                _row(domain, lives.get(domain.name), latest.get(domain.name))
+
+
+WIDTHS = [2.1, 1.5, 1.5, 1.8, 1.7, 1.9]
+
+
+def _heads() -> None:
+    for slot, title in zip(
+        st.columns(WIDTHS),
+        ("Domain", "State", "Answers with", "Data", "Live version", "Last run"),
+        strict=True,
+    ):
+        slot.caption(title)
+
+
+def _row(domain: Domain, live: Live | None, run: Run | None) -> None:
+    version = components.live_version(live)
+    counts = domain.counts
+    with st.container(border=True):
+        name, state, rung, data, since, last = st.columns(WIDTHS, vertical_alignment="center")
+        with name:
+            st.page_link(components.DOMAIN, label=domain.name, query_params={"name": domain.name})
+            st.caption(f"{wording.TASKS[domain.spec.task].lower()} · {domain.owner}")
+        with state:
+            components.badge(wording.label(wording.STATES, domain.state))
+        with rung:
+            if domain.role == "target":
+                components.badge(components.rung_of(domain, version))
+            else:
+                st.caption("lends its histories")
+        if counts.get("rows_added"):
+            data.markdown(f"{wording.count(counts['rows_added'])} events")
+            data.caption(f"{wording.count(counts.get('users'))} users, {wording.count(counts.get('items'))} items")
+        else:
+            data.caption("no data yet")
+        if live is not None:
+            since.markdown(f"`{wording.short(live.version_id)}`")
+            since.caption(f"since {wording.ago(live.since)}")
+        else:
+            since.caption("–")
+        if run is not None:
+            last.markdown(wording.words(wording.KINDS, run.kind))
+            ended = run.finished_at or run.started_at
+            last.caption(f"{wording.label(wording.RUN_STATES, run.state).text.lower()}, {wording.ago(ended)}")
+        else:
+            last.caption("–")
+
+
+show()

@@ -1,0 +1,221 @@
+"""Playground: pick a user, see what the endpoint would show them, and why."""
+
+from __future__ import annotations
+
+import json
+import random
+import shlex
+from typing import Any
+
+import streamlit as st
+
+from domains.records import Domain
+from orchestrator import use_cases
+from ui import components, session, wording
+
+MOST_EVENTS = 12
+
+
+def show() -> None:
+    """Draw the page."""
+    components.heading(
+        "Playground", "Ask a domain's endpoint for a ranking, as any caller would, and see what it rests on."
+    )
+    domains = [domain for domain in session.registry().domains() if domain.counts.get("rows_added")]
+    domains.sort(key=lambda domain: (domain.role != "target", -domain.number))
+    if not domains:
+        components.empty(
+            "No domain has data yet",
+            "Once a domain holds data its endpoint can rank: by popularity at first, better after a launch.",
+            page=components.REGISTER,
+            link="Register a domain",
+        )
+        return
+    domain = _chosen(domains)
+    left, right = st.columns([1, 1.5], gap="large")
+    with left:
+        user_id = _user(domain)
+        with components.told():
+            _past(user_id)
+    with right, components.told():
+        item_ids, top_k = _candidates(domain)
+        _ask(domain, user_id, item_ids, top_k)
+
+
+def _chosen(domains: list[Domain]) -> Domain:
+    names = [domain.name for domain in domains]
+    asked = st.query_params.get("name")
+    at = names.index(asked) if asked in names else 0
+    left, right = st.columns([1, 1.5], gap="large", vertical_alignment="bottom")
+    chosen = left.selectbox("Domain", names, index=at, key="playground-domain")
+    domain = next(domain for domain in domains if domain.name == chosen)
+    version = components.live_version(session.registry().live(domain.name))
+    rung = components.rung_of(domain, version)
+    with right, st.container(horizontal=True, vertical_alignment="center"):
+        components.badge(rung)
+        st.caption(rung.meaning, width="content")
+    return domain
+
+
+def _user(domain: Domain) -> str:
+    people: list[dict[str, Any]] = []
+    with components.told():
+        people = _people(domain.name, session.registry().generation())
+    past = {person["user_id"]: person["source_events"] for person in people}
+    how = st.segmented_control(
+        "User", ["Pick one", "Type an id"], default="Pick one" if people else "Type an id", required=True
+    )
+    if how == "Pick one" and people:
+        return str(
+            st.selectbox(
+                "User",
+                list(past),
+                format_func=lambda user: f"{user} · {wording.plural(past[user], 'past event')}",
+                label_visibility="collapsed",
+                key=f"user-{domain.name}",
+            )
+        )
+    return st.text_input(
+        "User id", value="someone-new", label_visibility="collapsed", help="An id that Graft never saw works too."
+    ).strip()
+
+
+def _past(user_id: str) -> None:
+    st.markdown("**What they did lately, elsewhere**")
+    specs = {domain.name: domain.spec for domain in session.registry().domains()}
+    seen = _recent(user_id, session.registry().generation()) if user_id else []
+    if not seen:
+        st.caption("Nothing: Graft knows no past of this user.")
+        return
+    timed = any(event["time_us"] > 1 for event in seen)
+    rows = []
+    for event in seen:
+        features = session.item_features(event["domain"]).get(event["item_id"], {})
+        rows.append(
+            {
+                **({"When": wording.moment(event["time_us"])} if timed else {}),
+                "Where": event["domain"],
+                "Item": event["item_id"],
+                "What": wording.event(event, specs.get(event["domain"])),
+                "About": _about(features),
+            }
+        )
+    st.dataframe(rows, hide_index=True)
+
+
+def _candidates(domain: Domain) -> tuple[list[str], int]:
+    items = session.popularity(domain.name)
+    popular, rest = [row["item_id"] for row in items], random.Random(domain.number)
+    with st.expander("Candidates", expanded=False):
+        first, second, third = st.columns(3)
+        most = first.number_input("Most popular", 0, 500, min(10, len(items)), key=f"popular-{domain.name}")
+        others = second.number_input(
+            "Random others", 0, 500, min(15, max(0, len(items) - 10)), key=f"random-{domain.name}"
+        )
+        top_k = third.number_input("Answer the best", 1, 1000, 15, key=f"top-{domain.name}")
+        tail = popular[int(most) :]
+        default = popular[: int(most)] + rest.sample(tail, min(int(others), len(tail)))
+        typed = st.text_area(
+            "Or name them, one a line", placeholder="\n".join(default[:3]), key=f"items-{domain.name}", height=90
+        )
+    named = [line.strip() for line in typed.splitlines() if line.strip()]
+    return (named or default)[:1000], int(top_k)
+
+
+def _ask(domain: Domain, user_id: str, item_ids: list[str], top_k: int) -> None:
+    body = {"user_id": user_id, "items": [{"item_id": item} for item in item_ids], "top_k": top_k}
+    pressed = st.button(
+        f"Rank {wording.plural(len(item_ids), 'item')} for {user_id or '…'}",
+        type="primary",
+        disabled=not (user_id and item_ids),
+        width="stretch",
+        key="rank",
+    )
+    place = ("ranking", domain.name)
+    if pressed:
+        st.session_state.pop(str(place), None)
+        with components.told():
+            answer = use_cases.rank(
+                domain.name, user_id=user_id, item_ids=item_ids, top_k=top_k, settings=session.settings()
+            )
+            st.session_state[str(place)] = {"body": body, "answer": answer}
+    held = st.session_state.get(str(place))
+    if held is not None and held["body"] == body:
+        _answer(domain, held["answer"])
+    elif not pressed:
+        st.caption("The ranking appears here.")
+    _curl(domain, body)
+
+
+def _answer(domain: Domain, answer: dict[str, Any]) -> None:
+    rung = wording.label(wording.RUNGS, answer["served_by"])
+    with st.container(horizontal=True, vertical_alignment="center"):
+        components.badge(rung)
+        st.markdown(
+            f"version `{wording.short(answer['model_version'])}` · took **{answer['took_ms']:.1f} ms**", width="content"
+        )
+    reason = answer.get("reason")
+    if reason:
+        st.info(f"Why only popularity: {wording.words(wording.REASONS, reason)}.")
+    features = session.item_features(domain.name)
+    places = {row["item_id"]: place for place, row in enumerate(session.popularity(domain.name), 1)}
+    score = "Chance of a click" if domain.spec.task == "ctr" else "Rating"
+    rows = []
+    for place, item in enumerate(answer["items"], 1):
+        why = item.get("reason")
+        row = {
+            "#": place,
+            "Item": item["item_id"],
+            score: item["score"] * (100 if domain.spec.task == "ctr" else 1),
+            "By popularity": f"#{places[item['item_id']]}" if item["item_id"] in places else "–",
+            "About": _about(features.get(item["item_id"], {})),
+        }
+        if why and why != reason:
+            row["Note"] = wording.words(wording.REASONS, why)
+        rows.append(row)
+    top = max(row[score] for row in rows)
+    st.dataframe(
+        rows,
+        hide_index=True,
+        height=38 + 35 * len(rows),
+        column_config={
+            "#": st.column_config.NumberColumn(width=40),
+            score: st.column_config.ProgressColumn(
+                min_value=0,
+                max_value=float(top) or 1.0,
+                format="%.1f%%" if domain.spec.task == "ctr" else "%.2f",
+            ),
+            "By popularity": st.column_config.Column(
+                width=90, help="The item's place if everybody saw the most taken items first."
+            ),
+        },
+    )
+
+
+def _curl(domain: Domain, body: dict[str, Any]) -> None:
+    with st.expander("The same with curl"):
+        url = f"{session.settings().service_url}/v1/domains/{domain.name}/rank"
+        data = shlex.quote(json.dumps(body))
+        command = f"curl --silent {url} \\\n  --header 'content-type: application/json' \\\n  --data {data}"
+        st.code(command, language="bash", wrap_lines=True)
+
+
+def _about(features: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else str(value)
+        for name, value in features.items()
+        if value is not None
+    )
+
+
+@st.cache_data(show_spinner=False, max_entries=64)
+def _people(domain: str, generation: int) -> list[dict[str, Any]]:
+    return use_cases.sample_users(domain, settings=session.settings(), registry=session.registry())
+
+
+@st.cache_data(show_spinner=False, max_entries=256)
+def _recent(user_id: str, generation: int) -> list[dict[str, Any]]:
+    return use_cases.recent_events(user_id, settings=session.settings(), registry=session.registry(), most=MOST_EVENTS)
+
+
+show()

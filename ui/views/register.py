@@ -1,0 +1,112 @@
+"""Register: from a team's files and a few words about them to a domain with validated data."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from domains.spec import DomainSpec
+from orchestrator import use_cases
+from ui import components, data_files, session, spec_form
+from ui.ingest_job import DataFiles
+
+
+def show() -> None:
+    """Draw the page."""
+    done: str | None = st.session_state.get("registered")
+    if done is not None:
+        _outcome(done)
+        return
+    components.heading(
+        "Register a domain",
+        "Hand in the files, say what their columns mean, and see at once what is good and what is not.",
+    )
+    files = _files()
+    st.subheader("2 · What they mean", anchor=False)
+    how = st.segmented_control("How", ["Form", "YAML"], default="Form", required=True, label_visibility="collapsed")
+    if how == "YAML":
+        spec = spec_form.yaml_editor(spec_form.EXAMPLE, key="yaml")
+    else:
+        entry, preview = st.columns([3, 1.35], gap="large")
+        with entry:
+            spec = spec_form.form(_columns(files))
+        with preview:
+            st.caption("The spec so far; keep it beside your code")
+            if spec is None:
+                st.code("# appears once the form is complete", language="yaml")
+            else:
+                st.code(spec.to_yaml(), language="yaml", wrap_lines=True)
+                st.download_button("Download spec.yaml", spec.to_yaml(), file_name=f"{spec.name}.yaml")
+    _submit(spec, files)
+
+
+def _files() -> DataFiles:
+    st.subheader("1 · The files", anchor=False)
+    st.caption("CSV, TSV or Parquet, plain or gzip. The form below reads their columns. You may also add data later.")
+    with components.told():
+        return data_files.choose_files("register")
+    return DataFiles()
+
+
+def _columns(files: DataFiles) -> spec_form.Columns:
+    with components.told():
+        return spec_form.Columns(
+            data_files.look_at(files.interactions[0] if files else None),
+            data_files.look_at(files.items),
+            data_files.look_at(files.users),
+        )
+    return spec_form.Columns()
+
+
+def _submit(spec: DomainSpec | None, files: DataFiles) -> None:
+    st.subheader("3 · Register", anchor=False)
+    text = "Register and check the data" if files else "Register without data"
+    pressed = st.button(text, type="primary", disabled=spec is None, key="register")
+    if spec is None:
+        st.caption("Possible once the spec is valid.")
+        return
+    if not pressed:
+        return
+    with components.told():
+        use_cases.register(spec, registry=session.registry(), by=session.who())
+        if files:
+            data_files.start(spec.name, files)
+        st.session_state["registered"] = spec.name
+        st.rerun()
+
+
+def _outcome(name: str) -> None:
+    domain = session.registry().domain(name)
+    components.heading(f"{name} is registered", f"A {domain.role} owned by {domain.owner}.")
+    job = data_files.follow(name)
+    going = st.session_state.get("ingest")
+    if job is not None:
+        data_files.show_outcome(job)
+        if job.error is not None:
+            with st.container(border=True):
+                st.markdown("**Hand in the corrected files**")
+                _again(name)
+    elif going is None or going.domain != name:
+        st.info("It has no data yet. Add it here, or later on the domain's page.")
+        with st.container(border=True):
+            _again(name)
+    with st.container(horizontal=True):
+        if st.button(f"Open {name}", type="primary", key="open"):
+            del st.session_state["registered"]
+            st.switch_page(components.DOMAIN, query_params={"name": name})
+        if st.button("Register another", key="another"):
+            for key in [
+                key for key in st.session_state if str(key).startswith(("register", "form-", "yaml-", "ingest"))
+            ]:
+                del st.session_state[key]
+            st.rerun()
+
+
+def _again(name: str) -> None:
+    with components.told():
+        files = data_files.choose_files(f"again-{name}")
+        if st.button("Check and add", disabled=not files, key=f"again-{name}"):
+            data_files.start(name, files)
+            st.rerun()
+
+
+show()

@@ -1,0 +1,64 @@
+"""Runs: everything that was set going, how far it is, and what went wrong."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from domains.records import FINISHED, RunState
+from ui import components, session, wording
+
+SHOWN = 200
+
+
+def show() -> None:
+    """Draw the page."""
+    components.heading("Runs", "Everything that was set going: data checks, training, launches.")
+    runs = session.registry().runs(limit=SHOWN)
+    if not runs:
+        components.empty(
+            "Nothing has run yet",
+            "Runs appear here when data is added, the shared model is trained or a domain is launched.",
+            page=components.DOMAINS,
+            link="Go to the domains",
+        )
+        return
+    _figures([run.state for run in runs])
+    components.watch_runs(None, everything=True)
+    state, kind, domain = st.columns([2, 1.4, 1.4], vertical_alignment="bottom")
+    wanted = state.pills(
+        "State", list(wording.RUN_STATES), format_func=lambda name: wording.RUN_STATES[name].text, key="run-state"
+    )
+    kinds = sorted({run.kind for run in runs})
+    of_kind = kind.selectbox(
+        "Kind",
+        [None, *kinds],
+        format_func=lambda name: "All kinds" if name is None else wording.words(wording.KINDS, name),
+    )
+    domains = sorted({run.domain for run in runs if run.domain})
+    of_domain = domain.selectbox("Domain", [None, *domains], format_func=lambda name: name or "All domains")
+    found = [
+        run
+        for run in runs
+        if wanted in (None, run.state) and of_kind in (None, run.kind) and of_domain in (None, run.domain)
+    ]
+    ended = [run for run in found if run.state in FINISHED]
+    if not ended:
+        st.caption("No finished run matches.")
+    for run in ended:
+        components.run_row(run)
+    if len(runs) == SHOWN:
+        st.caption(f"The latest {SHOWN} runs.")
+
+
+def _figures(states: list[RunState]) -> None:
+    for column, (name, said) in zip(st.columns(5), wording.RUN_STATES.items(), strict=True):
+        column.metric(said.text, sum(state == name for state in states))
+    up = session.prefect_answers()
+    address = session.settings().prefect_url.removesuffix("/api")
+    if up:
+        st.caption(f"Queues, logs and retries of every run: [Prefect]({address}).")
+    else:
+        st.caption("The Prefect server does not answer; `graft up` starts it. Runs started here go on inside this UI.")
+
+
+show()

@@ -1,0 +1,169 @@
+"""What the pages say: states, rungs, metrics, reasons and times in plain words. Pure, so that it is tested as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
+
+from domains.spec import DomainSpec
+
+Colour = Literal["red", "orange", "yellow", "blue", "green", "violet", "gray", "grey", "primary"]
+
+
+class Label(NamedTuple):
+    """A short name, the colour of its badge, and one sentence for whoever asks what it means."""
+
+    text: str
+    colour: Colour
+    meaning: str
+
+
+STATES: dict[str, Label] = {
+    "registered": Label("Registered", "gray", "The name is taken; no data has arrived yet."),
+    "data_ready": Label("Data ready", "blue", "Data is in; the domain can be trained on or launched."),
+    "training": Label("Training", "orange", "A run is fitting this domain now."),
+    "challenger": Label(
+        "Challenger waiting", "violet", "A version passed the gate and waits for somebody to promote it."
+    ),
+    "live": Label("Live", "green", "A trained version answers."),
+    "paused": Label("Paused", "yellow", "Answers come from popularity until somebody resumes the domain."),
+    "retired": Label("Retired", "red", "Closed for good."),
+}
+RUNGS: dict[str, Label] = {
+    "none": Label("No answers yet", "gray", "There is nothing to answer from: no data."),
+    "prior": Label("Popularity", "gray", "Answers rest on popularity; no model scores this domain yet."),
+    "zero_shot": Label("Shared model", "blue", "The shared model answers; nothing was trained on this domain yet."),
+    "adapter": Label("Own adapter", "green", "The domain's own trained weights answer on top of the shared model."),
+}
+RUN_STATES: dict[str, Label] = {
+    "queued": Label("Queued", "gray", "Waits for a worker."),
+    "running": Label("Running", "blue", "At work now."),
+    "succeeded": Label("Succeeded", "green", "Done."),
+    "failed": Label("Failed", "red", "Stopped by an error."),
+    "cancelled": Label("Cancelled", "orange", "Somebody stopped it."),
+}
+KINDS = {
+    "train-shared": "Train the shared model",
+    "launch-domain": "Launch",
+    "retrain": "Retrain",
+    "ingest": "Add data",
+}
+ROWS = {
+    "adapter": "This version",
+    "shared": "Shared model",
+    "zero_shot": "Shared model, untrained here",
+    "popularity": "Popularity",
+    "item_mean": "Item mean",
+    "train_mean": "Same score for all",
+    "single_domain": "Model of this domain alone",
+    "shared_bottom": "Shared-bottom model",
+    "full_fine_tune": "Full fine-tune",
+    "scratch": "Trained from scratch",
+    "best_reachable": "Best reachable",
+}
+SEGMENTS = {
+    "cold_item": "Items never seen in training",
+    "head_item": "Popular items",
+    "tail_item": "Rare items",
+    "short_history": "Users with under 20 source events",
+    "long_history": "Users with 20 or more source events",
+}
+METRICS = {"auc": "AUC", "gauc": "GAUC", "logloss": "Log loss", "mae": "MAE", "rmse": "RMSE"}
+LOWER_IS_BETTER = frozenset({"logloss", "mae", "rmse"})
+REASONS = {
+    "item_unknown": "Graft has never seen this item",
+    "user_unknown": "Graft has never seen this user, so items are ordered by popularity",
+    "no_history": "the user has no history to read, so items are ordered by popularity",
+    "features_unavailable": "the feature store does not answer, so items are ordered by popularity",
+    "no_version": "no model is live here, so items are ordered by popularity",
+    "paused": "the domain is paused, so items are ordered by popularity",
+    "model_fault": "the model failed on this request, so items are ordered by popularity",
+}
+TASKS = {"ctr": "Clicks", "rating": "Ratings"}
+
+
+def label(words: Mapping[str, Label], key: str) -> Label:
+    """The label of a state or rung; one that is not in the table is shown as it is."""
+    return words.get(key, Label(key.replace("_", " ").capitalize(), "gray", ""))
+
+
+def words(table: Mapping[str, str], key: str) -> str:
+    """A key in words; one that is not in the table is shown as it is."""
+    return table.get(key, key.replace("_", " "))
+
+
+def count(number: float | None) -> str:
+    """``12,345``, or a dash for what is not known."""
+    return "–" if number is None else f"{number:,.0f}"
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def ago(at: datetime, *, now: datetime | None = None) -> str:
+    """``3 minutes ago``; the date once it is more than a month."""
+    seconds = ((now or datetime.now(UTC)) - at).total_seconds()
+    if seconds < 45:
+        return "just now"
+    for size, unit in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
+        if seconds >= size * 0.75:
+            passed = max(1, round(seconds / size))
+            return f"{at:%-d %b %Y}" if unit == "day" and passed > 31 else f"{plural(passed, unit)} ago"
+    return "just now"
+
+
+def when(at: datetime) -> str:
+    """``21 Nov 2025, 13:22 UTC``."""
+    return f"{at.astimezone(UTC):%-d %b %Y, %H:%M} UTC"
+
+
+def moment(time_us: int | None) -> str:
+    """A time of the data, in microseconds since 1970, as a date; timeless data has none."""
+    if not time_us or time_us < 2:
+        return "–"
+    return f"{datetime.fromtimestamp(time_us / 1e6, UTC):%-d %b %Y, %H:%M}"
+
+
+def duration(seconds: float) -> str:
+    """``0.4 s``, ``42 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    whole = round(seconds)
+    if whole < 3_600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3_600} h {whole % 3_600 // 60} min"
+
+
+def short(version_id: str | None) -> str:
+    """The first twelve characters of a version's content hash."""
+    return "–" if version_id is None else version_id.removeprefix("sha256:")[:12]
+
+
+def interval(measured: Mapping[str, float], digits: int = 4) -> str:
+    """``0.7123 (0.6990 to 0.7251)``."""
+    return f"{measured['value']:.{digits}f} ({measured['low']:.{digits}f} to {measured['high']:.{digits}f})"
+
+
+def event(seen: Mapping[str, Any], spec: DomainSpec | None) -> str:
+    """What a user did with one item, in a word or two."""
+    value = float(seen["value"])
+    if spec is None or spec.interactions.label is None:
+        return "took it"
+    if spec.task == "rating" or spec.interactions.positive_above is not None:
+        return f"rated it {value:g}"
+    return "clicked" if value > 0 else "saw it, passed"
+
+
+def gate(spec: DomainSpec) -> str:
+    """A domain's go-live rule as one sentence."""
+    rule = spec.gate
+    return (
+        f"A version goes live only if its {words(METRICS, rule.metric)} on at least {rule.minimum_cold_users} held-out "
+        f"cold users beats **{words(ROWS, rule.rival).lower()}** with 95% certainty, and its predictions are off by at "
+        f"most {rule.maximum_calibration_error:.0%} on average."
+    )
