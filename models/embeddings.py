@@ -163,9 +163,17 @@ class EventContext(nn.Module):
 
     def vectors(self, codes: tuple[Tensor, ...]) -> Tensor:
         """The three vectors of each event added up, (C, G, L, D)."""
-        stacked = torch.stack(torch.broadcast_tensors(*codes), -1)
-        bag = F.embedding_bag(stacked.view(-1, stacked.shape[-1]), self.weight, mode="sum")
-        return bag.view(*stacked.shape[:-1], self.weight.shape[1])
+        return context_vectors(torch.stack(torch.broadcast_tensors(*codes), -1), self.weight)
+
+
+def context_vectors(codes: Tensor, table: Tensor) -> Tensor:
+    """Sums of rows of a small table, (..., K) codes and (N, D) rows: (..., D).
+
+    A product with a table of ones and zeros: its gradient is a product too, where that of a bag of look-ups adds row by
+    row. No two codes of one event may be equal.
+    """
+    chosen = table.new_zeros(*codes.shape[:-1], table.shape[0]).scatter_(-1, codes, 1)
+    return chosen @ table
 
 
 def recency_bucket(gap_us: Tensor) -> Tensor:

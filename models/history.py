@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from models.embeddings import FieldEmbedding, ItemTable, known
+from models.embeddings import FieldEmbedding, ItemTable, context_vectors, known
 
 
 class Reads:
@@ -210,11 +210,24 @@ class History:
         """(C, G, Q, L) weights over item vectors: (C, G, Q, D)."""
         return _pool(weight, self.items, self.reads)
 
+    def chosen(self, position: Tensor) -> History:
+        """The events at these positions (C, G, K), a history of K events for each row: chunks are rows, cells 1."""
+        chunks, cells, count = position.shape
+        first = torch.arange(chunks, device=position.device)[:, None, None] * self.items.shape[1]
+        items = self.items_at((position + first).view(-1)).view(chunks * cells, count, -1)
+        mask = self.mask.expand(-1, cells, -1).gather(2, position).view(-1, 1, count)
+        codes = [code.expand(-1, cells, -1).gather(2, position).view(-1, 1, count) for code in self.codes]
+        return History(items, mask, tuple(codes), self.table)
+
     def items_at(self, place: Tensor) -> Tensor:
         """Item vectors at flat places (n,) of C * L: (n, D)."""
         if self.reads is not None:
             return _Rows.apply(place, self.items, self.reads)
         return self.items.reshape(-1, self.items.shape[-1]).index_select(0, place)
+
+    def context_vectors(self) -> Tensor:
+        """Context vectors of each event as each view sees it, (C, V, L, D)."""
+        return context_vectors(torch.stack(torch.broadcast_tensors(*self.codes), -1), self.table)
 
     def context_scores(self, query: Tensor) -> Tensor:
         """(C, G, Q, D) queries against context vectors: (C, G or V, Q, L)."""

@@ -188,17 +188,20 @@ class FocusedScopeAttention(nn.Module):
     def forward(self, history: History, candidate: Tensor, selection: Selection) -> Tensor:
         chunks, cells, count = selection.position.shape
         width = candidate.shape[-1]
-        events = self._chosen(history, selection)  # [C*G, K, 2D]
-        readings = self._readings(candidate).view(chunks * cells, self.heads, 2 * width)
-        scores = torch.bmm(readings, events.transpose(1, 2))  # [C*G, H, K]
-        real = selection.real.view(chunks * cells, 1, count)
+        size = width // self.heads
+        chosen = history.chosen(selection.position)  # K events, read by H queries a row
+        of_item, of_context = self._readings(candidate).view(-1, 1, self.heads, 2 * width).chunk(2, -1)
+        scores = (chosen.item_scores(of_item) + chosen.context_scores(of_context))[:, 0]  # [C*G, H, K]
+        real = selection.real.view(-1, 1, count)
         # A row without events attends to nothing: its weights are 0, not undefined.
         weights = scores.masked_fill(~real, torch.finfo(scores.dtype).min).softmax(-1) * real
-        value = self.value.view(2 * width, self.heads, width // self.heads)
+        value = self.value.view(2 * width, self.heads, size)
         if self.reading == "A":
-            pooled = torch.bmm(weights, events)  # [C*G, H, 2D]
+            read = weights[:, None]
+            pooled = torch.cat([chosen.item_pool(read), chosen.context_pool(read)], -1)[:, 0]  # [C*G, H, 2D]
             heads = torch.einsum("rhe,ehf->rhf", pooled, value).flatten(1)
             return self.feed_forward(heads).view(chunks, cells, width)
+        events = torch.cat([chosen.items, chosen.context_vectors()[:, 0]], -1)
         rows = torch.einsum("rke,ehf->rkhf", events, value) * weights.transpose(1, 2)[..., None]
         each = self.feed_forward(rows.flatten(2)) * real.transpose(1, 2)  # [C*G, K, D]
         return (each.sum(1) / real.sum(-1).clamp(min=1)).view(chunks, cells, width)
@@ -216,25 +219,6 @@ class FocusedScopeAttention(nn.Module):
         key = self.key.view(2 * width, self.heads, size)
         folded = torch.einsum("dhf,ehf->dhe", query, key) / math.sqrt(size)  # [D, H, 2D]
         return torch.einsum("cgd,dhe->cghe", candidate, folded)
-
-    def _chosen(self, history: History, selection: Selection) -> Tensor:
-        """Item and context vectors of the chosen events, (C * G, K, 2D)."""
-        chunks, cells, count = selection.position.shape
-        length, width = history.items.shape[1:]
-        first = torch.arange(chunks, device=selection.position.device)[:, None, None] * length
-        flat = (selection.position + first).view(-1)
-        item = history.items_at(flat)
-        context = _context_at(history, selection.position, flat)
-        return torch.cat([item, context], -1).view(chunks * cells, count, 2 * width)
-
-
-def _context_at(history: History, position: Tensor, flat: Tensor) -> Tensor:
-    """Context vectors of chosen events, (C * G * K, D)."""
-    if history.joined is not None:
-        return history.joined.reshape(-1, history.joined.shape[-1]).index_select(0, flat)
-    cells = position.shape[1]
-    codes = [code.expand(-1, cells, -1).gather(2, position).view(-1) for code in history.codes]
-    return torch.nn.functional.embedding_bag(torch.stack(codes, -1), history.table, mode="sum")
 
 
 def _best(scores: Tensor, mask: Tensor, count: int) -> Selection:
