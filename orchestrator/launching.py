@@ -169,12 +169,13 @@ def compare(context: RunContext) -> None:
     if best is not None:
         scores["best_reachable"] = best
     popular = np.bincount(known.item, minlength=int(rows.item.max()) + 1)[test.item]
+    history = workspace.history_length(test)
     segments = {
         "cold_item": popular == 0,
         "head_item": popular >= np.quantile(popular, 0.8),
         "tail_item": (popular > 0) & (popular < np.quantile(popular, 0.5)),
-        "short_history": _history_length(workspace, test) < 20,
-        "long_history": _history_length(workspace, test) >= 20,
+        "short_history": history < 20,
+        "long_history": history >= 20,
     }
     report = evaluation.report(
         layout.task,
@@ -355,11 +356,6 @@ def _witnesses(workspace: Workspace, layout: Layout, others: dict[str, int]) -> 
         rows = workspace.examples(layout, other)
         found[other] = (rows.take(np.arange(max(0, len(rows) - WITNESS_ROWS), len(rows))), slot)
     return found
-
-
-def _history_length(workspace: Workspace, rows: Any) -> np.ndarray:
-    start, stop = workspace.histories.source.window(rows.user, rows.time_us, 2000)
-    return stop - start
 
 
 def _timed(domain: Any) -> bool:

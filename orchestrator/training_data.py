@@ -5,6 +5,7 @@ Training, evaluation and serving all build their batches here, so none can see f
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
@@ -12,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from domains.histories import HistoryStore
+from domains.histories import COLUMNS, HistoryStore
 from models.batch import Batch, Events
 from orchestrator.encoding import Layout
 
@@ -45,27 +46,50 @@ class Examples:
         return replace(self, **{name: a[index] for name, a in arrays.items() if isinstance(a, np.ndarray)})
 
 
-class EventSource:
-    """Where histories come from. The store on disk is one source; one user's features from Feast is another.
+Arrays = Mapping[str, np.ndarray]
+"""Columns of stored events: item (local index), domain (number), action, value, time_us."""
 
-    ``arrays`` maps item (local index), domain (number), action, value, time_us to arrays of all stored events;
-    ``window(users, before_us, length)`` gives absolute [start, stop) of what each row may see.
-    """
+
+class EventSource:
+    """Histories from the store on disk. ``window(users, before_us, length)`` gives the positions that rows may see."""
 
     def __init__(self, store: HistoryStore) -> None:
-        self.arrays = {name: getattr(store, name) for name in ("item", "domain", "action", "value", "time_us")}
+        self.arrays: Arrays = {name: getattr(store, name) for name in COLUMNS}
         self.window = store.window
+
+    def only(self, numbers: frozenset[int]) -> EventSource:
+        """The same histories as if other domains had no events; a copy of the events that stay."""
+        kept = np.isin(self.arrays["domain"], list(numbers))
+        if kept.all():
+            return self
+        before = np.concatenate([[0], np.cumsum(kept)])
+        narrowed = copy.copy(self)
+        narrowed.arrays = {name: column[kept] for name, column in self.arrays.items()}
+        # The whole past in the full store bounds the same past among the events that stayed.
+        whole = self.window
+
+        def window(users: np.ndarray, before_us: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+            start, stop = whole(users, before_us, len(kept))
+            return np.maximum(before[start], before[stop] - length), before[stop]
+
+        narrowed.window = window
+        return narrowed
 
 
 class OneUser:
     """The histories of a single user, oldest first, as read online; every row may see the events before its time."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, arrays: Arrays) -> None:
         self.arrays = arrays
 
     def window(self, users: np.ndarray, before_us: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         stop = np.searchsorted(self.arrays["time_us"], before_us, side="left").astype(np.int64)
         return np.maximum(stop - length, 0), stop
+
+    def only(self, numbers: frozenset[int]) -> OneUser:
+        """The same history as if other domains had no events."""
+        kept = np.isin(self.arrays["domain"], list(numbers))
+        return self if kept.all() else OneUser({name: column[kept] for name, column in self.arrays.items()})
 
 
 class Assembler:
@@ -76,6 +100,7 @@ class Assembler:
         user_codes: (users, P) profile codes by user index; users beyond it have code 0.
         item_codes: for each domain its (V, F) item feature codes by local index.
         source: source histories; target: recent events of each target domain, absent ones have none.
+        borrows: numbers of the sources that a domain borrows from; a domain that is absent borrows from all.
     """
 
     def __init__(
@@ -86,12 +111,14 @@ class Assembler:
         item_codes: Mapping[str, np.ndarray],
         source: EventSource | OneUser,
         target: Mapping[str, EventSource | OneUser],
+        borrows: Mapping[str, frozenset[int]] | None = None,
     ) -> None:
         self.layout = layout
         self._user_codes = user_codes
         self._item_codes = item_codes
         self._source = source
         self._target = target
+        self._borrowed = {name: source.only(numbers) for name, numbers in (borrows or {}).items()}
 
     def batch(self, rows: Examples, slot: int, *, item_codes: np.ndarray | None = None) -> Batch:
         """A batch of rows of one domain, in the given order.
@@ -108,8 +135,9 @@ class Assembler:
             table = self._item_codes[rows.domain]
             item_codes = table[np.where(rows.item < len(table), rows.item, 0)]
         item = rows.item if source is None else layout.source_rows(np.full(len(rows), rows.number), rows.item)
-        lifelong = self._events(self._source, rows, layout.lifelong, source_rows=True)
-        short_source = self._events(self._source, rows, layout.short, source_rows=True)
+        histories = self._borrowed.get(rows.domain, self._source)
+        lifelong = self._events(histories, rows, layout.lifelong, source_rows=True)
+        short_source = self._events(histories, rows, layout.short, source_rows=True)
         if source is not None:
             short_target: Events | None = short_source
         elif rows.domain in self._target:

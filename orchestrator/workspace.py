@@ -116,6 +116,7 @@ class Workspace:
             user_codes=self.user_codes(layout),
             item_codes={name: self.item_codes(layout, name) for name in names},
             source=EventSource(self.histories.source),
+            borrows={name: numbers for name in names if (numbers := self.borrows(name)) is not None},
             target={name: EventSource(store) for name, store in self.histories.target.items() if name in names},
         )
 
@@ -145,10 +146,20 @@ class Workspace:
             prior=np.zeros(rows, np.float32),
         )
 
-    def has_source_history(self, rows: Examples) -> np.ndarray:
-        """Which rows' users had any source event before the row, (N,) bool."""
-        start, stop = self.histories.source.window(rows.user, rows.time_us, 1)
-        return stop > start
+    def borrows(self, name: str) -> frozenset[int] | None:
+        """Numbers of the sources that a target borrows from; None for all of them."""
+        spec = self.domain(name).spec
+        if spec.role == "source" or not spec.sources:
+            return None
+        return frozenset(domain.number for domain in self.domains if domain.name in spec.sources)
+
+    def history_length(self, rows: Examples, most: int = 2000) -> np.ndarray:
+        """How many borrowed source events lie strictly before each row, (N,), counted up to ``most``."""
+        source, borrowed = EventSource(self.histories.source), self.borrows(rows.domain)
+        if borrowed is not None:
+            source = source.only(borrowed)
+        start, stop = source.window(rows.user, rows.time_us, most)
+        return stop - start
 
     def true_probabilities(self, rows: Examples) -> np.ndarray | None:
         """Click probabilities that a simulated domain was drawn from, one a row; None for real domains."""
@@ -171,7 +182,7 @@ class Workspace:
         if spec.role == "target":
             return cold_users(
                 rows.user,
-                self.has_source_history(rows),
+                self.history_length(rows, 1) > 0,
                 rows.time_us if timed else None,
                 share=self.cold_share or spec.gate.cold_share,
                 validation_share=0.1,
