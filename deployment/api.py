@@ -133,10 +133,6 @@ async def _fault(request: Request, error: Exception) -> Response:
     return answer
 
 
-class _TooLarge(Exception):
-    """More arrived than a request may have; from the reading half of the middleware to its outer half."""
-
-
 class _LimitBody:
     """Refuse a body over ``most_bytes``, by what it says of itself or else by what arrives."""
 
@@ -154,23 +150,21 @@ class _LimitBody:
             await refusal(scope, receive, send)
             return
         arrived = 0
-        started = False
+        refused = False
 
         async def counted() -> Any:
             nonlocal arrived
             message = await receive()
             arrived += len(message.get("body", b""))
-            if arrived > self._most:
-                raise _TooLarge
-            return message
+            # To the app it looks as if the caller hung up; what it says to that is not sent.
+            return message if arrived <= self._most else {"type": "http.disconnect"}
 
         async def noted(message: Any) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, counted, noted)
-        except _TooLarge:
-            if not started:
+            nonlocal refused
+            if arrived <= self._most:
+                await send(message)
+            elif not refused:
+                refused = True
                 await refusal(scope, receive, send)
+
+        await self._app(scope, counted, noted)

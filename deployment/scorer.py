@@ -227,7 +227,7 @@ def _rows(
         time_us=np.full(rows, now_us, np.int64),
         label=np.zeros(rows, np.float32),
         value=np.zeros(rows, np.float32),
-        context=np.broadcast_to(codes, (rows, len(codes))),
+        context=np.tile(codes, (rows, 1)),
         weight=np.ones(rows, np.float32),
         prior=np.zeros(rows, np.float32),
     )

@@ -99,6 +99,7 @@ class Graft:
         log_as_json()
         self._serving = Serving(SETTINGS)
         self._serving.start()
+        self._serving.settle_memory()
         _running[:] = [self._serving]
 
     async def __is_ready__(self) -> bool:

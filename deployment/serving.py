@@ -130,16 +130,19 @@ class Serving:
         return self._features_down or "up"
 
     def start(self) -> None:
-        """Load what is live, warm up, and settle the garbage collector; afterwards the process is ready."""
+        """Load what is live and warm up; afterwards the process is ready."""
         torch.set_num_threads(1)
         self._watcher.start()
         self._scoring.submit(self._warm_up).result()
-        # Collecting walks every object of torch and Feast, for over 100 ms; those never die, so it need not look.
+        self.ready = True
+        logger.info("service ready", extra={"domains": len(self.snapshot.domains)})
+
+    @staticmethod
+    def settle_memory() -> None:
+        """Tell the garbage collector that what is loaded stays: walking it costs over 100 ms each time."""
         gc.collect()
         gc.freeze()
         gc.set_threshold(2_000, 20, 1_000_000)
-        self.ready = True
-        logger.info("service ready", extra={"domains": len(self.snapshot.domains)})
 
     def close(self) -> None:
         """Finish what is waiting, keep the records, stop the threads."""
