@@ -279,12 +279,9 @@ def test_a_run_whose_process_is_killed_goes_on_where_it_stopped(running, tmp_pat
     assert registry.run(run.id).state == "running", registry.run(run.id).error
 
     worker = next(server for server in stack.read_state(settings).servers if server.name == "worker")
-    engines = [
-        child
-        for child in psutil.Process(worker.pid).children(recursive=True)
-        if "prefect.flow_engine" in child.cmdline()
-    ]
-    assert engines, [child.cmdline() for child in psutil.Process(worker.pid).children(recursive=True)]
+    children = psutil.Process(worker.pid).children(recursive=True)
+    engines = [child for child in children if any(word.startswith("prefect.") for word in child.cmdline())]
+    assert engines, [child.cmdline() for child in children]
     for engine in engines:
         engine.kill()
     wait_until(lambda: registry.run(run.id).state != "running", 300)
