@@ -6,7 +6,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-
 ROOT = Path(__file__).parents[2]
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 CODE = sorted(
