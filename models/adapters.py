@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from models.batch import Batch
-    from models.ranker import DomainConfig, Ranker
+    from models.ranker import Ranker
+    from models.ranker_config import DomainConfig
 
 
 class AdapterMismatch(ValueError):

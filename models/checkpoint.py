@@ -27,7 +27,8 @@ from models.adapters import (
     content_hash,
     extract,
 )
-from models.ranker import DomainConfig, Ranker, RankerConfig
+from models.ranker import Ranker
+from models.ranker_config import DomainConfig, RankerConfig
 
 TENSORS = "model.safetensors"
 CONFIG = "config.json"

@@ -12,193 +12,25 @@ in one `DomainAdapter`. All of it is zero or the identity at first, so a fresh d
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from models.adapters import DomainOwned
 from models.batch import Batch, Events, arrange
-from models.contrast import ContrastConfig, CrossRepresentation
-from models.cross_attention import (
-    AttentionConfig,
-    DomainAwareCrossAttention,
-    DomainEncoder,
-    Memory,
-    StepWeights,
-    Vacated,
-)
+from models.contrast import CrossRepresentation
+from models.cross_attention import AttentionConfig, DomainAwareCrossAttention, DomainEncoder, StepWeights
+from models.domain_weights import DomainAdapter, DomainStack
 from models.embeddings import EventContext, FieldEmbedding, ItemTable, RowTable
 from models.evidence import EVIDENCE, as_score, history_evidence
 from models.history import History, Reads, stored_items
-from models.pyramid import Pyramid, PyramidConfig
+from models.pyramid import Pyramid
+from models.ranker_config import DomainConfig, RankerConfig
 
-Interest = Literal["dacdr", "lcn", "both", "domain_over_pyramid"]
+__all__ = ["DomainAdapter", "DomainConfig", "DomainStack", "Ranker", "RankerConfig", "TargetAttention"]
+
 JOIN_FROM = 8  # rows on one view of a history from which its context is written out as vectors
-
-
-@dataclass(frozen=True)
-class RankerConfig:
-    """What the shared model is built of. Sizes count the row of the unknown.
-
-    source_items: rows of the source item table
-    item_fields, user_fields, context_fields, domain_fields: vocabulary size of each field
-    actions: codes of event actions
-    users: rows of the user table; 0 for no user identity
-    interest: ``dacdr``, ``lcn`` (the pyramid alone), ``both`` (the two views beside each other) or
-        ``domain_over_pyramid`` (DACDR reading only what the pyramid selected, beside the pyramid's view)
-    ia_memory, domain_attention, item_attention, vacated: see AttentionConfig
-    product: also give the head û ⊙ e_v, which a multilayer perceptron is slow to find
-    user_dropout: share of training rows whose user is hidden, so that the unknown user means something
-    contrast: LCN's cross representation production beside the task's loss; None for none. Training only
-    mean_label: mean label of the training rows; what an item of which nothing is known is expected to get
-    """
-
-    source_items: int
-    item_fields: tuple[int, ...] = ()
-    user_fields: tuple[int, ...] = ()
-    context_fields: tuple[int, ...] = ()
-    domain_fields: tuple[int, ...] = ()
-    actions: int = 1
-    users: int = 0
-    width: int = 32
-    task: Literal["ctr", "rating"] = "ctr"
-    interest: Interest = "dacdr"
-    ia_memory: Memory = "concat"
-    domain_attention: bool = True
-    item_attention: bool = True
-    vacated: Vacated = "drop"
-    pyramid: PyramidConfig = field(default_factory=PyramidConfig)
-    encoder_hidden: int = 128
-    head: tuple[int, ...] = (256, 128)
-    product: bool = True
-    user_dropout: float = 0.2
-    mean_label: float = 0.5
-    contrast: ContrastConfig | None = None
-
-    def __post_init__(self) -> None:
-        if self.source_items < 1:
-            raise ValueError("source_items counts the row of the unknown, so it is at least 1")
-        if self.task not in ("ctr", "rating"):
-            raise ValueError(f"task is ctr or rating, not {self.task!r}")
-        if self.interest not in ("dacdr", "lcn", "both", "domain_over_pyramid"):
-            raise ValueError(f"interest is dacdr, lcn, both or domain_over_pyramid, not {self.interest!r}")
-        if not 0 <= self.user_dropout < 1:
-            raise ValueError(f"user_dropout is a share below 1, not {self.user_dropout}")
-
-    @property
-    def domain_tokens(self) -> int:
-        """M: one token a domain feature, and a free one."""
-        return len(self.domain_fields) + 1
-
-    @property
-    def attends(self) -> bool:
-        """Whether DACDR's cross-attention is built."""
-        return self.interest != "lcn"
-
-    @property
-    def climbs(self) -> bool:
-        """Whether LCN's pyramid is built."""
-        return self.interest != "dacdr"
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The config that `as_dict` wrote, perhaps by way of JSON.
-
-        Raises:
-            ValueError: an unknown name or a value out of range.
-        """
-        parts: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-        }
-        unknown = set(parts) - {f.name for f in fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown settings of a ranker: {sorted(unknown)}")
-        if isinstance(parts.get("pyramid"), dict):
-            pyramid = parts["pyramid"]
-            parts["pyramid"] = PyramidConfig(**{**pyramid, "levels": tuple(pyramid["levels"])})
-        if isinstance(parts.get("contrast"), dict):
-            parts["contrast"] = ContrastConfig(**parts["contrast"])
-        return cls(**parts)
-
-
-@dataclass(frozen=True)
-class DomainConfig:
-    """What one domain brings.
-
-    items: rows of the domain's own item table; 0 where its items live in the source table, which makes the slot part of
-        the backbone
-    feature_codes: code of each domain field
-    """
-
-    items: int
-    feature_codes: tuple[int, ...] = ()
-
-    @property
-    def in_backbone(self) -> bool:
-        return self.items == 0
-
-
-class Calibrator(nn.Module):
-    """scale * score + shift: Platt scaling of a logit, an affine map of a rating; the identity when fresh."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-        self.shift = nn.Parameter(torch.zeros(()))
-
-    def forward(self, score: Tensor) -> Tensor:
-        return score * self.scale + self.shift
-
-
-class DomainAdapter(DomainOwned):
-    """Everything that one domain owns; zero or the identity when fresh (and every item's mean the overall one).
-
-    Shapes:
-        tokens:                        (M, D), added to the shared domain tokens
-        domain_weights, item_weights:  (3, D, D), added to the shared W_Q, W_K, W_V of each step
-        evidence:                      (EVIDENCE,), added to the shared weights of the user's evidence
-        feature_codes:                 (domain fields,) long
-        items:                         the domain's own catalogue, or None
-    """
-
-    feature_codes: Tensor
-
-    def __init__(self, ranker: RankerConfig, config: DomainConfig, item_codes: Tensor | None) -> None:
-        super().__init__()
-        if len(config.feature_codes) != len(ranker.domain_fields):
-            raise ValueError(
-                f"a domain needs {len(ranker.domain_fields)} feature codes, got {len(config.feature_codes)}"
-            )
-        if config.in_backbone and item_codes is not None:
-            raise ValueError("a domain whose items live in the source table brings no item codes of its own")
-        width = ranker.width
-        self.config = config
-        self.register_buffer("feature_codes", torch.tensor(config.feature_codes, dtype=torch.long))
-        self.tokens = nn.Parameter(torch.zeros(ranker.domain_tokens, width))
-        steps = (ranker.attends and ranker.domain_attention, ranker.attends and ranker.item_attention)
-        self.domain_weights = nn.Parameter(torch.zeros(3, width, width)) if steps[0] else None
-        self.item_weights = nn.Parameter(torch.zeros(3, width, width)) if steps[1] else None
-        self.evidence = nn.Parameter(torch.zeros(EVIDENCE))
-        self.calibrator = Calibrator()
-        self.items: ItemTable | None = None
-        if not config.in_backbone:
-            self.items = ItemTable(
-                config.items, width, item_codes, len(ranker.item_fields), scale=0.0, mean=ranker.mean_label
-            )
-
-    def start_like(self, other: DomainAdapter) -> None:
-        """Take over another domain's tokens and attention; items and calibration stay the domain's own."""
-        with torch.no_grad():
-            self.tokens.copy_(other.tokens)
-            self.evidence.copy_(other.evidence)
-            for mine, theirs in ((self.domain_weights, other.domain_weights), (self.item_weights, other.item_weights)):
-                if mine is not None and theirs is not None:
-                    mine.copy_(theirs)
 
 
 class TargetAttention(nn.Module):
@@ -222,20 +54,6 @@ class TargetAttention(nn.Module):
         hidden = of_query[:, :, None] + events @ (event - difference) + (candidate[:, :, None] * events) @ product
         weight = self.last(hidden.relu()) * mask[..., None]
         return (weight * events).sum(2)
-
-
-@dataclass(frozen=True)
-class DomainStack:
-    """The owned tensors of K domains beside each other, ready for a batch that mixes them.
-
-    Shapes:
-        tokens: (K, M, D) whole domain tokens E_d, shared part and the domain's own
-        domain_weights, item_weights: StepWeights of K domains, or None where the step is ablated
-    """
-
-    tokens: Tensor
-    domain_weights: StepWeights | None
-    item_weights: StepWeights | None
 
 
 @dataclass(frozen=True)
@@ -443,9 +261,13 @@ class Ranker(nn.Module):
 
     def calibrated(self, score: Tensor, domain: Tensor) -> Tensor:
         """Scores of `forward` through the calibrator of each row's domain, and the sigmoid for clicks."""
-        scale = torch.stack([self.owned(slot).calibrator.scale for slot in range(len(self.domains))])
-        shift = torch.stack([self.owned(slot).calibrator.shift for slot in range(len(self.domains))])
-        calibrated = score * scale[domain] + shift[domain]
+        present, place = torch.unique(domain, return_inverse=True)
+        if not len(present):
+            return score
+        calibrators = [self.owned(slot).calibrator for slot in present.tolist()]
+        scale = torch.stack([calibrator.scale for calibrator in calibrators])
+        shift = torch.stack([calibrator.shift for calibrator in calibrators])
+        calibrated = score * scale[place] + shift[place]
         return calibrated.sigmoid() if self.config.task == "ctr" else calibrated
 
     def auxiliary_loss(self, batch: Batch) -> Tensor | None:
