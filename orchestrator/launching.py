@@ -195,6 +195,7 @@ def compare(context: RunContext) -> None:
     report["trained_parameters"] = certificate["trained_parameters"]
     report["all_parameters"] = certificate["all_parameters"]
     report["fine_tune_seconds"] = context.result_of("fine-tuned")["seconds"]
+    report["learning_curve"] = context.result_of("fine-tuned")["history"]
     report["training_examples"] = len(known)
     if layout.trained_until_us is not None and _timed(domain):
         early = float((test.time_us <= layout.trained_until_us).mean())

@@ -33,12 +33,16 @@ def main() -> None:
         ]
     }
     page = st.navigation(pages)
-    _sidebar()
+    _person()
+    servers = st.sidebar.container()
     with components.told():
         page.run()
+    # Last: a server that is slow to answer does not hold up the page.
+    with servers:
+        _servers()
 
 
-def _sidebar() -> None:
+def _person() -> None:
     with st.sidebar:
         st.text_input(
             "Acting as",
@@ -46,15 +50,17 @@ def _sidebar() -> None:
             key="acting_as",
             help="Your name goes into the audit trail with everything you register, launch, promote or roll back.",
         )
-        settings = session.settings()
-        st.caption("Servers")
-        for name, up, address in (
-            ("Prediction service", session.service_answers(), settings.service_url),
-            ("Prefect", session.prefect_answers(), settings.prefect_url.removesuffix("/api")),
-        ):
-            mark = ":green[●]" if up else ":gray[○]"
-            text = f"[{name}]({address})" if up and name == "Prefect" else name
-            st.markdown(f"{mark} {text} :gray[{'up' if up else 'does not answer'}]")
+
+
+def _servers() -> None:
+    settings = session.settings()
+    st.caption("Servers")
+    for name, up, address in (
+        ("Prediction service", session.service_answers(), ""),
+        ("Prefect", session.prefect_answers(), settings.prefect_url.removesuffix("/api")),
+    ):
+        text = f"[{name}]({address})" if up and address else name
+        st.caption(f":green[●] {text}" if up else f"○ {text} does not answer")
 
 
 main()

@@ -106,7 +106,8 @@ def _intervals(table: pd.DataFrame, title: str) -> alt.LayerChart:
         scale=alt.Scale(domain=shown, range=[KINDS[kind] for kind in shown]),
         legend=alt.Legend(title=None, orient="bottom"),
     )
-    row = alt.Y("row:N", title=None, sort=list(table["row"]), axis=alt.Axis(labelLimit=240, ticks=False, domain=False))
+    axis = alt.Axis(labelLimit=260, labelOverlap=False, labelFontSize=13, ticks=False, domain=False)
+    row = alt.Y("row:N", title=None, sort=list(table["row"]), scale=alt.Scale(type="point", padding=0.6), axis=axis)
     base = alt.Chart(table)
     bars = base.mark_rule(strokeWidth=2.5).encode(
         x=alt.X("low:Q", title=title, scale=alt.Scale(zero=False)), x2="high:Q", y=row, color=colour
@@ -117,4 +118,4 @@ def _intervals(table: pd.DataFrame, title: str) -> alt.LayerChart:
         color=colour,
         tooltip=["row:N", *(alt.Tooltip(f"{part}:Q", format=".4f") for part in ("value", "low", "high"))],
     )
-    return (bars + points).properties(height=34 * len(table) + 60)
+    return (bars + points).properties(height=30 * len(table) + 110)

@@ -177,36 +177,28 @@ def show_progress(run: Run) -> None:
 
 def run_row(run: Run) -> None:
     """One run in a list; opens to what went in, what came out, and its error in full."""
-    title = wording.words(wording.KINDS, run.kind) + (f" · {run.domain}" if run.domain else " · shared model")
-    with st.container(border=True):
-        name, state, progress, took, started = st.columns([2.2, 1, 2.6, 1, 1.7], vertical_alignment="center")
-        name.markdown(f"**{title}**" if run.kind != "train-shared" else f"**{wording.KINDS['train-shared']}**")
-        with state:
-            badge(wording.label(wording.RUN_STATES, run.state))
-        if run.state in FINISHED:
-            progress.caption(
-                f"stopped at {run.progress:.0%}: {run.step}" if run.state != "succeeded" else "all steps done"
-            )
-        else:
-            progress.progress(min(max(run.progress, 0.0), 1.0), text=run.step or "Waiting for a worker")
-        took.caption(elapsed(run))
-        started.caption(f"{wording.ago(run.started_at)} by {run.started_by}")
+    title = wording.words(wording.KINDS, run.kind) + (f" · {run.domain}" if run.domain else "")
+    state = wording.label(wording.RUN_STATES, run.state)
+    told_at = f"{elapsed(run)}, {wording.ago(run.started_at)} by {run.started_by}"
+    if run.state == "failed":
+        told_at += f" · stopped at {run.progress:.0%}, {run.step}"
+    with st.expander(f":{state.colour}-badge[{state.text}] **{title}** :gray[{told_at}]"):
+        link = run_link(run)
+        st.caption(
+            f"`{run.id}` · started {wording.when(run.started_at)}"
+            + (f" · ended {wording.when(run.finished_at)}" if run.finished_at else "")
+            + (f" · [open in Prefect]({link})" if link else " · ran without Prefect")
+        )
         if run.error:
-            st.error(run.error.strip().splitlines()[-1])
-        with st.expander("Details"):
-            link = run_link(run)
-            st.caption(
-                f"`{run.id}` · started {wording.when(run.started_at)}"
-                + (f" · ended {wording.when(run.finished_at)}" if run.finished_at else "")
-                + (f" · [open in Prefect]({link})" if link else " · ran without Prefect")
-            )
-            if run.error:
-                st.code(run.error, language=None, wrap_lines=True)
-            given, came = st.columns(2)
-            given.caption("Asked for")
-            given.json(run.params or {}, expanded=2)
-            came.caption("Came of it")
-            came.json(run.result or run.detail or {}, expanded=2)
+            st.markdown("**The error in full**")
+            st.code(run.error, language=None, wrap_lines=True)
+        given, came = st.columns(2)
+        given.caption("Asked for")
+        given.json(run.params or {}, expanded=2)
+        came.caption("Came of it")
+        came.json(run.result or run.detail or {}, expanded=2)
+    if run.error:
+        st.error(run.error.strip().splitlines()[-1])
 
 
 def start_button(kind: str, *, domain: str | None, params: dict[str, Any], label: str) -> None:

@@ -70,7 +70,7 @@ def _verdict(version: Version) -> str:
 
 def _decision(version: Version) -> None:
     decision = version.report["decision"]
-    reasons = "\n".join(f"- {reason[:1].upper() + reason[1:]}" for reason in decision["reasons"])
+    reasons = "\n".join(f"- {wording.said(reason)}" for reason in decision["reasons"])
     if decision["promote"]:
         st.success(f"**The gate lets it pass.**\n{reasons}")
     else:

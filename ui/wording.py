@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
@@ -23,9 +24,7 @@ STATES: dict[str, Label] = {
     "registered": Label("Registered", "gray", "The name is taken; no data has arrived yet."),
     "data_ready": Label("Data ready", "blue", "Data is in; the domain can be trained on or launched."),
     "training": Label("Training", "orange", "A run is fitting this domain now."),
-    "challenger": Label(
-        "Challenger waiting", "violet", "A version passed the gate and waits for somebody to promote it."
-    ),
+    "challenger": Label("Challenger", "violet", "A version passed the gate and waits for somebody to promote it."),
     "live": Label("Live", "green", "A trained version answers."),
     "paused": Label("Paused", "yellow", "Answers come from popularity until somebody resumes the domain."),
     "retired": Label("Retired", "red", "Closed for good."),
@@ -149,6 +148,13 @@ def interval(measured: Mapping[str, float], digits: int = 4) -> str:
     return f"{measured['value']:.{digits}f} ({measured['low']:.{digits}f} to {measured['high']:.{digits}f})"
 
 
+def said(reason: str) -> str:
+    """A reason of the gate as a sentence: metrics and rivals by their names, not their keys."""
+    names = {**METRICS, **{key: name.lower() for key, name in ROWS.items() if key not in ("adapter", "shared")}}
+    text = re.sub(r"\b(" + "|".join(names) + r")\b", lambda found: names[found.group()], reason)
+    return text[:1].upper() + text[1:]
+
+
 def event(seen: Mapping[str, Any], spec: DomainSpec | None) -> str:
     """What a user did with one item, in a word or two."""
     value = float(seen["value"])
@@ -156,7 +162,7 @@ def event(seen: Mapping[str, Any], spec: DomainSpec | None) -> str:
         return "took it"
     if spec.task == "rating" or spec.interactions.positive_above is not None:
         return f"rated it {value:g}"
-    return "clicked" if value > 0 else "saw it, passed"
+    return "clicked" if value > 0 else "passed"
 
 
 def gate(spec: DomainSpec) -> str:

@@ -152,12 +152,13 @@ def _list(domains: list[Domain], lives: dict[str | None, Live], latest: dict[str
         of_role = [domain for domain in shown[(page - 1) * PAGE_SIZE : page * PAGE_SIZE] if domain.role == kind]
         if of_role:
             st.subheader(heading, anchor=False)
-            _heads()
-            for domain in of_role:
-                _row(domain, lives.get(domain.name), latest.get(domain.name))
+            with st.container(border=True):
+                _heads()
+                for domain in of_role:
+                    _row(domain, lives.get(domain.name), latest.get(domain.name))
 
 
-WIDTHS = [2.1, 1.5, 1.5, 1.8, 1.7, 1.9]
+WIDTHS = [1.7, 1.3, 1.4, 1.9, 1.7, 2.0]
 
 
 def _heads() -> None:
@@ -172,9 +173,9 @@ def _heads() -> None:
 def _row(domain: Domain, live: Live | None, run: Run | None) -> None:
     version = components.live_version(live)
     counts = domain.counts
-    with st.container(border=True):
-        name, state, rung, data, since, last = st.columns(WIDTHS, vertical_alignment="center")
-        with name:
+    with st.container(key=f"row-{domain.name}"):
+        name, state, rung, data, since, last = st.columns(WIDTHS, vertical_alignment="top")
+        with name.container(gap=None):
             st.page_link(components.DOMAIN, label=domain.name, query_params={"name": domain.name})
             st.caption(f"{wording.TASKS[domain.spec.task].lower()} · {domain.owner}")
         with state:
@@ -185,21 +186,27 @@ def _row(domain: Domain, live: Live | None, run: Run | None) -> None:
             else:
                 st.caption("lends its histories")
         if counts.get("rows_added"):
-            data.markdown(f"{wording.count(counts['rows_added'])} events")
-            data.caption(f"{wording.count(counts.get('users'))} users, {wording.count(counts.get('items'))} items")
+            _cell(
+                data,
+                f"{wording.count(counts['rows_added'])} events",
+                f"{wording.count(counts.get('users'))} users, {wording.count(counts.get('items'))} items",
+            )
         else:
             data.caption("no data yet")
         if live is not None:
-            since.markdown(f"`{wording.short(live.version_id)}`")
-            since.caption(f"since {wording.ago(live.since)}")
+            _cell(since, f"`{wording.short(live.version_id)}`", f"since {wording.ago(live.since)}")
         else:
             since.caption("–")
         if run is not None:
-            last.markdown(wording.words(wording.KINDS, run.kind))
             ended = run.finished_at or run.started_at
-            last.caption(f"{wording.label(wording.RUN_STATES, run.state).text.lower()}, {wording.ago(ended)}")
+            state_of_run = wording.label(wording.RUN_STATES, run.state).text.lower()
+            _cell(last, wording.words(wording.KINDS, run.kind), f"{state_of_run} {wording.ago(ended)}")
         else:
             last.caption("–")
+
+
+def _cell(place: Any, above: str, below: str) -> None:
+    place.markdown(f"{above}  \n:small[:gray[{below}]]")
 
 
 show()

@@ -52,7 +52,8 @@ def _chosen(domains: list[Domain]) -> Domain:
         st.warning(f"No domain is registered as {asked!r}; here is another.")
     newest_target = next((d.name for d in reversed(domains) if d.role == "target"), names[0])
     at = names.index(asked if asked in names else newest_target)
-    chosen = st.selectbox("Domain", names, index=at, key=f"domain-{names[at]}", label_visibility="collapsed")
+    _, right = st.columns([3, 1])
+    chosen = right.selectbox("Domain", names, index=at, key=f"domain-{names[at]}", label_visibility="collapsed")
     if chosen != names[at]:
         st.query_params["name"] = chosen
         st.rerun()
@@ -155,7 +156,7 @@ def _promote(domain: Domain, candidates: list[Version]) -> None:
         )
     ]
     for reason in chosen.report.get("decision", {}).get("reasons", []):
-        st.success(reason)
+        st.success(wording.said(reason))
     st.caption("The service picks it up within seconds, with no restart. You can roll back in one step.")
     why = st.text_input("Why?", placeholder="beats popularity on cold users", key="why-promote").strip()
     if st.button("Promote it", type="primary", disabled=not why, key="do-promote"):

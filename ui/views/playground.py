@@ -32,7 +32,7 @@ def show() -> None:
         )
         return
     domain = _chosen(domains)
-    left, right = st.columns([1, 1.5], gap="large")
+    left, right = st.columns([1, 1.25], gap="medium")
     with left:
         user_id = _user(domain)
         with components.told():
@@ -46,7 +46,7 @@ def _chosen(domains: list[Domain]) -> Domain:
     names = [domain.name for domain in domains]
     asked = st.query_params.get("name")
     at = names.index(asked) if asked in names else 0
-    left, right = st.columns([1, 1.5], gap="large", vertical_alignment="bottom")
+    left, right = st.columns([1, 1.25], gap="medium", vertical_alignment="bottom")
     chosen = left.selectbox("Domain", names, index=at, key="playground-domain")
     domain = next(domain for domain in domains if domain.name == chosen)
     version = components.live_version(session.registry().live(domain.name))
@@ -95,12 +95,12 @@ def _past(user_id: str) -> None:
             {
                 **({"When": wording.moment(event["time_us"])} if timed else {}),
                 "Where": event["domain"],
-                "Item": event["item_id"],
                 "What": wording.event(event, specs.get(event["domain"])),
-                "About": _about(features),
+                "About the item": _about(features) or event["item_id"],
+                "Item": event["item_id"],
             }
         )
-    st.dataframe(rows, hide_index=True)
+    st.dataframe(rows, hide_index=True, height=38 + 35 * len(rows))
 
 
 def _candidates(domain: Domain) -> tuple[list[str], int]:
@@ -202,7 +202,7 @@ def _curl(domain: Domain, body: dict[str, Any]) -> None:
 
 def _about(features: dict[str, Any]) -> str:
     return ", ".join(
-        f"{name} {value:g}" if isinstance(value, float) else str(value)
+        f"{name} {value:.3g}" if isinstance(value, float) else str(value)
         for name, value in features.items()
         if value is not None
     )

@@ -32,7 +32,7 @@ def show() -> None:
         with preview:
             st.caption("The spec so far; keep it beside your code")
             if spec is None:
-                st.code("# appears once the form is complete", language="yaml")
+                st.code("# still incomplete", language="yaml")
             else:
                 st.code(spec.to_yaml(), language="yaml", wrap_lines=True)
                 st.download_button("Download spec.yaml", spec.to_yaml(), file_name=f"{spec.name}.yaml")
