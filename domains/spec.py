@@ -25,7 +25,10 @@ NAME = re.compile(r"[a-z][a-z0-9-]{1,47}")
 RESERVED_NAMES = frozenset({"all", "backbone", "default", "items", "new", "none", "null", "unknown", "users"})
 """Names that mean something else in addresses, folders or commands."""
 RESERVED_FEATURES = frozenset(
-    {"user_id", "item_id", "user", "item", "time_us", "label", "action", "domain", "event_timestamp", "created"}
+    {
+        *("user_id", "item_id", "user", "item", "time_us", "label", "raw_label"),
+        *("action", "domain", "event_timestamp", "created"),
+    }
 )
 """Columns that validated events and the feature store own; a feature of the same name would overwrite one."""
 LONGEST_HISTORY = 2000

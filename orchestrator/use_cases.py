@@ -98,7 +98,9 @@ def ingest_data(
         )
         if truth is not None:
             _keep_truth(truth, settings.data_dir / "domains" / name / "truth.parquet")
-        registry.record_ingest(name, report.ingest_id, report.as_dict())
+        # All of them: one that was killed after publishing its rows is recorded by the next.
+        for published in DomainData(settings.data_dir, name).ingests():
+            registry.record_ingest(name, published.ingest_id, published.as_dict(), by=by)
     except BaseException as error:
         registry.finish_run(run.id, state="failed", error=str(error) or type(error).__name__)
         raise
