@@ -68,7 +68,7 @@ class _Stored(Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(events, field_rows, others)
-        ctx.reads, ctx.sparse, ctx.shapes = reads, sparse, (weight.shape, fields.shape)
+        ctx.reads, ctx.sparse, ctx.kind, ctx.shapes = reads, sparse, weight.dtype, (weight.shape, fields.shape)
         stored = weight.index_select(0, events.reshape(-1))
         if field_rows.shape[1]:
             stored += F.embedding_bag(field_rows, fields, mode="sum")
@@ -79,10 +79,8 @@ class _Stored(Function):
     def backward(ctx: Any, stored: Tensor | None, rest: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         events, field_rows, others = ctx.saved_tensors
         (table_shape, fields_shape), count = ctx.shapes, events.numel()
-        kind = rest if rest is not None else stored
-        dtype = kind.dtype if kind is not None else torch.get_default_dtype()
         # The gradient of all looked-up rows in one piece: as sparse values it needs no further copy.
-        values = torch.empty(count + len(others), table_shape[1], dtype=dtype, device=events.device)
+        values = torch.empty(count + len(others), table_shape[1], dtype=ctx.kind, device=events.device)
         of_events = values[:count].view(*events.shape, table_shape[1])
         ctx.reads.settle(of_events)
         if stored is not None:

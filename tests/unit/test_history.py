@@ -90,6 +90,18 @@ def test_a_frozen_catalogue_still_passes_gradients_to_queries() -> None:
     assert case.items.rows.weight.grad is None
 
 
+def test_a_batch_that_asks_for_no_other_items_has_gradients_too() -> None:
+    """All candidates in tables of their own, no short history: the source table is read by the history alone."""
+    case = Case()
+    stored, _, reads = stored_items(case.items, case.fields, case.events, torch.zeros(0, dtype=torch.long))
+    mask = torch.ones(CHUNKS, 1, LENGTH, dtype=torch.bool)
+    History(stored, mask, (), torch.zeros(1, WIDTH), None, reads).item_scores(case.query).sum().backward()
+    of_noted = case.gradients()
+    History(case.plain()[0], mask, (), torch.zeros(1, WIDTH)).item_scores(case.query).sum().backward()
+    for mine, expected in zip(of_noted, case.gradients(), strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
 def test_half_precision_keeps_full_precision_gradients() -> None:
     """Under autocast the history is cast once; the table's gradient comes back in its own type, near the exact one."""
     case = Case()
