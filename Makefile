@@ -29,6 +29,7 @@ setup: $(READY) ## Create .venv with every dependency at its pinned version
 $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 		|| { echo "Graft needs Python 3.11; name it with make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "installing about 200 packages into $(VENV): some minutes the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt
 	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
