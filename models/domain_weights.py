@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.adapters import DomainOwned
 from models.cross_attention import StepWeights
 from models.embeddings import ItemTable
-from models.evidence import EVIDENCE
+from models.evidence import EVIDENCE, WIDE
 from models.ranker_config import DomainConfig, RankerConfig
 
 
@@ -32,7 +32,7 @@ class DomainAdapter(DomainOwned):
     Shapes:
         tokens:                        (M, D), added to the shared domain tokens
         domain_weights, item_weights:  (3, D, D), added to the shared W_Q, W_K, W_V of each step
-        evidence:                      (EVIDENCE,), added to the shared weights of the user's evidence
+        evidence:                      (EVIDENCE or WIDE,), added to the shared weights of the evidence
         feature_codes:                 (domain fields,) long
         items:                         the domain's own catalogue, or None
     """
@@ -54,7 +54,7 @@ class DomainAdapter(DomainOwned):
         steps = (ranker.attends and ranker.domain_attention, ranker.attends and ranker.item_attention)
         self.domain_weights = nn.Parameter(torch.zeros(3, width, width)) if steps[0] else None
         self.item_weights = nn.Parameter(torch.zeros(3, width, width)) if steps[1] else None
-        self.evidence = nn.Parameter(torch.zeros(EVIDENCE))
+        self.evidence = nn.Parameter(torch.zeros(WIDE if ranker.wide else EVIDENCE))
         self.calibrator = Calibrator()
         self.items: ItemTable | None = None
         if not config.in_backbone:

@@ -3,6 +3,9 @@
 A cold user is judged against two plain facts that a deep network is slow to find by itself: what the item gets on
 average, and whether this user's labels lie above or below those of the items he met (``mu + b_i + b_u`` of biased
 matrix factorisation). Both are given to the network, so that what it learns is what lies beyond them.
+
+Clicks read three plain numbers of a history. Ratings read a wider row of facts, whose weights are solved for in closed
+form before the network trains (``orchestrator/evidence_fit.py``): on a few hundred warm users that beats descent.
 """
 
 from __future__ import annotations
@@ -14,6 +17,12 @@ from models.batch import Events
 
 EVIDENCE = 3
 """Numbers a row's history is summed up in."""
+LEVELS = 5
+"""Bands of event values whose shares are told apart; as many as a five-star scale has values."""
+FIRM_FACTS = 3
+"""The first wide facts: that there is a history, its mean residual, the item's own mean. The rest are refinements."""
+WIDE = FIRM_FACTS + 2 + LEVELS + 6 + LEVELS
+"""Numbers in a row of wide facts."""
 SHRINKAGE = 5.0
 """Events of nothing out of the ordinary that a user is assumed to bring."""
 
@@ -38,6 +47,39 @@ def history_evidence(events: Events, mean_of_item: Tensor) -> Tensor:
     mean = (total[events.row, events.stop] - total[events.row, start]) / (count + SHRINKAGE)
     spread = (square[events.row, events.stop] - square[events.row, start]) / (count + SHRINKAGE)
     return torch.stack([mean, spread.clamp(min=0).sqrt(), torch.log1p(count) / 5], 1).to(mean_of_item.dtype)
+
+
+def value_shares(events: Events, edges: Tensor, usual: Tensor) -> Tensor:
+    """How much more often than usual a history's values lie in each band, shrunken as the mean residual is.
+
+    Shapes:
+        edges:   (LEVELS - 1,) rising bounds between bands; usual: (LEVELS,) share of all events in each band
+        returns: (B, LEVELS); zero where no event is seen
+    """
+    band = torch.bucketize(events.value.nan_to_num(nan=0.0).contiguous(), edges.to(events.value.dtype))
+    inside = torch.nn.functional.one_hot(band, LEVELS).double() - usual.double()
+    total = torch.cat([inside.new_zeros(len(inside), 1, LEVELS), inside.cumsum(1)], 1)
+    start = torch.minimum(events.start, events.stop)
+    count = (events.stop - start).double()[:, None]
+    share = (total[events.row, events.stop] - total[events.row, start]) / (count + SHRINKAGE)
+    return share.to(usual.dtype)
+
+
+def wide_facts(plain: Tensor, shares: Tensor, item_bias: Tensor) -> Tensor:
+    """The row of facts that a rating is expected from; all zero for a user of whom nothing is seen.
+
+    Shapes:
+        plain:     (B, EVIDENCE) of `history_evidence`; shares: (B, LEVELS) of `value_shares`
+        item_bias: (B,) the item's mean less the overall one
+        returns:   (B, WIDE): seen or not, user's bias, item's bias; spread, log count, shares; and products of these,
+            since a generous user likes the good items not by the same step as the bad ones
+    """
+    bias, spread, count = plain.unbind(1)
+    seen = (count > 0).to(plain.dtype)
+    item = item_bias.to(plain.dtype) * seen
+    products = [bias * item, bias * count, spread * item, item * count, bias * bias, item * item]
+    firm = torch.stack([seen, bias, item, spread, count], 1)
+    return torch.cat([firm, shares, torch.stack(products, 1), shares * item[:, None]], 1)
 
 
 def as_score(mean: Tensor, task: str) -> Tensor:

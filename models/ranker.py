@@ -23,7 +23,7 @@ from models.contrast import CrossRepresentation
 from models.cross_attention import AttentionConfig, DomainAwareCrossAttention, DomainEncoder, StepWeights
 from models.domain_weights import DomainAdapter, DomainStack
 from models.embeddings import EventContext, FieldEmbedding, ItemTable, RowTable
-from models.evidence import EVIDENCE, as_score, history_evidence
+from models.evidence import EVIDENCE, LEVELS, WIDE, as_score, history_evidence, value_shares, wide_facts
 from models.history import History, Reads, stored_items
 from models.pyramid import Pyramid
 from models.ranker_config import DomainConfig, RankerConfig
@@ -76,7 +76,8 @@ class ReadItems:
 class Ranker(nn.Module):
     """Scores (user, item, domain) rows.
 
-    ``source_values`` (source_items,) holds the mean value of each source item's events, as histories hold values.
+    ``source_values`` (source_items,) holds the mean value of each source item's events, as histories hold values;
+    ``value_edges`` (LEVELS - 1,) and ``usual_shares`` (LEVELS,) the bands of those values, where the facts are wide.
 
     Args:
         config: see RankerConfig
@@ -84,6 +85,8 @@ class Ranker(nn.Module):
     """
 
     source_values: Tensor
+    value_edges: Tensor
+    usual_shares: Tensor
 
     def __init__(self, config: RankerConfig, source_item_codes: Tensor | None = None) -> None:
         super().__init__()
@@ -93,6 +96,9 @@ class Ranker(nn.Module):
             config.source_items, width, source_item_codes, len(config.item_fields), mean=config.mean_label
         )
         self.register_buffer("source_values", torch.full((config.source_items,), config.mean_label))
+        if config.wide:
+            self.register_buffer("value_edges", torch.arange(1, LEVELS) + 0.5)
+            self.register_buffer("usual_shares", torch.full((LEVELS,), 1 / LEVELS))
         self.item_fields = FieldEmbedding(config.item_fields, width)
         self.user_fields = FieldEmbedding(config.user_fields, width)
         self.context_fields = FieldEmbedding(config.context_fields, width)
@@ -116,8 +122,12 @@ class Ranker(nn.Module):
         self.pyramid = Pyramid(config.pyramid, width) if config.climbs else None
         self.short_target = TargetAttention(width) if config.climbs else None
         self.short_source = TargetAttention(width) if config.climbs else None
-        self.head = _head(self._head_inputs() * width + EVIDENCE, config.head)
-        self.evidence = nn.Parameter(torch.zeros(EVIDENCE))
+        facts = WIDE if config.wide else EVIDENCE
+        self.head = _head(self._head_inputs() * width + facts, config.head)
+        self.evidence = nn.Parameter(torch.zeros(facts))
+        if config.wide:
+            # What the facts say is solved for, not searched for: the network starts from nothing beside it.
+            nn.init.zeros_(self.head[-1].weight)  # type: ignore[arg-type]
         self.domains = nn.ModuleList()
         self.tuned_slot: int | None = None
 
@@ -240,20 +250,39 @@ class Ranker(nn.Module):
             inputs += [transferred, transferred * candidate] if self.config.product else [transferred]
         else:
             inputs.append(tokens.flatten(1)[:, None].expand(-1, layout.per_chunk, -1))
-        evidence = history_evidence(cells.lifelong, self.source_values)
+        evidence, expected = self._facts(cells, present)
         inputs.append(evidence.view(*shape, -1))
-        score = self.head(torch.cat(inputs, -1)).view(-1) + self._expected(cells, evidence, present)
+        score = self.head(torch.cat(inputs, -1)).view(-1) + expected
         return layout.back(score) + batch.prior
 
-    def _expected(self, cells: Batch, evidence: Tensor, present: list[int]) -> Tensor:
-        """What the plain facts say, (C * G,): the item's mean, and the user's evidence by the domain's weights."""
-        expected = evidence.new_zeros(len(cells))
+    def facts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What is known before any interest is read, and what is expected of it.
+
+        Shapes: (B, EVIDENCE or WIDE) facts of each row, and (B,) the score that they give with the item's mean, to
+        which ``batch.prior`` is not yet added.
+        """
+        return self._facts(batch, torch.unique(batch.domain).tolist())
+
+    def _facts(self, cells: Batch, present: list[int]) -> tuple[Tensor, Tensor]:
+        evidence = history_evidence(cells.lifelong, self.source_values)
+        shares = value_shares(cells.lifelong, self.value_edges, self.usual_shares) if self.config.wide else None
+        given, expected = evidence, evidence.new_zeros(len(cells))
+        if shares is not None:
+            given = evidence.new_zeros(len(cells), WIDE)
         for number in present:
             adapter = self.owned(number)
-            mean = as_score((adapter.items or self.source_items).mean_of(cells.item), self.config.task)
-            own = mean + evidence @ (self.evidence + adapter.evidence)
-            expected = own if len(present) == 1 else torch.where(cells.domain == number, own, expected)
-        return expected
+            items = adapter.items or self.source_items
+            mean = as_score(items.mean_of(cells.item), self.config.task)
+            facts = evidence
+            if shares is not None:
+                # The prior is what a training row does without of its item's mean: the facts do without it too.
+                overall = as_score(items.means[0], self.config.task)
+                facts = wide_facts(evidence, shares, mean + cells.prior - overall)
+            own = mean + facts @ (self.evidence + adapter.evidence)
+            here = cells.domain == number
+            given = facts if len(present) == 1 else torch.where(here[:, None], facts, given)
+            expected = own if len(present) == 1 else torch.where(here, own, expected)
+        return given, expected
 
     def probability(self, batch: Batch, stack: DomainStack | None = None) -> Tensor:
         """Calibrated answers, (B,): click probabilities, or ratings."""

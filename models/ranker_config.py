@@ -26,6 +26,7 @@ class RankerConfig:
     product: also give the head û ⊙ e_v, which a multilayer perceptron is slow to find
     user_dropout: share of training rows whose user is hidden, so that the unknown user means something
     contrast: LCN's cross representation production beside the task's loss; None for none. Training only
+    wide: expect the label from the wide facts of ``models/evidence.py`` and let the head begin at nothing beside them
     mean_label: mean label of the training rows; what an item of which nothing is known is expected to get
     """
 
@@ -48,6 +49,7 @@ class RankerConfig:
     head: tuple[int, ...] = (256, 128)
     product: bool = True
     user_dropout: float = 0.2
+    wide: bool = False
     mean_label: float = 0.5
     contrast: ContrastConfig | None = None
 

@@ -20,6 +20,7 @@ from models.ranker import Ranker
 from orchestrator import evaluation, promotion
 from orchestrator.artifacts import Artifacts
 from orchestrator.encoding import Layout
+from orchestrator.evidence_fit import fit_own_evidence
 from orchestrator.item_means import item_means, without_itself
 from orchestrator.recipe import Recipe
 from orchestrator.runs import RunContext, Step
@@ -28,6 +29,7 @@ from orchestrator.shared_training import (
     offer_zero_shot,
     publish_version,
     score_rows,
+    searched_parameters,
     zero_shot_slot,
 )
 from orchestrator.training_data import Assembler, EpochOfDomains, Examples
@@ -263,12 +265,15 @@ def fit_adapter(
     task = ranker.config.task
     means = item_means(known, len(items), task)
     items.set_means(torch.from_numpy(means.means))
+    learnt = without_itself(known, means)
     adapters.freeze_all_but(ranker, slot)
+    if ranker.config.wide:
+        fit_own_evidence(ranker, assembler, learnt, slot, seed=recipe.seed)
     result = training.train(
         ranker,
         EpochOfDomains(
             assembler,
-            [(without_itself(known, means), slot)],
+            [(learnt, slot)],
             batch_size=recipe.fine_tune_batch_size,
             seed=recipe.seed,
         ),
@@ -287,6 +292,7 @@ def fit_adapter(
         else None,
         checkpoint_dir=checkpoint_dir,
         on_progress=on_progress,
+        parameters=searched_parameters(ranker),
     )
     if len(validation):
         calibrate(ranker, slot, raw_scores(ranker, assembler, validation, slot), validation.label)

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+RATING = {
+    "width": 16,
+    "epochs": 4,
+    "learning_rate": 1e-3,
+    "fine_tune_epochs": 4,
+    "fine_tune_learning_rate": 1e-3,
+    "fine_tune_batch_size": 1024,
+}
+"""Where ratings differ from clicks: warm users are few, so the network is small and stops early."""
 
 
 class Recipe(BaseModel):
     """Choices of a training run. The defaults are what evidence favoured; docs/experiments.md has the losers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_task(cls, values: Any) -> Any:
+        return {**RATING, **values} if isinstance(values, dict) and values.get("task") == "rating" else values
 
     domains: tuple[str, ...] = ()
     """Domains that shared training learns from; empty means all that have data and share the task."""

@@ -16,10 +16,12 @@ from domains.histories import ACTIONS, Histories
 from domains.records import VersionKind
 from domains.registry import Domain, Version
 from models import adapters, checkpoint, training
+from models.evidence import LEVELS
 from models.ranker import DomainConfig, Ranker, RankerConfig
 from orchestrator import evaluation, serving_data
 from orchestrator.artifacts import Artifacts
 from orchestrator.encoding import Layout
+from orchestrator.evidence_fit import fit_evidence
 from orchestrator.item_means import ItemMeans, item_means, without_itself
 from orchestrator.recipe import Recipe
 from orchestrator.runs import RunContext, Step
@@ -198,6 +200,9 @@ def fit(
         mean_label=float(np.concatenate([rows.label for rows, _ in train_parts]).mean()),
     )
     set_means(ranker, layout, {name: found.means for name, found in means.items()}, values)
+    if ranker.config.wide:
+        set_bands(ranker, np.concatenate([rows.value for rows, slot in train_parts if layout.source(slots[slot])]))
+        fit_evidence(ranker, assembler, train_parts, seed=recipe.seed)
     validation = EpochOfDomains(
         assembler, [part for part in validation_parts if len(part[0])], batch_size=4096, seed=0, shuffle=False
     )
@@ -211,12 +216,14 @@ def fit(
             weight_decay=recipe.weight_decay,
             patience=recipe.patience,
             auxiliary_weight=recipe.contrastive_weight,
+            consider_start=ranker.config.wide,
             seed=recipe.seed,
             checkpoint_every_steps=recipe.checkpoint_every_steps,
         ),
         validation=validation if len(validation) else None,
         checkpoint_dir=checkpoint_dir,
         on_progress=on_progress,
+        parameters=searched_parameters(ranker),
     )
     return ranker.eval(), layout
 
@@ -236,6 +243,7 @@ def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_lab
             actions=len(ACTIONS),
             task=recipe.task,
             interest=recipe.interest,
+            wide=recipe.task == "rating",
             mean_label=mean_label,
         ),
         torch.from_numpy(workspace.source_item_codes(layout)),
@@ -260,6 +268,28 @@ def set_means(ranker: Ranker, layout: Layout, means: dict[str, np.ndarray], valu
             items.set_means(torch.from_numpy(means[name]))
     ranker.source_items.set_means(torch.from_numpy(source[0]))
     ranker.source_values.copy_(torch.from_numpy(source[1]))
+
+
+def set_bands(ranker: Ranker, values: np.ndarray) -> None:
+    """Tell a network with wide facts which bands of values there are: each value its own, or fifths of all events."""
+    levels = np.unique(values)
+    edges = np.full(LEVELS - 1, np.inf)
+    if 1 < len(levels) <= LEVELS:
+        edges[: len(levels) - 1] = (levels[1:] + levels[:-1]) / 2
+    elif len(levels):
+        cuts = np.unique(np.quantile(values, np.linspace(0, 1, LEVELS + 1)[1:-1]))
+        edges[: len(cuts)] = cuts
+    usual = np.bincount(np.searchsorted(edges, values), minlength=LEVELS) / max(len(values), 1)
+    ranker.value_edges.copy_(torch.from_numpy(edges))
+    ranker.usual_shares.copy_(torch.from_numpy(usual))
+
+
+def searched_parameters(ranker: Ranker) -> list[torch.nn.Parameter]:
+    """What descent may move: all that asks for it, but for weights that were solved for."""
+    solved: set[int] = set()
+    if ranker.config.wide:
+        solved = {id(ranker.evidence), *(id(ranker.owned(slot).evidence) for slot in range(len(ranker.domains)))}
+    return [part for part in ranker.parameters() if part.requires_grad and id(part) not in solved]
 
 
 def add_domain(ranker: Ranker, workspace: Workspace, layout: Layout, name: str, *, like: int | None = None) -> int:
