@@ -36,7 +36,11 @@ def forest(rows: Mapping[str, Any], metric: str, *, subject: str, rival: str | N
 def gains(gain: Mapping[str, Any], metric: str, *, rival: str | None = None) -> alt.LayerChart:
     """How much better the version is than each row, with intervals; right of the line it is better for certain."""
     table = pd.DataFrame(
-        [{"row": words(ROWS, name), "kind": _kind(name, None, rival), **measured} for name, measured in gain.items()]
+        [
+            {"row": words(ROWS, name), "kind": _kind(name, None, rival), **measured}
+            for name, measured in gain.items()
+            if name != "train_mean"
+        ]
     ).sort_values("value", ascending=False)
     line = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(color="#17231f", strokeDash=[4, 3]).encode(x="zero:Q")
     return line + _intervals(table, f"gain in {words(METRICS, metric)} over each row, with 95% interval")

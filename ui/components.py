@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ParamSpec
 
 import streamlit as st
 
@@ -15,6 +16,8 @@ from orchestrator import use_cases
 from orchestrator.errors import as_json
 from ui import session, wording
 from ui.wording import Label
+
+P = ParamSpec("P")
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +80,20 @@ def show_problems(problems: Sequence[dict[str, Any]]) -> None:
 def badge(label: Label) -> None:
     """A coloured word that explains itself on hover."""
     st.badge(label.text, color=label.colour, help=label.meaning or None)
+
+
+def dialog(title: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """A dialog that tells what goes wrong inside it in one sentence."""
+
+    def wrap(draw: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(draw)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+            with told():
+                draw(*args, **kwargs)
+
+        return st.dialog(title)(guarded)
+
+    return wrap
 
 
 def heading(title: str, lead: str) -> None:

@@ -79,6 +79,15 @@ REASONS = {
     "paused": "the domain is paused, so items are ordered by popularity",
     "model_fault": "the model failed on this request, so items are ordered by popularity",
 }
+DEEDS = {
+    "register_domain": "registered",
+    "update_spec": "changed the spec",
+    "record_ingest": "data arrived",
+    "add_version": "new version",
+    "promote": "put a version live",
+    "roll_back": "rolled back",
+    "resume_run": "resumed a run",
+}
 TASKS = {"ctr": "Clicks", "rating": "Ratings"}
 
 
@@ -153,6 +162,18 @@ def said(reason: str) -> str:
     names = {**METRICS, **{key: name.lower() for key, name in ROWS.items() if key not in ("adapter", "shared")}}
     text = re.sub(r"\b(" + "|".join(names) + r")\b", lambda found: names[found.group()], reason)
     return text[:1].upper() + text[1:]
+
+
+def deed(entry: Mapping[str, Any]) -> str:
+    """An entry of the audit trail: what was done."""
+    details = entry.get("details") or {}
+    if entry["what"] == "move":
+        return f"now {label(STATES, str(details.get('after', ''))).text.lower()}"
+    if entry["what"] in ("start_run", "resume_run") and "kind" in details:
+        return f"started: {words(KINDS, details['kind']).lower()}"
+    if entry["what"] == "finish_run":
+        return f"run {details.get('state', 'ended')}"
+    return words(DEEDS, entry["what"])
 
 
 def event(seen: Mapping[str, Any], spec: DomainSpec | None) -> str:

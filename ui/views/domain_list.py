@@ -105,7 +105,7 @@ def _shared_metrics(version: Version) -> None:
         st.caption(note)
 
 
-@st.dialog("Train the shared model")
+@components.dialog("Train the shared model")
 def _train_dialog(ready: list[Domain]) -> None:
     tasks = sorted({domain.spec.task for domain in ready if domain.role == "source"})
     task = (

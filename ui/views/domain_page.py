@@ -23,10 +23,12 @@ def show() -> None:
             "No domain yet", "Register one first.", page=components.REGISTER, link="Register the first domain"
         )
         return
-    domain = _chosen(domains)
+    head, switch = st.columns([4, 1], vertical_alignment="center")
+    domain = _chosen(domains, switch)
     live = registry.live(domain.name)
     version = components.live_version(live)
-    _header(domain, version)
+    with head:
+        _header(domain, version)
     _next_step(domain, version)
     components.watch_runs(domain.name)
     names = ["Overview", "Versions", "Data", "Runs", "History", "Spec"]
@@ -45,15 +47,14 @@ def show() -> None:
         _spec(domain)
 
 
-def _chosen(domains: list[Domain]) -> Domain:
+def _chosen(domains: list[Domain], switch: Any) -> Domain:
     names = [domain.name for domain in domains]
     asked = st.query_params.get("name")
     if asked is not None and asked not in names:
         st.warning(f"No domain is registered as {asked!r}; here is another.")
     newest_target = next((d.name for d in reversed(domains) if d.role == "target"), names[0])
     at = names.index(asked if asked in names else newest_target)
-    _, right = st.columns([3, 1])
-    chosen = right.selectbox("Domain", names, index=at, key=f"domain-{names[at]}", label_visibility="collapsed")
+    chosen = switch.selectbox("Domain", names, index=at, key=f"domain-{names[at]}", label_visibility="collapsed")
     if chosen != names[at]:
         st.query_params["name"] = chosen
         st.rerun()
@@ -129,7 +130,7 @@ def _has_earlier(domain: Domain) -> bool:
     return len(session.registry().promotions(domain.name)) > 1
 
 
-@st.dialog("Launch")
+@components.dialog("Launch")
 def _launch(domain: Domain) -> None:
     readiness = session.readiness(domain.name)
     st.markdown(
@@ -145,7 +146,7 @@ def _launch(domain: Domain) -> None:
     components.start_button("launch-domain", domain=domain.name, params={"task": domain.spec.task}, label="Launch")
 
 
-@st.dialog("Promote")
+@components.dialog("Promote")
 def _promote(domain: Domain, candidates: list[Version]) -> None:
     by_id = {version.id: version for version in candidates}
     chosen = by_id[
@@ -167,7 +168,7 @@ def _promote(domain: Domain, candidates: list[Version]) -> None:
         st.caption("Say why in a few words; it stays in the history.")
 
 
-@st.dialog("Roll back")
+@components.dialog("Roll back")
 def _roll_back(domain: Domain) -> None:
     live = session.registry().live(domain.name)
     st.markdown(
@@ -335,8 +336,8 @@ def _history(domain: Domain) -> None:
             {
                 "When": wording.when(entry["at"]),
                 "Who": entry["who"],
-                "What": entry["what"].replace("_", " "),
-                "Why": entry["why"] or "",
+                "What": wording.deed(entry),
+                "Why": wording.said(entry["why"] or ""),
             }
             for entry in session.registry().audit(domain.name)
         ],
@@ -373,7 +374,7 @@ def _pause_or_retire(domain: Domain) -> None:
             _move(domain, State.RETIRED, "Retire", "Its endpoint stops answering. This cannot be undone.")
 
 
-@st.dialog("Out of service")
+@components.dialog("Out of service")
 def _move(domain: Domain, to: State, verb: str, meaning: str) -> None:
     st.markdown(f"**{verb} {domain.name}?** {meaning}")
     why = st.text_input("Why?", key="why-move").strip()
