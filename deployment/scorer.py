@@ -7,7 +7,7 @@ built by the same ``Assembler`` that training uses, so a row scored here is the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -107,7 +107,7 @@ class LiveDomain:
     Args:
         item_index: every item id of the domain -> local index (from 1).
         item_codes: (V, F) feature codes by local index for ``model``; empty without one.
-        paused: the team asked for popularity only.
+        borrows: numbers of the sources whose events its histories hold; None: of all.
         fault: why a newer version is not the one that answers.
     """
 
@@ -120,6 +120,7 @@ class LiveDomain:
     popularity: Popularity
     model: LiveModel | None
     item_codes: np.ndarray
+    borrows: frozenset[int] | None = None
     fault: str | None = None
 
     @property
@@ -164,6 +165,7 @@ def score(
     now_us: int,
 ) -> Scores:
     """Scores of the candidates for a user at this moment, from the best rung that has something to stand on."""
+    user = _borrowed(domain, user)
     reason = lower_rung(domain, user)
     if reason is not None:
         return prior_scores(domain, candidates, reason)
@@ -196,6 +198,16 @@ def lower_rung(domain: LiveDomain, user: UserFeatures | None) -> str | None:
     if not len(user.history) and not len(user.recent):
         return NO_HISTORY
     return None
+
+
+def _borrowed(domain: LiveDomain, user: UserFeatures | None) -> UserFeatures | None:
+    """The user as the domain's own histories show him."""
+    if user is None or domain.borrows is None:
+        return user
+    kept = np.isin(user.history.domain, list(domain.borrows))
+    if kept.all():
+        return user
+    return replace(user, history=Events(**{name: column[kept] for name, column in user.history.arrays().items()}))
 
 
 def _items(domain: LiveDomain, candidates: Sequence[Candidate]) -> np.ndarray:

@@ -48,6 +48,8 @@ MOST_WAITING = 64
 LOGGED_POSITIONS = 20
 """Positions of each answer that the prediction log keeps: what a user could have seen without scrolling far."""
 REMEMBERED_REQUESTS = 50_000
+UNCLAIMED_S = 5.0
+"""How long feedback waits for the record of the request that it answers, to reach the user's online history."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,12 @@ class Ranking:
 
 @dataclass(frozen=True)
 class _Push:
-    user_id: str
-    domain: str
+    request_id: str
+    asked_by: tuple[str, str] | None
+    """User and domain; None until the log of another worker shows who asked."""
     event: FeedbackEvent
     time_us: int
+    since: float
 
 
 class _Latest(Generic[K, V]):
@@ -232,7 +236,7 @@ class Serving:
         Raises:
             UnknownDomain: it names a domain that nobody knows.
         """
-        user_id, domain = self._asked_by(request)
+        user_id, domain = self._asked.get(request.request_id) or (request.user_id, request.domain)
         if domain is not None:
             self._domain(domain)
         now_us = time.time_ns() // 1_000
@@ -249,12 +253,12 @@ class Serving:
             for event in request.events
         ]
         new = self._registry.log_feedback(rows)
-        if new and user_id is not None and domain is not None:
-            for event in request.events:
-                # Sent again without a time of its own, an event would have another time and look like a second one.
-                if self._pushed.put((request.request_id, event.item_id, event.action), True):
-                    time_us = event.time_us if event.time_us is not None else now_us
-                    self._pushes.put(_Push(user_id, domain, event, time_us))
+        asked_by = None if user_id is None or domain is None else (user_id, domain)
+        for event in request.events if new else ():
+            # Sent again without a time of its own, an event would have another time and look like a second one.
+            if self._pushed.put((request.request_id, event.item_id, event.action), True):
+                time_us = event.time_us if event.time_us is not None else now_us
+                self._pushes.put(_Push(request.request_id, asked_by, event, time_us, time.monotonic()))
         return new, len(rows) - new
 
     def status(self) -> list[DomainStatus]:
@@ -281,10 +285,6 @@ class Serving:
             raise UnknownDomain(f"no domain {name!r} is registered here", domain=name)
         return domain
 
-    def _asked_by(self, request: FeedbackRequest) -> tuple[str | None, str | None]:
-        user_id, domain = self._asked.get(request.request_id) or (None, None)
-        return user_id or request.user_id, domain or request.domain
-
     def _log_predictions(self, entries: Sequence[Any]) -> None:
         rows = []
         for entry in entries:
@@ -307,30 +307,39 @@ class Serving:
         self._metrics.lost(self.lost_records)
 
     def _push(self, pushes: Sequence[_Push]) -> None:
+        unknown = {push.request_id for push in pushes if push.asked_by is None}
+        held = self._registry.answered(unknown) if unknown else {}
+        found = {request_id: (user_id, name) for request_id, (name, user_id) in held.items()}
         for push in pushes:
-            domain = self.snapshot.domains.get(push.domain)
-            if domain is None:
-                continue
-            if self._push_store is None:
-                self._push_store = self._repo.store()
-            try:
-                push_event(
-                    self._repo,
-                    self._push_store,
-                    PushedEvent(
-                        user_id=push.user_id,
-                        item=domain.item_index.get(push.event.item_id, 0),
-                        domain=domain.number,
-                        action=action_code(push.event.action),
-                        value=push.event.value,
-                        time_us=push.time_us,
-                    ),
-                    target=domain.name if domain.role == "target" else None,
-                )
-            except Exception:
-                # A new connection next time: this one may hold a store that went away.
-                self._push_store = None
-                raise
+            asked_by = push.asked_by or found.get(push.request_id)
+            if asked_by is not None:
+                self._push_one(asked_by, push)
+            elif self.ready and time.monotonic() - push.since < UNCLAIMED_S:
+                # The worker that answered writes its log a moment later.
+                time.sleep(0.05)
+                self._pushes.put(push)
+
+    def _push_one(self, asked_by: tuple[str, str], push: _Push) -> None:
+        user_id, name = asked_by
+        domain = self.snapshot.domains.get(name)
+        if domain is None:
+            return
+        if self._push_store is None:
+            self._push_store = self._repo.store()
+        event = PushedEvent(
+            user_id=user_id,
+            item=domain.item_index.get(push.event.item_id, 0),
+            domain=domain.number,
+            action=action_code(push.event.action),
+            value=push.event.value,
+            time_us=push.time_us,
+        )
+        try:
+            push_event(self._repo, self._push_store, event, target=domain.name if domain.role == "target" else None)
+        except Exception:
+            # A new connection next time: this one may hold a store that went away.
+            self._push_store = None
+            raise
 
     def _swapped(self, snapshot: Snapshot) -> None:
         self._metrics.swapped(snapshot.generation, len(snapshot.faults))

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +72,14 @@ class SnapshotBuilder:
         # The generation first: a flip between the two reads is then seen again at the next look, and never missed.
         generation = self._registry.generation()
         lives = {live.domain: live.version_id for live in self._registry.lives()}
-        answering = {
-            domain.name: self._domain(
-                domain, lives.get(domain.name), lives.get(None), previous.domains.get(domain.name)
-            )
-            for domain in self._registry.domains()
-            if domain.state is not State.RETIRED
-        }
+        domains = tuple(self._registry.domains())
+        workspace = Workspace(self._settings, domains)
+        answering = {}
+        for domain in domains:
+            if domain.state is not State.RETIRED:
+                before = previous.domains.get(domain.name)
+                loaded = self._domain(domain, lives.get(domain.name), lives.get(None), before)
+                answering[domain.name] = replace(loaded, borrows=workspace.borrows(domain.name))
         self._forget_backbones(answering, lives.get(None))
         return Snapshot(generation=generation, domains=answering)
 

@@ -87,7 +87,7 @@ def log_predictions(connection: Connection, rows: list[dict[str, Any]]) -> None:
 
 def log_feedback(connection: Connection, rows: list[dict[str, Any]]) -> int:
     """Add rows that are new by (request_id, item_id, action) and count them."""
-    known = _answered(connection, {row["request_id"] for row in rows})
+    known = answered(connection, {row["request_id"] for row in rows})
     for row in rows:
         domain, user_id = known.get(row["request_id"], (None, None))
         row["domain"] = row["domain"] or domain
@@ -155,7 +155,7 @@ def _insert_new(connection: Connection, table: Table, rows: list[dict[str, Any]]
     return len(connection.execute(statement, rows).all())
 
 
-def _answered(connection: Connection, request_ids: set[str]) -> dict[str, tuple[str, str]]:
+def answered(connection: Connection, request_ids: set[str]) -> dict[str, tuple[str, str]]:
     """The domain and the user of each of these requests that the log knows."""
     columns = (predictions.c.request_id, predictions.c.domain, predictions.c.user_id)
     found: dict[str, tuple[str, str]] = {}

@@ -438,6 +438,11 @@ class Registry:
         with self._database.write(lock="feedback") as connection:
             return prediction_log.log_feedback(connection, prepared)
 
+    def answered(self, request_ids: set[str]) -> dict[str, tuple[str, str]]:
+        """The domain and the user of each of these requests that the log holds."""
+        with self._database.read() as connection:
+            return prediction_log.answered(connection, request_ids)
+
     def feedback(self, domain: str, after_id: int = 0, limit: int = 10_000) -> list[dict[str, Any]]:
         """Feedback joined with its prediction, oldest first, from after ``after_id``: page with the last ``id``."""
         with self._database.read() as connection:

@@ -463,6 +463,28 @@ def test_feedback_in_a_source_domain_is_source_history(market, serving, client):
     assert serving._online.read_user(user, "live").history.domain[-1] == market.registry.domain("video").number
 
 
+def test_feedback_to_another_worker_reaches_the_history_too(market, serving, client):
+    """The log says who asked, a moment after the other worker answered."""
+    other = Serving(market.settings)
+    other.start()
+    user, [first, *_] = market.user(), market.items("live")
+    with TestClient(create_app(lambda: other)) as elsewhere:
+        ask(elsewhere, user, market.items("live"), request_id="r-9")
+        before = len(serving._online.read_user(user, "live").recent)
+        event = {"item_id": first, "action": "click"}
+        assert client.post("/v1/feedback", json={"request_id": "r-9", "events": [event]}).json()["accepted"] == 1
+        eventually(lambda: len(serving._online.read_user(user, "live").recent) == before + 1)
+    other.close()
+
+
+def test_histories_hold_only_the_sources_that_a_domain_borrows_from(market, serving):
+    """As in training: the source whose labels lie is nobody's source here."""
+    domain = serving.snapshot.domains["live"]
+    spec = market.registry.domain("live").spec
+    assert domain.borrows == {market.registry.domain(name).number for name in spec.sources}
+    assert market.registry.domain("lies").number not in domain.borrows
+
+
 def test_feedback_to_a_request_that_nobody_remembers_is_kept(market, client):
     """Its user and domain may come with it; a domain that does not exist is an error."""
     event = {"item_id": "i", "action": "click"}
