@@ -1,0 +1,513 @@
+"""Collaborative cross-domain transfer (CCTL): borrow from source samples what helps the target, and say what does not.
+
+``CollaborativeTransfer`` stands beside the one training loop as its sample weigher:
+
+    transfer = CollaborativeTransfer(TransferConfig(targets=(0,)))
+    train(model, data, config=config, sample_weigher=transfer)
+    transfer.report().verdicts[3].borrow        # is source 3 worth borrowing from?
+
+The model that the loop trains is the mixed tower. Beside it a companion of the same form learns from target rows alone;
+every ``sync_every`` steps it is set to the mixed tower again, so the difference of their losses on fresh target rows is
+what the sources gave in that window. The information flow network (``models/information_flow.py``) weighs each source
+row. Target rows always weigh 1; a source batch's loss is (share / n_s) sum w l, never divided by the weights.
+
+Guards, since influence on rows that are no longer fresh turns upside down (good sources look harmful to a network that
+has memorised its target):
+ - fresh rows are target rows before they are first trained on, or ``held_out`` ones;
+ - from the second epoch on, without ``held_out``, the flow network stands still;
+ - it stands still while the fresh loss exceeds the loss on rows just trained on by more than ``overfit_gap`` of itself;
+ - all weights are 1 for the first ``warm_up_steps``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.batch import Batch, Events
+from models.information_flow import (
+    BucketBandit,
+    Influence,
+    InformationFlow,
+    Moments,
+    Traits,
+    flow_optimiser,
+    load_optimiser_tensors,
+    optimiser_tensors,
+    regression_loss,
+)
+from models.optimisers import Nested, Optimisers
+from models.training import Moment, TrainConfig, autocast, evaluating, objective, task_loss
+
+_SETTLED_SHARE = 0.25  # of the recorded windows: the last ones, on which verdicts rest
+_GAP_MOMENTUM = 0.7
+_SURE = 3.0  # t value from which a verdict counts as certain
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """How to borrow.
+
+    Attributes:
+        targets: domain slots that borrow; every other slot is a source.
+        mode: how the flow network learns; ``uniform`` keeps all weights at 1, to compare with.
+        share: lambda_s, the weight of source losses beside target losses.
+        largest: w_max; weights lie in (0, w_max).
+        sync_every: k, steps between settings of the companion to the mixed tower; also the recorded window.
+        warm_up_steps: steps with all weights 1 before the flow network learns.
+        update_every: source batches between two updates of the flow network.
+        start: weight of a source of which nothing is known; it is the default to which a lack of evidence leads.
+        sensitivity: how far a mean influence of one spread moves a weight, in logits.
+        centre: what influence is compared with. ``target``: with that of fresh target rows themselves where it is below
+            zero, since rows once trained on push the next ones' influence down, whatever their source; ``mean``: with
+            the mean over sources; ``zero``.
+        companion: keep the pure tower. Without it there is no gain to read, and a second set of weights is saved.
+        control: keep a third tower that never sees a source and is never set back.
+        show_scores: the flow network sees both towers' scores of a sample, at the price of two forwards.
+        overfit_gap: guard; largest (fresh loss - loss on rows just trained on) / fresh loss.
+        borrow_above: a source whose settled mean weight is lower is not worth borrowing from.
+    """
+
+    targets: tuple[int, ...]
+    mode: Literal["influence", "reinforce", "bucket", "uniform"] = "influence"
+    share: float = 1.0
+    largest: float = 1.0
+    sync_every: int = 100
+    warm_up_steps: int = 1000
+    update_every: int = 1
+    learning_rate: float = 0.01
+    start: float = 0.8
+    sensitivity: float = 20.0
+    centre: Literal["target", "mean", "zero"] = "target"
+    companion: bool = True
+    control: bool = False
+    show_scores: bool = False
+    overfit_gap: float = 0.2
+    guarded: bool = True
+    borrow_above: float = 0.35
+    direction_momentum: float = 0.9
+    entropy: float = 0.01
+    policy_mean: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise ValueError("name at least one target slot")
+        if self.sync_every < 1 or self.update_every < 1 or self.warm_up_steps < 0:
+            raise ValueError("sync_every and update_every must be positive, warm_up_steps not negative")
+        if not 0 < self.start < 1 or self.sensitivity <= 0:
+            raise ValueError("start must lie between 0 and 1, and sensitivity be positive")
+        if self.mode == "reinforce" and not self.companion:
+            raise ValueError("the reinforce mode is rewarded by the companion's loss: it needs the companion")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether to borrow from a source. ``influence`` is its mean, in spreads; ``certainty`` that mean's t value."""
+
+    source: int
+    weight: float
+    influence: float
+    certainty: float
+    borrow: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What was learned of the sources.
+
+    ``weights`` has a row per window and source: step, source, rows, mean, p10, p50, p90. ``windows`` has a row per
+    window: step, gain, control_gain, fresh_loss, seen_loss, frozen. Both are plain values, ready to be plotted.
+    """
+
+    weights: list[dict[str, Any]]
+    windows: list[dict[str, Any]]
+    verdicts: dict[int, Verdict]
+
+
+class Companion:
+    """A tower of the same form as the model, trained on target rows alone."""
+
+    def __init__(self, model: nn.Module, optimisers: Optimisers, config: TrainConfig) -> None:
+        self.tower = copy.deepcopy(model)
+        self.optimisers, self.config = optimisers.like(self.tower), config
+
+    def learn(self, target: Batch) -> None:
+        self.optimisers.zero_grad()
+        objective(self.tower, target, self.config)[1].backward()
+        if self.config.clip:
+            self.optimisers.clip(self.config.clip)
+        self.optimisers.step()
+
+    @torch.no_grad()
+    def become(self, model: nn.Module, optimisers: Optimisers) -> None:
+        """Take the model's weights, buffers and optimiser moments."""
+        theirs = dict(model.named_parameters())
+        for name, own in self.optimisers.named.items():
+            own.copy_(theirs[name])
+        buffers = dict(model.named_buffers())
+        for name, buffer in self.tower.named_buffers():
+            buffer.copy_(buffers[name])
+        self.optimisers.load_state_dict(optimisers.state_dict())
+
+    def state_dict(self) -> Nested:
+        floating = {n: b for n, b in self.tower.named_buffers() if b.is_floating_point() or b.numel() == 1}
+        return {"weights": {**self.optimisers.named, **floating}, "optimisers": self.optimisers.state_dict()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Nested) -> None:
+        own = {**dict(self.tower.named_buffers()), **self.optimisers.named}
+        for name, value in state["weights"].items():
+            own[name].copy_(value)
+        self.optimisers.load_state_dict(state["optimisers"])
+
+
+@dataclass
+class _Window:
+    """What is gathered between two settings of the companion."""
+
+    weights: dict[int, list[Tensor]] = field(default_factory=dict)
+    gains: list[float] = field(default_factory=list)
+    control_gains: list[float] = field(default_factory=list)
+    actions: list[tuple[Traits, Tensor]] = field(default_factory=list)
+    fresh: list[float] = field(default_factory=list)
+
+
+class CollaborativeTransfer:
+    """The sample weigher of CCTL; see the module. One object serves one run of the training loop.
+
+    Args:
+        held_out: target batches that are never trained on: fresh in every epoch. Not those that choose the best epoch.
+    """
+
+    def __init__(self, config: TransferConfig, held_out: Sequence[Batch] = ()) -> None:
+        self.config, self.held_out = config, held_out
+        self.weight_rows: list[dict[str, Any]] = []
+        self.window_rows: list[dict[str, Any]] = []
+
+    # The loop's side
+
+    def begin(self, model: nn.Module, optimisers: Optimisers, config: TrainConfig) -> None:
+        """Make the towers and the flow network beside ``model``."""
+        self.model, self.optimisers, self.training = model, optimisers, config
+        device = next(model.parameters()).device
+        self.targets = torch.tensor(self.config.targets, device=device)
+        self.held_out = [batch.to(device) for batch in self.held_out]
+        self.pure = Companion(model, optimisers, config) if self.config.companion else None
+        self.control = Companion(model, optimisers, config) if self.config.control else None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.flow = InformationFlow(largest=self.config.largest, start=self.config.start).to(device)
+        self.flow_optimiser = flow_optimiser(self.flow, self.config.learning_rate)
+        self.influence = Influence(model, optimisers.named, config)
+        self.moments, self.bandit = Moments(), BucketBandit()
+        self.window = _Window()
+        self.source_batches, self.looks, self.window_due = 0, 0, False
+        self.yardstick: Batch | None = None  # the bandit's: one batch before and after a window
+        self.yardstick_loss = 0.0
+        self.reward_mean, self.reward_square, self.rewards = 0.0, 0.0, 0
+        self.fresh_loss, self.seen_loss = 0.0, 0.0
+        self.frozen = False
+
+    def weigh(self, batch: Batch, moment: Moment) -> Tensor | None:
+        """Factors of the rows' losses. Target rows are scored by the towers before the model trains on them."""
+        is_target = torch.isin(batch.domain, self.targets)
+        if bool(is_target.all()):
+            self._observe(batch, moment)
+            return None
+        if not bool(is_target.any()):
+            return self.config.share * self._weights(batch, moment)
+        self._observe(batch.rows(is_target), moment)
+        factor = torch.ones_like(batch.label)
+        factor[~is_target] = self.config.share * self._weights(batch.rows(~is_target), moment)
+        return factor
+
+    def after_step(self, batch: Batch, moment: Moment) -> None:
+        """Let the companions learn from the target rows, and note when a window is over."""
+        is_target = torch.isin(batch.domain, self.targets)
+        if bool(is_target.any()):
+            target = batch if bool(is_target.all()) else batch.rows(is_target)
+            for tower in (self.pure, self.control):
+                if tower is not None:
+                    tower.learn(target)
+            if self.window_due:
+                self._close_window(target, moment)
+        if (moment.step + 1) % self.config.sync_every == 0:
+            self.window_due = True
+
+    # Target rows
+
+    def _is_fresh(self, moment: Moment) -> bool:
+        return moment.epoch == 0 or not self.config.guarded
+
+    def _observe(self, target: Batch, moment: Moment) -> None:
+        """Losses of all towers on fresh rows, and where they want the model to go."""
+        fresh = target
+        if not self._is_fresh(moment) and self.held_out:
+            fresh = self.held_out[self.looks % len(self.held_out)]
+            self.looks += 1
+        mixed = self._loss(self.model, fresh)
+        self.window.fresh.append(mixed)
+        if self.pure is not None:
+            self.window.gains.append(self._loss(self.pure.tower, fresh) - mixed)
+        if self.control is not None:
+            self.window.control_gains.append(self._loss(self.control.tower, fresh) - mixed)
+        if self.config.mode == "influence" and self._may_learn(moment, looking=True):
+            if self.config.centre == "target":
+                own = self.influence.of(fresh)
+                if own is not None:
+                    self.moments.add_target(own)
+            self.influence.look_at(fresh, self.config.direction_momentum)
+
+    def _may_learn(self, moment: Moment, *, looking: bool = False) -> bool:
+        """Whether the flow network may change now: warm, on fresh rows, and the model not overfit."""
+        if not looking and moment.step < self.config.warm_up_steps:
+            return False
+        if not self.config.guarded:
+            return True
+        return not self.frozen and (self._is_fresh(moment) or bool(self.held_out))
+
+    def _close_window(self, target: Batch, moment: Moment) -> None:
+        """Reward the window, set the companion back, record, and look whether the model has overfit its target."""
+        window, self.window, self.window_due = self.window, _Window(), False
+        seen = self._loss(self.model, target)
+        fresh = sum(window.fresh) / max(len(window.fresh), 1)
+        keep = _GAP_MOMENTUM if self.window_rows else 0.0
+        self.fresh_loss = keep * self.fresh_loss + (1 - keep) * fresh
+        self.seen_loss = keep * self.seen_loss + (1 - keep) * seen
+        learning = self._may_learn(moment)
+        if window.gains and learning and self.config.mode == "reinforce":
+            self._reinforce(window)
+        if self.config.mode == "bucket":
+            self._turn_bandit(target, learning)
+        if self.pure is not None:
+            self.pure.become(self.model, self.optimisers)
+        gap = (self.fresh_loss - self.seen_loss) / max(self.fresh_loss, 1e-12)
+        self.frozen = self.config.guarded and gap > self.config.overfit_gap
+        stale = self.config.guarded and not self._is_fresh(moment) and not self.held_out
+        self.window_rows.append(
+            {
+                "step": moment.step + 1,
+                "gain": _mean(window.gains),
+                "control_gain": _mean(window.control_gains),
+                "fresh_loss": self.fresh_loss,
+                "seen_loss": self.seen_loss,
+                "frozen": self.frozen or stale,
+            }
+        )
+        for source, parts in sorted(window.weights.items()):
+            w = torch.cat(parts).float()
+            low, middle, high = torch.quantile(w, torch.tensor([0.1, 0.5, 0.9], device=w.device)).tolist()
+            row = {"step": moment.step + 1, "source": source, "rows": len(w), "mean": float(w.mean())}
+            self.weight_rows.append({**row, "p10": low, "p50": middle, "p90": high})
+
+    @torch.no_grad()
+    def _loss(self, model: nn.Module, batch: Batch) -> float:
+        with evaluating(model), autocast(batch.label.device, self.training.bf16):
+            return float(task_loss(model(batch), batch, self.training.task))
+
+    # Source rows
+
+    def _weights(self, source: Batch, moment: Moment) -> Tensor:
+        """w of each row, (B,), after the flow network learned from the batch where its mode does that here."""
+        ones = torch.ones_like(source.label)
+        warming = moment.step < self.config.warm_up_steps
+        mode = self.config.mode
+        if mode != "uniform":
+            traits = Traits.of(source, self._scores(source) if self.config.show_scores else None)
+            self.source_batches += 1
+            due = self.source_batches % self.config.update_every == 0
+            if mode == "influence" and due and self._may_learn(moment, looking=True):
+                self._learn_influence(source, traits, learn=not warming)
+        if mode == "uniform" or warming:
+            self._note(source, ones)
+            return ones
+        with torch.no_grad():
+            u = self.flow(traits)
+        weight = self.config.largest * torch.sigmoid(u)
+        self._note(source, weight)
+        if not self._may_learn(moment):
+            return weight
+        if mode == "reinforce":
+            action = u + torch.exp(self.flow.log_sigma.detach()) * torch.randn_like(u)
+            self.window.actions.append((traits, action))
+            return self.config.largest * torch.sigmoid(action)
+        if mode == "bucket":
+            worth = self.bandit.value().to(u.device)
+            bucket = self.bandit.bucket(traits)
+            self._flow_step(regression_loss(self.flow(traits), worth[bucket]))
+            return self.bandit.kept.to(u.device)[bucket] * weight.clamp(min=0.1)
+        return weight
+
+    def _learn_influence(self, source: Batch, traits: Traits, *, learn: bool) -> None:
+        """Regress the weight's logit on influence: u = neutral + sensitivity x expected influence of such a sample.
+
+        Pushing w itself up or down instead lets every weight drift to 0 or 1 where there is no evidence either way.
+        """
+        influence = self.influence.of(source)
+        if influence is None:
+            return
+        worth = self.moments.worth(influence, self.config.centre)
+        for domain in torch.unique(source.domain).tolist():
+            self.moments.add(domain, influence[source.domain == domain], worth[source.domain == domain])
+        if learn:
+            neutral = math.log(self.config.start / (1 - self.config.start))
+            self._flow_step(((self.flow(traits) - neutral) / self.config.sensitivity - worth).square().mean())
+
+    def _reinforce(self, window: _Window) -> None:
+        """Policy gradient of all actions of the window under one reward: the gain, standardised by its own past."""
+        gain = window.gains[-1]
+        self.rewards += 1
+        keep = min(0.9, 1 - 1 / self.rewards)
+        reward = (gain - self.reward_mean) / max((self.reward_square - self.reward_mean**2), 1e-12) ** 0.5
+        self.reward_mean = keep * self.reward_mean + (1 - keep) * gain
+        self.reward_square = keep * self.reward_square + (1 - keep) * gain**2
+        if self.rewards > 2 and window.actions:
+            reward = max(-3.0, min(3.0, reward))
+            losses = [
+                self.flow.policy_loss(traits, action, reward, self.config.entropy, self.config.policy_mean)
+                for traits, action in window.actions
+            ]
+            self._flow_step(torch.stack(losses).mean())
+
+    def _turn_bandit(self, target: Batch, learning: bool) -> None:
+        """Close the window by the fall of one batch's loss, and open the next with another batch."""
+        if learning and self.yardstick is not None:
+            self.bandit.close_window(self.yardstick_loss - self._loss(self.model, self.yardstick))
+        self.yardstick = self.held_out[self.looks % len(self.held_out)] if self.held_out else target
+        self.looks += 1
+        self.yardstick_loss = self._loss(self.model, self.yardstick)
+        self.bandit.new_window()
+
+    def _flow_step(self, loss: Tensor) -> None:
+        self.flow_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.flow_optimiser.step()
+
+    @torch.no_grad()
+    def _scores(self, batch: Batch) -> Tensor:
+        towers = [self.model, self.pure.tower if self.pure is not None else self.model]
+        scores = []
+        for tower in towers:
+            with evaluating(tower), autocast(batch.label.device, self.training.bf16):
+                scores.append(tower(batch).float())
+        return torch.stack(scores, 1)
+
+    def _note(self, source: Batch, weight: Tensor) -> None:
+        for domain in torch.unique(source.domain).tolist():
+            self.window.weights.setdefault(domain, []).append(weight[source.domain == domain].detach())
+
+    # What was learned
+
+    def report(self) -> TransferReport:
+        """Weights and gains over time, and a verdict on each source from its settled weights and its influence."""
+        steps = sorted({row["step"] for row in self.weight_rows})
+        settled = set(steps[-max(1, int(len(steps) * _SETTLED_SHARE)) :])
+        alone = _t_value([row["control_gain"] for row in self.window_rows if row["step"] in settled])
+        verdicts = {}
+        for source in sorted({row["source"] for row in self.weight_rows}):
+            rows = [row for row in self.weight_rows if row["source"] == source]
+            late = [row for row in rows if row["step"] in settled] or rows[-1:]
+            weight = sum(row["mean"] * row["rows"] for row in late) / sum(row["rows"] for row in late)
+            influence, certainty = self.moments.evidence(source)
+            harms = certainty < -_SURE
+            better_alone = alone < -_SURE and certainty < _SURE
+            borrow = weight >= self.config.borrow_above * self.config.largest and not harms and not better_alone
+            reason = (
+                "its samples help the target"
+                if borrow
+                else f"its samples push the target the wrong way (t = {certainty:.1f})"
+                if harms
+                else "the target does better alone, as its control tower shows, and nothing speaks for this source"
+                if better_alone
+                else f"its weight settled at {weight:.2f}: it brings nothing that others do not"
+            )
+            verdicts[source] = Verdict(source, weight, influence, certainty, borrow, reason)
+        return TransferReport(self.weight_rows, self.window_rows, verdicts)
+
+    _PLAIN = (
+        "source_batches",
+        "looks",
+        "window_due",
+        "yardstick_loss",
+        "reward_mean",
+        "reward_square",
+        "rewards",
+        "fresh_loss",
+        "seen_loss",
+        "frozen",
+        "weight_rows",
+        "window_rows",
+    )
+
+    def state_dict(self) -> Nested:
+        w = self.window
+        return {
+            "plain": {name: getattr(self, name) for name in self._PLAIN},
+            "pure": None if self.pure is None else self.pure.state_dict(),
+            "control": None if self.control is None else self.control.state_dict(),
+            "flow": self.flow.state_dict(),
+            "flow_optimiser": optimiser_tensors(self.flow_optimiser),
+            "influence": self.influence.state_dict(),
+            "moments": self.moments.state_dict(),
+            "bandit": self.bandit.state_dict(),
+            "yardstick": None if self.yardstick is None else _batch_state(self.yardstick),
+            "window": {
+                "weights": {str(source): torch.cat(parts) for source, parts in w.weights.items()},
+                "gains": w.gains,
+                "control_gains": w.control_gains,
+                "fresh": w.fresh,
+                "actions": [{"traits": traits.state(), "action": action} for traits, action in w.actions],
+            },
+        }
+
+    def load_state_dict(self, state: Nested) -> None:
+        for name, value in state["plain"].items():
+            setattr(self, name, value)
+        for tower, saved in ((self.pure, state["pure"]), (self.control, state["control"])):
+            if tower is not None:
+                tower.load_state_dict(saved)
+        self.flow.load_state_dict(state["flow"])
+        load_optimiser_tensors(self.flow_optimiser, state["flow_optimiser"])
+        self.influence.load_state_dict(state["influence"])
+        self.moments.load_state_dict(state["moments"])
+        self.bandit.load_state_dict(state["bandit"])
+        self.yardstick = None if state["yardstick"] is None else _batch_from(state["yardstick"])
+        w = state["window"]
+        self.window = _Window(
+            {int(source): [values] for source, values in w["weights"].items()},
+            w["gains"],
+            w["control_gains"],
+            [(Traits.from_state(a["traits"]), a["action"]) for a in w["actions"]],
+            w["fresh"],
+        )
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _t_value(values: list[float | None]) -> float:
+    known = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
+    if len(known) < 3:
+        return 0.0
+    return float(known.mean() / (known.std() / len(known) ** 0.5).clamp(min=1e-12))
+
+
+def _batch_state(batch: Batch) -> Nested:
+    parts = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return {
+        name: {f.name: getattr(part, f.name) for f in fields(part)} if isinstance(part, Events) else part
+        for name, part in parts.items()
+    }
+
+
+def _batch_from(state: Nested) -> Batch:
+    parts: dict[str, Any] = {n: Events(**part) if isinstance(part, dict) else part for n, part in state.items()}
+    return Batch(**parts)
