@@ -16,6 +16,7 @@ from models.baselines.sequences import (
     equal,
     info_nce,
     latest_row_of_each_user,
+    one_name,
     pooled,
     sides,
     some,
@@ -91,8 +92,7 @@ def _entropy(number: Tensor) -> Tensor:
 
 def distinct_items(backbone: Ranker, batch: Batch) -> tuple[Tensor, Tensor]:
     """The batch's known candidates, each once: feature tokens (N, F + 1, D), the own row first, and identities (N,)."""
-    slots = int(batch.domain.max()) + 1 if len(batch) else 1
-    identity = batch.item * slots + batch.domain
+    identity = one_name(batch.item, batch.domain)
     known = (batch.item > 0).nonzero()[:, 0]
     distinct, number = torch.unique(identity[known], return_inverse=True)
     lender = known.new_zeros(len(distinct)).scatter_reduce(0, number, known, "amax")
@@ -151,8 +151,8 @@ class AT4CTR(AuxiliaryTask):
         views.append(profile.mean(1) if profile.shape[1] else torch.zeros_like(views[0]))
         user = self.of_user(torch.cat(views, -1))
         item = self.of_item(candidate_vectors(backbone, clicked))
-        identity = clicked.item * (clicked.domain.max() + 1) + clicked.domain
-        return info_nce(user, item, temperature=self.temperature, same=equal(identity))
+        same = equal(one_name(clicked.item, clicked.domain))
+        return info_nce(user, item, temperature=self.temperature, same=same)
 
     def next_item(self, backbone: Ranker, batch: Batch) -> Tensor | None:
         """NIP, averaged over target and source."""

@@ -226,10 +226,11 @@ class CLRec(SequenceTask):
     """Contrast against a queue (Zhou et al. 2021): a user's past against his next item.
 
     Negatives are the other positives of the batch and those of the batches before, kept first in, first out: drawn as
-    often as they are popular, they remove the exposure bias. The queue keeps ids and vectors as they were; it is saved.
+    often as they are popular, they remove the exposure bias. The queue keeps which items they were, and it is saved;
+    their vectors are read anew each time. Old vectors would all lie where the items no longer are, and the cheapest way
+    to be unlike them is for all items to move off together.
     """
 
-    held: Tensor
     identity: Tensor
     filled: Tensor
 
@@ -238,7 +239,6 @@ class CLRec(SequenceTask):
         self.temperature = temperature
         self.encoder = SequenceEncoder(width)
         self.project = nn.Linear(width, width)
-        self.register_buffer("held", torch.zeros(2, queue, width))
         self.register_buffer("identity", torch.full((2, queue), -1, dtype=torch.long))
         self.register_buffer("filled", torch.zeros(2, dtype=torch.long))
 
@@ -250,18 +250,17 @@ class CLRec(SequenceTask):
         item = last(side.vectors, side.mask)
         identity = side.identity.gather(1, end[:, None])[:, 0]
         filled = int(self.filled[number])
-        kept, names = self.held[number, :filled].clone(), self.identity[number, :filled]
+        names = self.identity[number, :filled].clone()
         same = torch.cat([equal(identity), equal(identity, names)], 1)
-        loss = info_nce(user, item, temperature=self.temperature, same=same, extra=kept)
+        loss = info_nce(user, item, temperature=self.temperature, same=same, extra=side.look_up(names))
         if self.training:
-            self._remember(number, item.detach(), identity)
+            self._remember(number, identity)
         return loss
 
     @torch.no_grad()
-    def _remember(self, number: int, item: Tensor, identity: Tensor) -> None:
-        size = self.held.shape[1]
-        for store, new in ((self.held[number], item), (self.identity[number], identity)):
-            store.copy_(torch.cat([new.to(store.dtype), store])[:size])  # the latest first; the oldest fall out
+    def _remember(self, number: int, identity: Tensor) -> None:
+        size = self.identity.shape[1]
+        self.identity[number] = torch.cat([identity, self.identity[number]])[:size]  # the latest first
         self.filled[number] = min(size, int(self.filled[number]) + len(identity))
 
 

@@ -5,7 +5,8 @@ N  sequences, one of each user in the batch      S  events, oldest first, paddin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -16,6 +17,7 @@ from models.batch import Batch, Events
 from models.ranker import Ranker
 
 MAXIMUM_LENGTH = 64
+DOMAIN_BITS = 40  # an item's number stays below
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Sequences:
     vectors: (N, S, D) item vectors; mask: (N, S) bool; action: (N, S) long
     identity: (N, S) long, equal for equal items and for no others of this side
     user: (N,) long
+    look_up: vectors (n, D) of identities (n,), as they are now; also of items that this batch does not hold
     """
 
     vectors: Tensor
@@ -32,6 +35,7 @@ class Sequences:
     identity: Tensor
     action: Tensor
     user: Tensor
+    look_up: Callable[[Tensor], Tensor]
 
     @property
     def length(self) -> Tensor:
@@ -40,8 +44,8 @@ class Sequences:
 
     def of(self, index: Tensor) -> Self:
         """The sequences at ``index``, positions or a mask."""
-        parts = (self.vectors, self.mask, self.identity, self.action, self.user)
-        return type(self)(*(part[index] for part in parts))
+        names = ("vectors", "mask", "identity", "action", "user")
+        return replace(self, **{name: getattr(self, name)[index] for name in names})
 
     def at_least(self, events: int) -> Self:
         """The sequences of no fewer events."""
@@ -82,14 +86,26 @@ def _sequences(backbone: Ranker, rows: Batch, events: Events, domain: Tensor | N
     mask = torch.arange(kept, device=order.device) < length[:, None]
     items, action = (part[events.row].gather(1, place) * mask for part in (events.item, events.action))
     if domain is None:
-        return Sequences(backbone.source_item_vectors(items), mask, items, action, rows.user)
-    present = torch.unique(domain).tolist()
-    vectors = backbone.free_token.new_zeros(*items.shape, backbone.config.width)
-    for slot in present:
-        mine = (domain == slot).nonzero()[:, 0]
-        vectors = vectors.index_copy(0, mine, backbone.stored_item_vectors(slot, items[mine]))
-    slots = max(present, default=0) + 1
-    return Sequences(vectors, mask, items * slots + domain[:, None], action, rows.user)
+        return Sequences(
+            backbone.source_item_vectors(items), mask, items, action, rows.user, backbone.source_item_vectors
+        )
+    identity = one_name(items, domain[:, None])
+
+    def look_up(names: Tensor) -> Tensor:
+        slot, item = names >> DOMAIN_BITS, names & (1 << DOMAIN_BITS) - 1
+        found = backbone.free_token.new_zeros(*names.shape, backbone.config.width)
+        for number in torch.unique(slot).tolist():
+            mine = slot == number
+            own = backbone.stored_item_vectors(number, item[mine])
+            found = found.masked_scatter(mine[..., None], own.to(found.dtype))
+        return found
+
+    return Sequences(look_up(identity), mask, identity, action, rows.user, look_up)
+
+
+def one_name(item: Tensor, domain: Tensor) -> Tensor:
+    """A number for an item that is the same in every batch and no other domain's: (...), (...) -> (...)."""
+    return item + (domain << DOMAIN_BITS)
 
 
 class SequenceEncoder(nn.Module):

@@ -42,7 +42,8 @@ from models.baselines.sequences import (
 )
 from models.batch import Batch, Events
 from models.pyramid import PyramidConfig
-from models.ranker import DomainConfig, Ranker, RankerConfig
+from models.ranker import Ranker
+from models.ranker_config import DomainConfig, RankerConfig
 
 D = 8
 FIELDS = (5, 4)
@@ -122,7 +123,7 @@ def a_side(lengths, items=None, width=D, seed=0):
     identity = torch.randint(1, 9, mask.shape) if items is None else torch.tensor(items)
     table = torch.randn(100, width)
     users = torch.arange(len(lengths)) + 1
-    return Sequences(table[identity], mask, identity * mask, torch.ones_like(identity), users)
+    return Sequences(table[identity], mask, identity * mask, torch.ones_like(identity), users, table.__getitem__)
 
 
 @pytest.mark.parametrize("kind", EVERY)
@@ -205,6 +206,10 @@ class TestSequences:
         )
         target = sides(a_backbone(), replace(batch, short_target=shared))[0]
         assert not (target.identity[0][:3] == target.identity[1][:3]).any()
+
+    def test_an_item_is_looked_up_again_by_its_name(self):
+        for side in sides(a_backbone(), some_batch(slots=(0, 2))):
+            torch.testing.assert_close(side.look_up(side.identity[side.mask]), side.vectors[side.mask])
 
     def test_a_causal_encoder_sees_no_later_event_and_no_padding(self):
         torch.manual_seed(0)
@@ -381,14 +386,14 @@ class TestWays:
         task.on_side(replace(side, identity=side.identity + 10), 0)
         assert task.identity[0].tolist() == [13, 14, 15, 3, 4]
         assert task.identity[1].tolist() == [-1] * 5
-        assert {"held", "identity", "filled"} <= set(task.state_dict())
+        assert {"identity", "filled"} <= set(task.state_dict())
 
     def test_the_queue_gives_negatives_and_rests_in_evaluation(self):
         side = a_side([3, 3], [[1, 2, 3], [1, 2, 4]])
         task = CLRec(D).eval()
         alone = task.on_side(side, 0)
         assert task.filled.tolist() == [0, 0]
-        task._remember(0, torch.randn(6, D), torch.arange(20, 26))
+        task._remember(0, torch.arange(20, 26))
         assert task.on_side(side, 0) > alone
         task.identity[0, :6] = 3  # the first row's own item cannot be its negative
         first = replace(side.of(torch.tensor([0])))
