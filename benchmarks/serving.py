@@ -4,8 +4,9 @@
 
 Makes a small simulated marketplace, gives its users histories of the asked length, trains one epoch, starts the service
 on a free port of loopback with one worker, and asks it from one caller and from several, each on one connection.
-``took`` is what the service says of itself (its Server-Timing); HTTP is the rest of what the caller waits. The callers
-share the machine with the service: on few cores the figures at several callers are pessimistic.
+Queue (waiting for the requests before it), features and model are what the service says of itself (its Server-Timing);
+HTTP is the rest of what the caller waits. The callers share the machine with the service: on few cores the figures at
+several callers are pessimistic.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from orchestrator import use_cases
 from orchestrator.settings import Settings
 
 DOMAIN = "live"
-PARTS = ("features", "model", "http", "whole")
+PARTS = ("queue", "features", "model", "http", "whole")
 
 
 def prepare(settings: Settings, *, events: int, users: int, lifelong: int) -> None:
@@ -93,9 +94,10 @@ class Caller(threading.Thread):
                 rank = float(said["rank"])
                 self.took.append(
                     {
+                        "queue": float(said["queue"]),
                         "features": float(said["features"]),
                         "model": float(said["model"]),
-                        "http": whole - rank,
+                        "http": whole - rank - float(said["queue"]),
                         "whole": whole,
                     }
                 )

@@ -55,7 +55,8 @@ def create_app(serving: Callable[[], Serving]) -> FastAPI:
         It always answers: without the user's history, or without a model, by popularity, and says so.
         """
         ranking = await serving().rank(domain, request)
-        timing = f"features;dur={ranking.features_ms:.3f}, model;dur={ranking.model_ms:.3f}"
+        timing = f"queue;dur={ranking.queue_ms:.3f}, features;dur={ranking.features_ms:.3f}"
+        timing += f", model;dur={ranking.model_ms:.3f}"
         return _json(200, ranking.body, {"Server-Timing": f"{timing}, rank;dur={ranking.total_ms:.3f}"})
 
     @app.post("/v1/feedback", response_model=FeedbackAnswer, responses=_ERRORS, tags=["feedback"])

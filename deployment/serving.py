@@ -57,6 +57,8 @@ class Ranking:
     """An answer, and what it took."""
 
     body: dict[str, Any]
+    queue_ms: float
+    """Waiting for the requests before it."""
     features_ms: float
     model_ms: float
     total_ms: float
@@ -168,11 +170,13 @@ class Serving:
             raise Overloaded(f"{self._waiting} requests are waiting; try again shortly")
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._scoring, self._rank, domain, request)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._scoring, self._rank, domain, request, time.perf_counter()
+            )
         finally:
             self._waiting -= 1
 
-    def _rank(self, domain: LiveDomain, request: RankRequest) -> Ranking:
+    def _rank(self, domain: LiveDomain, request: RankRequest, arrived: float) -> Ranking:
         began = time.perf_counter()
         request_id = request.request_id or uuid.uuid4().hex
         user, down = self._read_user(domain, request.user_id)
@@ -200,7 +204,7 @@ class Serving:
         self._metrics.answered(domain.name, scores.served_by, scores.reason)
         self._asked.put(request_id, (request.user_id, domain.name))
         self._predictions.put({"user_id": request.user_id, "at": datetime.now(UTC), "body": body})
-        return Ranking(body, (read - began) * 1e3, (ended - read) * 1e3, (ended - began) * 1e3)
+        return Ranking(body, (began - arrived) * 1e3, (read - began) * 1e3, (ended - read) * 1e3, (ended - began) * 1e3)
 
     def _read_user(self, domain: LiveDomain, user_id: str) -> tuple[UserFeatures | None, bool]:
         if domain.served_by == "prior":
