@@ -28,11 +28,18 @@ class Server:
 
     name: str
     command: tuple[str, ...]
-    healthy: Callable[[], bool]
+    health_url: str = ""
+    """Answers 200 when the server is well."""
+    check: Callable[[], bool] = lambda: True
+    """What else must hold."""
     port: int | None = None
     port_setting: str = ""
     address: str = ""
     """What a person opens, if anything."""
+
+    def healthy(self) -> bool:
+        """Whether it is well now."""
+        return (not self.health_url or answers(self.health_url)) and self.check()
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -75,7 +82,7 @@ def servers(settings: Settings, *, ui: bool = True) -> list[Server]:
             Server(
                 "prefect",
                 (python, "-m", "prefect", "server", "start", "--host", host, "--port", str(settings.prefect_port)),
-                lambda: flow_client.healthy(settings.prefect_url),
+                f"{settings.prefect_url}/health",
                 port=settings.prefect_port,
                 port_setting="prefect_port",
                 address=settings.prefect_url.removesuffix("/api"),
@@ -88,7 +95,7 @@ def servers(settings: Settings, *, ui: bool = True) -> list[Server]:
                 *(python, "-m", "bentoml", "serve", "deployment.service:Graft"),
                 *("--host", host, "--port", str(settings.service_port)),
             ),
-            lambda: _answers(f"{settings.service_url}/readyz"),
+            f"{settings.service_url}/readyz",
             port=settings.service_port,
             port_setting="service_port",
             address=settings.service_url,
@@ -102,7 +109,7 @@ def servers(settings: Settings, *, ui: bool = True) -> list[Server]:
                     *(python, "-m", "streamlit", "run", str(_ui_script())),
                     *("--server.address", host, "--server.port", str(settings.ui_port)),
                 ),
-                lambda: _answers(f"{settings.ui_url}/_stcore/health"),
+                f"{settings.ui_url}/_stcore/health",
                 port=settings.ui_port,
                 port_setting="ui_port",
                 address=settings.ui_url,
@@ -116,7 +123,7 @@ def servers(settings: Settings, *, ui: bool = True) -> list[Server]:
                 *(python, "-m", "prefect", "worker", "start", "--type", "process"),
                 *("--pool", flow_client.WORK_POOL, "--name", name, "--install-policy", "never"),
             ),
-            lambda: _quietly(lambda: flow_client.worker_online(name, api_url=settings.prefect_url)),
+            check=lambda: _quietly(lambda: flow_client.worker_online(name, api_url=settings.prefect_url)),
         )
     )
     return planned
@@ -143,7 +150,8 @@ def refuse_busy_ports(plan: list[Server], settings: Settings) -> None:
                 ) from fault
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether something at the address says that it is well."""
     return _quietly(lambda: httpx.get(url, timeout=2.0, trust_env=False).status_code == 200)
 
 

@@ -25,7 +25,7 @@ import psutil
 
 from domains.registry import Registry
 from orchestrator import flow_client
-from orchestrator.servers import Server, StackFault, environment, refuse_busy_ports, servers
+from orchestrator.servers import Server, StackFault, answers, environment, refuse_busy_ports, servers
 from orchestrator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class Running:
     """When the process started, seconds since the epoch: a reused process id is not mistaken for ours."""
     address: str
     log: str
+    health_url: str = ""
     healthy: bool = False
     restarts: int = 0
 
@@ -157,12 +158,12 @@ def read_state(settings: Settings) -> StackState | None:
 
 
 def health(settings: Settings) -> dict[str, bool]:
-    """Whether each server of the stack answers now, by name."""
+    """Whether each server of the stack answers now where it was started, by name."""
     state = read_state(settings)
-    held = {} if state is None else {server.name: server for server in state.servers}
-    alive = {name: _alive(server.pid, server.created) for name, server in held.items()}
-    checks = {server.name: server.healthy for server in servers(settings) if server.name != "worker"}
-    return {name: alive[name] and checks.get(name, lambda: True)() for name in held}
+    return {
+        server.name: _alive(server.pid, server.created) and (not server.health_url or answers(server.health_url))
+        for server in (state.servers if state else [])
+    }
 
 
 class _Supervisor:
@@ -215,7 +216,9 @@ class _Supervisor:
             process = self._spawn(server.command, sink)
         self._processes[server.name] = process
         created = psutil.Process(process.pid).create_time()
-        record = Running(server.name, process.pid, created, server.address, str(log), restarts=restarts)
+        record = Running(
+            server.name, process.pid, created, server.address, str(log), server.health_url, restarts=restarts
+        )
         self._state.servers = [old for old in self._state.servers if old.name != server.name] + [record]
         self._save()
 

@@ -70,7 +70,7 @@ def idle(
     name: str, code: str = "import time; time.sleep(600)", *, healthy: Callable[[], bool] = lambda: True
 ) -> Server:
     """A server that does nothing."""
-    return Server(name, (sys.executable, "-c", code), healthy)
+    return Server(name, (sys.executable, "-c", code), check=healthy)
 
 
 @pytest.fixture
@@ -185,6 +185,19 @@ def test_a_busy_port_is_refused_with_the_setting_that_moves_it(tmp_path, name):
     assert f"GRAFT_{name.upper()}_PORT" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "logs").exists()
+
+
+def test_health_is_asked_where_the_server_was_started(tmp_path):
+    """Another shell may have other ports in its environment."""
+    own = psutil.Process()
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/health"
+    state = stack.StackState(own.pid, own.create_time(), True, [])
+    for name, health_url in (("worker", ""), ("service", url)):
+        state.servers.append(stack.Running(name, own.pid, own.create_time(), "", "", health_url))
+    (tmp_path / "stack.json").write_text(json.dumps(asdict(state)))
+    assert stack.health(settings_in(tmp_path)) == {"worker": True, "service": False}
 
 
 def test_no_server_calls_home(tmp_path):
