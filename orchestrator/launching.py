@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from domains.errors import NoLiveVersion, NotEnoughData
+from domains.errors import InvalidData, NoLiveVersion, NotEnoughData
 from domains.lifecycle import State
 from domains.registry import Version
 from domains.splits import Split, scan_for_leaks
 from models import adapters, checkpoint, training
 from models.ranker import Ranker
-from orchestrator import evaluation, promotion
+from orchestrator import evaluation, promotion, rivals
 from orchestrator.artifacts import Artifacts
 from orchestrator.encoding import Layout
 from orchestrator.evidence_fit import fit_own_evidence
@@ -83,7 +84,7 @@ def open_launch(context: RunContext) -> None:
         cold_users=split.cold_users,
     )
     registry.move(domain.name, State.TRAINING, by=context.by, why=f"launch {context.run_id}")
-    context.write("opened", {"backbone": backbone.id, "rows": len(rows)})
+    context.write("opened", {"backbone": backbone.id, "rows": len(rows), "data": workspace.data(domain.name).version})
 
 
 def fine_tune(context: RunContext) -> None:
@@ -142,11 +143,40 @@ def fine_tune(context: RunContext) -> None:
     building.rename(context.folder / "adapter")
 
 
+def train_rivals(context: RunContext) -> None:
+    """Train what the gate, or the recipe, wants the adapter compared with."""
+    recipe, workspace, backbone = _stand(context)
+    name = _name(context)
+    for rival in _rivals(recipe, workspace, name):
+        path = context.folder / f"rival-{rival}.npy"
+        if path.is_file():
+            continue
+        ranker, layout = _backbone(context, backbone)
+        assembler = workspace.assembler(layout, [domain.name for domain in workspace.domains])
+        rows, split = _rows(context, workspace, layout)
+        slot = zero_shot_slot(ranker, workspace, layout, name, {})
+        scores = rivals.predict(
+            rival,
+            ranker=ranker,
+            slot=slot,
+            recipe=recipe,
+            workspace=workspace,
+            assembler=assembler,
+            known=rows.take(split["train"]),
+            validation=rows.take(split["validation"]),
+            test=rows.take(split["test"]),
+            on_progress=partial(_show, context, rival),
+        )
+        building = path.with_suffix(".building.npy")
+        np.save(building, scores)
+        building.rename(path)
+
+
 def compare(context: RunContext) -> None:
     """The cold-start report: adapter, zero-shot and the plain rows on users the adapter never met."""
     if context.read("report") is not None:
         return
-    _recipe, workspace, backbone = _stand(context)
+    recipe, workspace, backbone = _stand(context)
     name = _name(context)
     domain = workspace.domain(name)
     ranker, layout = _backbone(context, backbone)
@@ -166,7 +196,8 @@ def compare(context: RunContext) -> None:
     zero_shot = score_rows(ranker, assembler, test, zero_shot_slot(ranker, workspace, layout, name, others))
     slot = checkpoint.load_into(ranker, context.folder / "adapter", backbone=backbone.id)
     tuned = score_rows(ranker, assembler, test, slot)
-    scores = {**plain, "zero_shot": zero_shot, "adapter": tuned}
+    trained = {rival: np.load(context.folder / f"rival-{rival}.npy") for rival in _rivals(recipe, workspace, name)}
+    scores = {**plain, **trained, "zero_shot": zero_shot, "adapter": tuned}
     best = workspace.true_probabilities(test)
     if best is not None:
         scores["best_reachable"] = best
@@ -243,6 +274,7 @@ def offer(context: RunContext) -> None:
 STEPS = (
     Step("Choose the cold users to judge on", open_launch, 1),
     Step("Fine-tune the adapter and certify the rest frozen", fine_tune, 8),
+    Step("Train the rivals that the gate names", train_rivals, 2),
     Step("Compare on cold users", compare, 3),
     Step("Offer the version to the gate", offer, 1),
 )
@@ -294,7 +326,8 @@ def fit_adapter(
         on_progress=on_progress,
         parameters=searched_parameters(ranker),
     )
-    if len(validation):
+    if len(validation) and not ranker.config.wide:
+        # Wide facts are solved for on many more users than are held out here: a map fitted to these would only add noise.
         calibrate(ranker, slot, raw_scores(ranker, assembler, validation, slot), validation.label)
     return result
 
@@ -341,7 +374,17 @@ def _name(context: RunContext) -> str:
 def _stand(context: RunContext) -> tuple[Recipe, Workspace, Version]:
     opened = context.result_of("opened")
     workspace = Workspace(context.settings, tuple(context.registry.domains()))
-    return Recipe(**context.params), workspace, context.registry.version(opened["backbone"])
+    task = workspace.domain(_name(context)).spec.task
+    return Recipe(**{"task": task, **context.params}), workspace, context.registry.version(opened["backbone"])
+
+
+def _show(context: RunContext, rival: str, progress: training.Progress) -> None:
+    context.progress(progress.fraction, rival=rival)
+
+
+def _rivals(recipe: Recipe, workspace: Workspace, name: str) -> list[str]:
+    wanted = {*recipe.rivals, workspace.domain(name).spec.gate.rival}
+    return [rival for rival in rivals.TRAINED if rival in wanted]
 
 
 def _backbone(context: RunContext, version: Version) -> tuple[Ranker, Layout]:
@@ -351,6 +394,8 @@ def _backbone(context: RunContext, version: Version) -> tuple[Ranker, Layout]:
 
 def _rows(context: RunContext, workspace: Workspace, layout: Layout) -> tuple[Any, dict[str, np.ndarray]]:
     rows = workspace.examples(layout, _name(context))
+    if workspace.data(rows.domain).version != context.result_of("opened")["data"]:
+        raise InvalidData(f"data of {rows.domain!r} changed while this launch ran; start a new one", domain=rows.domain)
     with np.load(context.folder / "split.npz") as held:
         return rows, dict(held)
 

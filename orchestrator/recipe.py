@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 RATING = {
     "width": 16,
-    "epochs": 4,
+    "epochs": 3,
     "learning_rate": 1e-3,
-    "fine_tune_epochs": 4,
+    "fine_tune_epochs": 3,
     "fine_tune_learning_rate": 1e-3,
     "fine_tune_batch_size": 1024,
 }
@@ -54,5 +54,7 @@ class Recipe(BaseModel):
     fine_tune_epochs: int = Field(default=8, ge=1)
     fine_tune_learning_rate: float = Field(default=3e-3, gt=0)
     fine_tune_batch_size: int = Field(default=256, ge=8)
+    rivals: tuple[Literal["single_domain", "shared_bottom", "full_fine_tune", "scratch"], ...] = ()
+    """Rivals to train for a launch's report, beside the one that the spec's gate names."""
     seed: int = 0
     checkpoint_every_steps: int = Field(default=200, ge=1)

@@ -225,12 +225,19 @@ def fit(
         on_progress=on_progress,
         parameters=searched_parameters(ranker),
     )
+    if ranker.users is not None:
+        # A user whom training never met must be read as unknown, not as the noise his row started from.
+        unmet = np.ones(layout.users, bool)
+        unmet[np.concatenate([rows.user[rows.user < layout.users] for rows, _ in train_parts])] = False
+        with torch.no_grad():
+            ranker.users.weight[torch.from_numpy(unmet)] = ranker.users.weight[0]
     return ranker.eval(), layout
 
 
 def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_label: float) -> Ranker:
     """A fresh network for a layout, with a slot for each of its domains."""
     torch.manual_seed(recipe.seed)
+    rating = recipe.task == "rating"
     ranker = Ranker(
         RankerConfig(
             source_items=layout.source_rows_total,
@@ -243,7 +250,10 @@ def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_lab
             actions=len(ACTIONS),
             task=recipe.task,
             interest=recipe.interest,
-            wide=recipe.task == "rating",
+            wide=rating,
+            # Beside wide facts little is left to learn, from fewer people: a small network finds it as well.
+            encoder_hidden=32 if rating else 128,
+            head=(64, 32) if rating else (256, 128),
             mean_label=mean_label,
         ),
         torch.from_numpy(workspace.source_item_codes(layout)),

@@ -26,6 +26,7 @@ from domains.spec import DomainSpec
 from models import adapters, checkpoint
 from orchestrator import use_cases
 from orchestrator.artifacts import Artifacts
+from orchestrator.rivals import TRAINED
 from orchestrator.settings import Settings
 
 QUICK = {"epochs": 1, "fine_tune_epochs": 2, "width": 8, "lifelong": 20, "batch_size": 512}
@@ -67,7 +68,7 @@ def launched(tmp_path_factory):
     fill(settings, registry, size="tiny")
     backbone = use_cases.train_shared(registry=registry, settings=settings, by="test", leave_out=["live"], **QUICK)
     before = registry.live("live")
-    version = use_cases.launch("live", registry=registry, settings=settings, by="test", **QUICK)
+    version = use_cases.launch("live", registry=registry, settings=settings, by="test", **QUICK, rivals=TRAINED)
     return settings, registry, backbone, before, version
 
 
@@ -90,9 +91,11 @@ def test_a_launch_trains_a_small_part_and_certifies_the_rest(launched):
 
 
 def test_a_report_carries_the_plain_rows_and_the_best_reachable_with_intervals(launched):
-    """No table without train mean, popularity and item mean; intervals enclose their values."""
+    """No table without train mean, popularity and item mean, nor the rivals asked for; intervals enclose values."""
     report = launched[-1].report
-    assert {"train_mean", "popularity", "item_mean", "zero_shot", "adapter", "best_reachable"} == set(report["rows"])
+    plain = {"train_mean", "popularity", "item_mean", "zero_shot", "adapter", "best_reachable"}
+    assert {*plain, *TRAINED} == set(report["rows"])
+    assert set(report["gain"]) == set(report["rows"]) - {"adapter"}
     for row in report["rows"].values():
         assert row["auc"]["low"] <= row["auc"]["value"] <= row["auc"]["high"]
     assert report["rows"]["best_reachable"]["logloss"]["value"] < report["rows"]["adapter"]["logloss"]["value"]
@@ -128,7 +131,7 @@ def test_running_a_finished_run_again_changes_nothing(launched):
     settings, registry, *_, version = launched
     run = next(run for run in registry.runs("live") if run.kind == "launch-domain")
     generation = registry.generation()
-    again = use_cases.launch("live", registry=registry, settings=settings, by="test", run_id=run.id, **QUICK)
+    again = use_cases.launch("live", registry=registry, settings=settings, by="test", run_id=run.id, **run.params)
     assert again.id == version.id
     assert registry.live("live").version_id != version.id or registry.generation() == generation
 
