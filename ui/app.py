@@ -19,8 +19,9 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     """Draw the frame that all pages share, then the page that was asked for."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for package in ("ui", "orchestrator", "domains", "models", "feature_repo"):
+        logging.getLogger(package).setLevel(logging.INFO)
     st.set_page_config(page_title="Graft", page_icon=str(HERE / "icon.png"), layout="wide")
     st.logo(str(HERE / "logo.svg"), size="large")
     st.html(HERE / "style.css")

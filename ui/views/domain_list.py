@@ -32,7 +32,8 @@ def show() -> None:
         latest.setdefault(run.domain, run)
     _summary(domains, lives)
     _shared_model(domains, lives.get(None))
-    components.watch_runs(None, everything=True)
+    with st.container():
+        components.watch_runs(None, everything=True)
     _list(domains, lives, latest)
 
 

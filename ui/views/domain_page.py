@@ -29,8 +29,11 @@ def show() -> None:
     version = components.live_version(live)
     with head:
         _header(domain, version)
-    _next_step(domain, version)
-    components.watch_runs(domain.name)
+    # Containers, so that the tabs below keep their place, and the chosen one stays, when these come and go.
+    with st.container():
+        _next_step(domain, version)
+    with st.container():
+        components.watch_runs(domain.name)
     names = ["Overview", "Versions", "Data", "Runs", "History", "Spec"]
     tabs = dict(zip(names, st.tabs(names), strict=True))
     with tabs["Overview"], components.told():

@@ -23,7 +23,8 @@ def show() -> None:
         )
         return
     _figures([run.state for run in runs])
-    components.watch_runs(None, everything=True)
+    with st.container():
+        components.watch_runs(None, everything=True)
     state, kind, domain = st.columns([2, 1.4, 1.4], vertical_alignment="bottom")
     wanted = state.pills(
         "State", list(wording.RUN_STATES), format_func=lambda name: wording.RUN_STATES[name].text, key="run-state"
