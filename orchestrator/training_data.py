@@ -248,9 +248,13 @@ def _share(
     Returns:
         group (B,) of each row; first (U,) absolute position and stored (U,) number of events of each stored history.
     """
-    key = np.stack([user, stop // slack], axis=1)
-    _, group = np.unique(key, axis=0, return_inverse=True)
-    group = group.reshape(-1)
+    if (user == user[:1]).all() and (stop == stop[:1]).all() and len(user):
+        # A request: one user at one moment.
+        first = start.min(keepdims=True)
+        return np.zeros(len(user), np.int64), first, stop[:1] - first
+    bucket = stop // slack
+    key = np.unique(user, return_inverse=True)[1] * (int(bucket.max(initial=0)) + 1) + bucket
+    group = np.unique(key, return_inverse=True)[1]
     groups = int(group.max(initial=-1)) + 1
     first = np.full(groups, np.iinfo(np.int64).max)
     last = np.zeros(groups, np.int64)
