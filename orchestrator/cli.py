@@ -6,6 +6,7 @@ A mistake is answered with one line that names the field, the file and the line,
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 from pathlib import Path
@@ -422,7 +423,12 @@ def _recipe(choices: list[str] | None) -> dict[str, Any]:
         key, given, value = choice.partition("=")
         if not given:
             raise typer.BadParameter(f"{choice!r} is not of the form name=value", param_hint="--set")
-        chosen[key.strip()] = yaml.safe_load(value)
+        key = key.strip()
+        if key not in Recipe.model_fields:
+            near = difflib.get_close_matches(key, Recipe.model_fields, n=1)
+            meant = f"did you mean {near[0]}?" if near else f"it has {', '.join(Recipe.model_fields)}"
+            raise ValueError(f"the recipe has no choice {key!r}; {meant}")
+        chosen[key] = yaml.safe_load(value)
     Recipe(**chosen)
     return chosen
 
@@ -451,7 +457,13 @@ def _list_prepared(prepared: list[Any]) -> None:
 
 
 def _metrics(metrics: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, int | float))
+    """A version's own row; one that came out of shared training holds the rows that it was compared with beside it."""
+    own = metrics.get("rows", {}).get("shared", metrics)
+    return ", ".join(
+        f"{name} {measured['value']:.4f}"
+        for name, measured in own.items()
+        if isinstance(measured, dict) and "value" in measured
+    )
 
 
 def _count(value: int | None) -> str:

@@ -43,7 +43,8 @@ errors = Console(stderr=True)
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], numeric: Iterable[str] = ()) -> None:
     """Print one table; ``numeric`` columns stand to the right."""
     numeric = set(numeric)
-    drawn = Table(title=title, title_justify="left", header_style="bold")
+    console.print(title, style="italic", highlight=False, markup=False, soft_wrap=True)
+    drawn = Table(header_style="bold")
     for column in columns:
         drawn.add_column(column, justify="right" if column in numeric else "left", overflow="fold")
     for row in rows:

@@ -118,7 +118,7 @@ def test_an_unknown_domain_is_named(graft, words):
 
 def test_a_choice_that_the_recipe_lacks_is_named_before_anything_starts(graft):
     """A misspelt option does not cost a training run."""
-    assert "epoch" in refused(graft("train", "--set", "epoch=2"))
+    assert "did you mean epochs?" in refused(graft("train", "--set", "epoch=2"))
     assert "epochs" in refused(graft("train", "--set", "epochs=none"))
 
 
