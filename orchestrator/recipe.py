@@ -49,6 +49,8 @@ class Recipe(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0)
     patience: int = Field(default=1, ge=0)
     """Epochs without a better validation score before training stops."""
+    borrowing: Literal["uniform", "weighed"] = "uniform"
+    """How source rows count in shared training: all alike, or each by what it gives the targets (CCTL)."""
     contrastive_weight: float = Field(default=0.0, ge=0)
     """Weight of LCN's cross representation production; 0 leaves it out."""
     fine_tune_epochs: int = Field(default=8, ge=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from domains.registry import Domain, Version
 from models import adapters, checkpoint, training
 from models.evidence import LEVELS
 from models.ranker import DomainConfig, Ranker, RankerConfig
+from models.transfer import CollaborativeTransfer, TransferConfig, TransferReport
 from orchestrator import evaluation, serving_data
 from orchestrator.artifacts import Artifacts
 from orchestrator.encoding import Layout
@@ -29,6 +30,8 @@ from orchestrator.training_data import EpochOfDomains, Examples
 from orchestrator.workspace import Workspace
 
 EVALUATED_ROWS = 50_000
+WARM_UP_STEPS = 100
+"""Steps in which all source rows count alike, before their weights are learned."""
 
 
 def gather_histories(context: RunContext) -> None:
@@ -45,15 +48,19 @@ def train(context: RunContext) -> None:
     if (context.folder / "trained").is_dir():
         return
     recipe, workspace, slots = _plan(context)
+    transfer = _transfer(recipe, workspace, slots)
     ranker, layout = fit(
         workspace,
         recipe,
         slots,
+        sample_weigher=transfer,
         checkpoint_dir=context.folder / "training",
         on_progress=lambda progress: context.progress(
             progress.fraction, loss=progress.loss, steps=progress.step, examples_per_s=progress.rows_per_s
         ),
     )
+    if transfer is not None:
+        context.write("borrowing", _told(transfer.report(), slots))
     building = context.folder / "trained.building"
     shutil.rmtree(building, ignore_errors=True)
     backbone_id = checkpoint.save_backbone(ranker, building / "backbone")
@@ -119,6 +126,7 @@ def publish(context: RunContext) -> None:
         backbone_id,
         kind="backbone",
         metrics=measured,
+        report={"borrowing": context.read("borrowing")},
         config=recipe.model_dump(mode="json"),
     )
     for name in slots:
@@ -164,6 +172,7 @@ def fit(
     recipe: Recipe,
     slots: Sequence[str],
     *,
+    sample_weigher: training.SampleWeigher | None = None,
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[training.Progress], None] | None = None,
 ) -> tuple[Ranker, Layout]:
@@ -224,6 +233,7 @@ def fit(
         checkpoint_dir=checkpoint_dir,
         on_progress=on_progress,
         parameters=searched_parameters(ranker),
+        sample_weigher=sample_weigher,
     )
     if ranker.users is not None:
         # A user whom training never met must be read as unknown, not as the noise his row started from.
@@ -419,6 +429,26 @@ def _trained(context: RunContext) -> tuple[Ranker, Layout]:
         if layout.source(name) is None:
             adapters.attach(ranker, checkpoint.load_adapter(folder / name), backbone=backbone_id)
     return ranker.eval(), layout
+
+
+def _transfer(recipe: Recipe, workspace: Workspace, slots: Sequence[str]) -> CollaborativeTransfer | None:
+    """What weighs source rows, or None where all count alike or there is no target to ask."""
+    targets = tuple(slot for slot, name in enumerate(slots) if workspace.domain(name).role == "target")
+    if recipe.borrowing == "uniform" or not targets:
+        return None
+    return CollaborativeTransfer(TransferConfig(targets=targets, warm_up_steps=WARM_UP_STEPS))
+
+
+def _told(report: TransferReport, slots: Sequence[str]) -> dict[str, Any]:
+    """A transfer report as JSON, with domains by name."""
+    return {
+        "verdicts": {
+            slots[slot]: {name: value for name, value in asdict(verdict).items() if name != "source"}
+            for slot, verdict in report.verdicts.items()
+        },
+        "weights": [{**row, "source": slots[row["source"]]} for row in report.weights],
+        "windows": report.windows,
+    }
 
 
 def _plan(context: RunContext) -> tuple[Recipe, Workspace, tuple[str, ...]]:

@@ -96,15 +96,19 @@ class Workspace:
         return codes
 
     def user_codes(self, layout: Layout) -> np.ndarray:
-        """Profile codes by user index, (users, P); of two domains that describe one user the later counts."""
+        """Profile codes by user index, (users, P); of two domains that describe one user the one registered later counts."""
         vocabulary = self.data(self.domains[0].name).user_vocabulary
         codes = np.zeros((len(vocabulary), len(layout.user_fields)), np.int64)
-        for domain in self.domains:
+        for domain in sorted(self.domains, key=lambda domain: domain.number):
             table = self.data(domain.name).users()
-            if table is not None:
-                rows = vocabulary.index(table["user_id"].to_pylist())
-                own = layout.codes(layout.user_fields, table, len(table))
-                codes[rows] = np.where(own > 0, own, codes[rows])
+            if table is None:
+                continue
+            rows = vocabulary.index(table["user_id"].to_pylist())
+            own = layout.codes(layout.user_fields, table, len(table))
+            for at, field in enumerate(layout.user_fields):
+                if field.name in table.column_names:
+                    told = table[field.name].is_valid().to_numpy()
+                    codes[rows[told], at] = own[told, at]
         if len(codes):
             codes[0] = 0
         return codes
