@@ -60,20 +60,18 @@ def show_error(error: Exception) -> None:
 def show_problems(problems: Sequence[dict[str, Any]]) -> None:
     """A table of what to correct, with line and field."""
     lined = any(problem.get("line") for problem in problems)
-    st.dataframe(
+    # A plain table: it wraps long sentences, which the interactive one cuts.
+    st.table(
         [
             {
-                **({"Line": problem.get("line")} if lined else {}),
-                "Field": problem.get("field") or "whole file",
+                **({"Line": str(problem.get("line") or "–")} if lined else {}),
+                "Field": f"`{problem['field']}`" if problem.get("field") else "whole file",
                 "What to correct": problem["message"],
             }
             for problem in problems
         ],
+        border="horizontal",
         hide_index=True,
-        column_config={
-            "Line": st.column_config.NumberColumn(width="small"),
-            "Field": st.column_config.Column(width=180),
-        },
     )
 
 
@@ -180,7 +178,8 @@ def show_progress(run: Run) -> None:
             st.caption(f"by {run.started_by}, {elapsed(run)} so far", width="content")
             if (link := run_link(run)) is not None:
                 st.markdown(f"[open in Prefect]({link})", width="content")
-        st.progress(min(max(run.progress, 0.0), 1.0), text=f"{run.step or 'Waiting for a worker'} · {run.progress:.0%}")
+        step = run.step or ("Waiting for a worker" if run.state == "queued" or run.flow_run_id else "Starting")
+        st.progress(min(max(run.progress, 0.0), 1.0), text=f"{step} · {run.progress:.0%}")
         said = []
         if "loss" in run.detail:
             said.append(f"loss {run.detail['loss']:.4f}")

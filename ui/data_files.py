@@ -13,6 +13,7 @@ from domains.domain_data import DomainData, IngestReport
 from domains.errors import InvalidData
 from domains.records import Domain
 from domains.source_files import SourceFile, open_source
+from domains.validation import REASONS
 from ui import components, session, wording
 from ui.ingest_job import DataFiles, IngestJob
 
@@ -105,6 +106,13 @@ def show_outcome(job: IngestJob) -> None:
     """What came of a finished ingest."""
     if job.error is not None:
         components.show_error(job.error)
+        bad = getattr(job.error, "details", {}).get("first_bad")
+        if bad:
+            st.caption("The first rows that are wrong")
+            st.dataframe(
+                [{"Line": row["line"], "Reason": said(row["reason"]), "Row as it stood": row["row"]} for row in bad],
+                hide_index=True,
+            )
         st.caption("Nothing was added. Correct the file and hand it in again.")
     elif job.report is not None:
         show_report(job.domain, job.report)
@@ -122,7 +130,7 @@ def show_report(domain: str, report: IngestReport) -> None:
     else:
         st.info("Nothing new: every row was there already.")
     for warning in report.warnings:
-        st.warning(warning[:1].upper() + warning[1:])
+        st.warning(warning)
     show_counts(
         read=report.rows_read,
         added=report.rows_added,
@@ -162,7 +170,10 @@ def show_bad_rows(domain: str, reasons: dict[str, int]) -> None:
     if reasons:
         most = max(reasons.values())
         st.dataframe(
-            [{"Reason": reason, "Rows": number} for reason, number in sorted(reasons.items(), key=lambda r: -r[1])],
+            [
+                {"Reason": said(reason), "Rows": number}
+                for reason, number in sorted(reasons.items(), key=lambda r: -r[1])
+            ],
             hide_index=True,
             column_config={
                 "Reason": st.column_config.Column(width="large"),
@@ -174,7 +185,7 @@ def show_bad_rows(domain: str, reasons: dict[str, int]) -> None:
             {
                 "File": Path(row["file"]).name,
                 "Line": row["line"],
-                "Reason": row["reason"],
+                "Reason": said(row["reason"]),
                 "Row as it stood": row["row"],
             }
             for row in rows
@@ -193,6 +204,12 @@ def show_bad_rows(domain: str, reasons: dict[str, int]) -> None:
         if len(rows) == BAD_ROWS_SHOWN:
             st.caption(f"The latest {BAD_ROWS_SHOWN:,} of them.")
         st.download_button("Download the bad rows", _as_csv(table), file_name=f"{domain}-bad-rows.csv", mime="text/csv")
+
+
+def said(reason: str) -> str:
+    """Why a row was set aside, in words."""
+    text = REASONS.get(reason, reason)
+    return text[:1].upper() + text[1:]
 
 
 def _as_csv(rows: list[dict[str, Any]]) -> str:

@@ -82,7 +82,7 @@ def yaml_editor(text: str, *, key: str) -> DomainSpec | None:
 
 def form(columns: Columns, *, key: str = "form") -> DomainSpec | None:
     """Fill in a spec; the spec once it is valid, else what is still to fill in or to correct."""
-    st.markdown("##### The domain")
+    st.markdown("**The domain**")
     declared: dict[str, Any] = {}
     left, right = st.columns(2)
     declared["name"] = left.text_input(
@@ -120,7 +120,7 @@ def form(columns: Columns, *, key: str = "form") -> DomainSpec | None:
     )
     declared["domain_features"] = _traits(traits)
 
-    st.markdown("##### Its interactions")
+    st.markdown("**Its interactions**")
     declared["interactions"] = _interactions(columns.interactions, declared["task"], key)
     for table, title in (("items", "items"), ("users", "users")):
         side = _side(table, title, getattr(columns, table), key)
@@ -163,7 +163,7 @@ def _interactions(source: SourceFile | None, task: str, key: str) -> dict[str, A
 def _side(table: str, title: str, source: SourceFile | None, key: str) -> dict[str, Any] | None:
     if source is None and not st.checkbox(f"There is a file of {title}", key=f"{key}-has-{table}"):
         return None
-    st.markdown(f"##### Its {title}")
+    st.markdown(f"**Its {title}**")
     left, right = st.columns([1, 4])
     with left:
         identity = _column(

@@ -266,9 +266,9 @@ def test_yaml_is_checked_as_it_stands_with_line_and_field(registry):
     app = open_page("register")
     app.segmented_control[1].set_value("YAML").run()
     app.text_area(key="yaml-text").input("name: live\nrole: target\ntask: ctr\nownr: me\n").run()
-    found = {row["Field"]: row for row in app.dataframe[0].value.to_dict("records")}
-    assert found["ownr"]["Line"] == 4
-    assert "did you mean 'owner'" in found["ownr"]["What to correct"]
+    found = {row["Field"]: row for row in app.table[0].value.to_dict("records")}
+    assert found["`ownr`"]["Line"] == "4"
+    assert "did you mean 'owner'" in found["`ownr`"]["What to correct"]
     assert app.button(key="register").disabled
 
 
@@ -297,3 +297,31 @@ def test_a_taken_name_is_refused_with_its_code(full):
     press(app, "register")
     assert "already registered" in app.error[0].value
     assert "domain_already_registered" in app.error[0].value
+
+
+def test_a_file_that_is_all_wrong_is_refused_with_its_first_bad_lines(registry, tmp_path):
+    """Nothing is added, and the team sees where to look."""
+    events = tmp_path / "wrong.csv"
+    events.write_text("user_id,item_id,ts,click\n" + "u1,i1,2025-03-01T10:00:00Z,9\n" * 30)
+    domain = registry.register_domain(spec("live"), by="ann")
+    app = open_page("domain_page", name=domain.name)
+    where = next(control for control in app.segmented_control if control.key == "add-live-where")
+    where.set_value("On this server").run()
+    app.text_input(key="add-live-path-Interactions").input(str(events)).run()
+    press(app, "add-live")
+    follow(app, "Nothing was added")
+    assert "invalid_data" in said(app)
+    assert any("Has a label outside label_range" in str(table.value.to_dict()) for table in app.dataframe)
+    assert registry.domain("live").counts.get("rows_added", 0) == 0
+
+
+def test_a_path_that_is_not_there_is_said_before_anything_runs(registry):
+    """A typing mistake costs no run."""
+    registry.register_domain(spec("live"), by="ann")
+    app = open_page("domain_page", name="live")
+    next(control for control in app.segmented_control if control.key == "add-live-where").set_value(
+        "On this server"
+    ).run()
+    app.text_input(key="add-live-path-Interactions").input("/nowhere/events.csv").run()
+    assert "no file /nowhere/events.csv" in said(app)
+    assert registry.runs() == []

@@ -274,6 +274,8 @@ def _sources(readiness: Readiness) -> None:
         rows,
         hide_index=True,
         column_config={
+            "Shared users": st.column_config.NumberColumn(format="localized"),
+            "Events they bring": st.column_config.NumberColumn(format="localized"),
             "of this domain's users": st.column_config.ProgressColumn(min_value=0, max_value=100, format="%.0f%%"),
             "Label shift": st.column_config.NumberColumn(
                 format="%+.3f", help="This domain's mean label less the source's; far from zero, tastes differ."
