@@ -217,8 +217,14 @@ class Ranker(nn.Module):
 
         ``stack`` is that of all slots, made once by a scorer whose weights no longer change.
         """
+        return self.hidden(batch, stack)[1]
+
+    def hidden(self, batch: Batch, stack: DomainStack | None = None) -> tuple[Tensor, Tensor]:
+        """What the last layer reads, (B, H), and the scores of `forward`, linear in it up to the plain facts."""
+        last = self.head[-1]
+        assert isinstance(last, nn.Linear)
         if not len(batch):
-            return batch.prior.clone()
+            return batch.prior.new_zeros(0, last.in_features), batch.prior.clone()
         cells, layout = arrange(batch)
         shape = (layout.chunks, layout.per_chunk)
         slot_of_chunk = cells.domain[:: layout.per_chunk]
@@ -252,8 +258,9 @@ class Ranker(nn.Module):
             inputs.append(tokens.flatten(1)[:, None].expand(-1, layout.per_chunk, -1))
         evidence, expected = self._facts(cells, present)
         inputs.append(evidence.view(*shape, -1))
-        score = self.head(torch.cat(inputs, -1)).view(-1) + expected
-        return layout.back(score) + batch.prior
+        state = self.head[:-1](torch.cat(inputs, -1))
+        score = last(state).view(-1) + expected
+        return layout.back(state.flatten(0, 1)), layout.back(score) + batch.prior
 
     def facts(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What is known before any interest is read, and what is expected of it.

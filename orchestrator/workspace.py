@@ -96,7 +96,7 @@ class Workspace:
         return codes
 
     def user_codes(self, layout: Layout) -> np.ndarray:
-        """Profile codes by user index, (users, P); of two domains that describe one user the one registered later counts."""
+        """Profile codes by user index, (users, P); of two that describe one user the later domain counts."""
         vocabulary = self.data(self.domains[0].name).user_vocabulary
         codes = np.zeros((len(vocabulary), len(layout.user_fields)), np.int64)
         for domain in sorted(self.domains, key=lambda domain: domain.number):
