@@ -109,6 +109,7 @@ class Serving:
             SnapshotBuilder(registry=self._registry, settings=settings),
             self._registry,
             every_s=watch_every_s,
+            before_swap=self._warm_new,
             on_swap=self._swapped,
         )
         self._scoring = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
@@ -348,9 +349,15 @@ class Serving:
     def _swapped(self, snapshot: Snapshot) -> None:
         self._metrics.swapped(snapshot.generation, len(snapshot.faults))
         self._online.refresh()
-        if self.ready:
-            for domain in snapshot.domains.values():
-                self._scoring.submit(self._warm_domain, domain)
+
+    def _warm_new(self, old: Snapshot, new: Snapshot) -> None:
+        """Use each new version once, here in the watcher's thread, while the old one still answers."""
+        if not self.ready:
+            return
+        for domain in new.domains.values():
+            before = old.domains.get(domain.name)
+            if before is None or before.model is not domain.model:
+                self._warm_domain(domain)
 
     def _warm_up(self) -> None:
         for domain in self.snapshot.domains.values():

@@ -198,6 +198,7 @@ class Watcher:
     """Keeps ``snapshot`` equal to what the registry says, from a thread of its own.
 
     Args:
+        before_swap: called with the old snapshot and the new one before requests see the new one.
         on_swap: called after each swap, with the new snapshot.
     """
 
@@ -207,12 +208,14 @@ class Watcher:
         registry: Registry,
         *,
         every_s: float = 0.5,
+        before_swap: Callable[[Snapshot, Snapshot], None] | None = None,
         on_swap: Callable[[Snapshot], None] | None = None,
     ) -> None:
         self.snapshot = Snapshot()
         self._builder = builder
         self._registry = registry
         self._every_s = every_s
+        self._before_swap = before_swap
         self._on_swap = on_swap
         self._stop = threading.Event()
         self._look_now = threading.Event()
@@ -255,6 +258,8 @@ class Watcher:
             return
         if snapshot.generation == self.snapshot.generation and snapshot.faults == self.snapshot.faults:
             return
+        if self._before_swap is not None:
+            self._before_swap(self.snapshot, snapshot)
         self.snapshot = snapshot
         logger.info(
             "snapshot swapped",

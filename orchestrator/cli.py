@@ -442,8 +442,9 @@ def _whole_id(registry: Any, name: str, start: str | None) -> str | None:
 
 
 def _rung(registry: Any, name: str) -> str:
-    live = registry.live(name)
-    return "prior" if live is None else registry.version(live.version_id).rung.replace("_", "-")
+    from orchestrator import use_cases
+
+    return use_cases.rung(name, registry=registry).replace("_", "-")
 
 
 def _list_prepared(prepared: list[Any]) -> None:

@@ -83,8 +83,10 @@ def open_launch(context: RunContext) -> None:
         test=split.test,
         cold_users=split.cold_users,
     )
+    standing = registry.live(domain.name)
     registry.move(domain.name, State.TRAINING, by=context.by, why=f"launch {context.run_id}")
-    context.write("opened", {"backbone": backbone.id, "rows": len(rows), "data": workspace.data(domain.name).version})
+    opened = {"backbone": backbone.id, "data": workspace.data(domain.name).version}
+    context.write("opened", {**opened, "live": standing.version_id if standing else None})
 
 
 def fine_tune(context: RunContext) -> None:
@@ -271,6 +273,22 @@ def offer(context: RunContext) -> None:
     context.write("result", {"version": version.id, "decision": report["decision"]})
 
 
+def go_live(context: RunContext) -> None:
+    """Put a retrained version in front of users when its gate let it pass; a held one leaves the live one alone.
+
+    Raises:
+        StalePromotion: somebody promoted another version while this one was trained.
+    """
+    result, registry = context.result_of("result"), context.registry
+    live = registry.live(_name(context))
+    if not result["decision"]["promote"] or (live is not None and live.version_id == result["version"]):
+        return
+    expected = context.result_of("opened")["live"]
+    registry.promote(
+        _name(context), result["version"], expect=expected, who=context.by, why="; ".join(result["decision"]["reasons"])
+    )
+
+
 STEPS = (
     Step("Choose the cold users to judge on", open_launch, 1),
     Step("Fine-tune the adapter and certify the rest frozen", fine_tune, 8),
@@ -278,6 +296,9 @@ STEPS = (
     Step("Compare on cold users", compare, 3),
     Step("Offer the version to the gate", offer, 1),
 )
+
+GO_LIVE = Step("Go live if the gate let it pass", go_live, 1)
+"""The last step of a retrain: a launch waits for a person, a schedule does not."""
 
 
 def fit_adapter(
@@ -327,7 +348,7 @@ def fit_adapter(
         parameters=searched_parameters(ranker),
     )
     if len(validation) and not ranker.config.wide:
-        # Wide facts are solved for on many more users than are held out here: a map fitted to these would only add noise.
+        # Wide facts are solved for on many more users than are held out here: a map fitted to these adds noise.
         calibrate(ranker, slot, raw_scores(ranker, assembler, validation, slot), validation.label)
     return result
 

@@ -38,7 +38,10 @@ def steps(kind: str) -> tuple[Step, ...]:
     from orchestrator import launching, shared_training
 
     gather, *_, refresh = shared_training.STEPS
-    return shared_training.STEPS if kind == "train-shared" else (gather, *launching.STEPS, refresh)
+    if kind == "train-shared":
+        return shared_training.STEPS
+    launched = (gather, *launching.STEPS, refresh)
+    return (*launched, launching.GO_LIVE) if kind == "retrain" else launched
 
 
 def register(spec: DomainSpec, *, registry: Registry, by: str) -> Domain:
@@ -244,6 +247,21 @@ def start(
     return registry.run(run_id)
 
 
+def rung(name: str, *, registry: Registry) -> str:
+    """What a domain's answers rest on now: ``prior``, ``zero_shot`` or ``adapter``.
+
+    A source domain has no pointer of its own: its slot is part of the live shared model.
+    """
+    domain, live = registry.domain(name), registry.live(name)
+    if domain.state == "paused":
+        return "prior"
+    if live is None and domain.role == "source":
+        backbone = registry.live(None)
+        known = backbone is not None and name in registry.version(backbone.version_id).metrics
+        return "adapter" if known else "prior"
+    return "prior" if live is None else registry.version(live.version_id).rung or "adapter"
+
+
 def sample_users(name: str, *, settings: Settings, registry: Registry, most: int = 50) -> list[dict[str, Any]]:
     """Users to try in the playground: some with long histories, some with short ones, some new to the domain."""
     data = DomainData(settings.data_dir, name)
@@ -357,6 +375,7 @@ __all__ = [
     "recent_events",
     "register",
     "roll_back",
+    "rung",
     "sample_users",
     "start",
     "steps",

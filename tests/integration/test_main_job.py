@@ -126,6 +126,20 @@ def test_promotion_refuses_what_the_gate_held_back_and_says_why(launched):
     assert registry.live("grocery").version_id == first
 
 
+def test_a_retrain_goes_live_by_itself_when_its_gate_lets_it_pass_and_not_otherwise(launched):
+    """A schedule has nobody to press the button: the gate decides."""
+    settings, registry, *_ = launched
+    for name in ("reading", "grocery"):
+        before = registry.live(name).version_id
+        version = use_cases.launch(
+            name, registry=registry, settings=settings, by="schedule", kind="retrain", **{**QUICK, "seed": 9}
+        )
+        passed = version.report["decision"]["promote"]
+        assert registry.live(name).version_id == (version.id if passed else before)
+        assert registry.domain(name).state is State.LIVE
+    assert not passed, "grocery's gate asks for a million cold users"
+
+
 def test_running_a_finished_run_again_changes_nothing(launched):
     """A retry of the whole run publishes the same hash and moves no pointer."""
     settings, registry, *_, version = launched
