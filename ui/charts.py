@@ -72,14 +72,14 @@ def reliability(bins: Sequence[Mapping[str, float]]) -> alt.LayerChart:
     return (diagonal + seen).properties(height=260)
 
 
-def learning_curve(history: Sequence[Mapping[str, Any]]) -> alt.HConcatChart:
-    """Training loss and the validation metric after each epoch, side by side as their scales differ."""
+def learning_curves(history: Sequence[Mapping[str, Any]]) -> list[alt.Chart]:
+    """Training loss and the validation metric after each epoch, apart as their scales differ."""
     table = pd.DataFrame(history)
     panels = [_curve(table, "loss", "training loss", OTHER)]
     if "value" in table:
         metric = str(table["metric"].dropna().iloc[0]) if "metric" in table else "metric"
         panels.append(_curve(table, "value", f"validation {words(METRICS, metric)}", OWN))
-    return alt.hconcat(*panels)
+    return panels
 
 
 def _curve(table: pd.DataFrame, column: str, title: str, colour: str) -> alt.Chart:
@@ -91,7 +91,7 @@ def _curve(table: pd.DataFrame, column: str, title: str, colour: str) -> alt.Cha
             y=alt.Y(f"{column}:Q", title=title, scale=alt.Scale(zero=False)),
             tooltip=["epoch:Q", alt.Tooltip(f"{column}:Q", format=".4f")],
         )
-        .properties(height=230, width=205)
+        .properties(height=260)
     )
 
 

@@ -15,7 +15,7 @@ from domains.records import Domain
 from domains.source_files import SourceFile, open_source
 from domains.validation import REASONS
 from ui import components, session, wording
-from ui.ingest_job import DataFiles, IngestJob
+from ui.ingest_job import UPLOADS, DataFiles, IngestJob
 
 BAD_ROWS_SHOWN = 1000
 FILE_TYPES = ["csv", "tsv", "parquet", "pq", "gz"]
@@ -27,6 +27,7 @@ def choose_files(key: str) -> DataFiles:
     Raises:
         InvalidData: a named file is not there.
     """
+    turn = st.session_state.get(f"{key}-turn", 0)
     where = st.segmented_control(
         "Where the files are", ["Upload", "On this server"], default="Upload", key=f"{key}-where", required=True
     )
@@ -44,10 +45,18 @@ def choose_files(key: str) -> DataFiles:
                 raise InvalidData(f"there is no file {path} on this server", file=str(path))
         return DataFiles(tuple(paths[0]), *(found[0] if found else None for found in paths[1:]))
     interactions = columns[0].file_uploader(
-        titles[0], FILE_TYPES, accept_multiple_files=True, key=f"{key}-interactions", help="Who did what, and when."
+        titles[0],
+        FILE_TYPES,
+        accept_multiple_files=True,
+        key=f"{key}-interactions-{turn}",
+        help="Who did what, and when.",
     )
-    items = columns[1].file_uploader(titles[1], FILE_TYPES, key=f"{key}-items", help="One row an item, with features.")
-    users = columns[2].file_uploader(titles[2], FILE_TYPES, key=f"{key}-users", help="One row a user, with features.")
+    items = columns[1].file_uploader(
+        titles[1], FILE_TYPES, key=f"{key}-items-{turn}", help="One row an item, with features."
+    )
+    users = columns[2].file_uploader(
+        titles[2], FILE_TYPES, key=f"{key}-users-{turn}", help="One row a user, with features."
+    )
     return DataFiles(tuple(_kept(file) for file in interactions or []), _kept(items), _kept(users))
 
 
@@ -60,8 +69,10 @@ def look_at(path: Path | None) -> SourceFile | None:
     return None if path is None else open_source(path)
 
 
-def start(domain: str, files: DataFiles) -> None:
-    """Begin to validate and add files; the page then follows the job."""
+def start(domain: str, files: DataFiles, *, key: str) -> None:
+    """Begin to validate and add the files chosen under ``key``; the page then follows the job."""
+    # A new turn empties the uploaders, whose copies on disk go when the job ends.
+    st.session_state[f"{key}-turn"] = st.session_state.get(f"{key}-turn", 0) + 1
     st.session_state["ingest"] = IngestJob(domain, files).start(
         registry=session.registry(), settings=session.settings(), by=session.who()
     )
@@ -97,7 +108,7 @@ def add_data(domain: Domain) -> None:
     with components.told():
         files = choose_files(f"add-{domain.name}")
         if st.button("Check and add", type="primary", disabled=not files, key=f"add-{domain.name}"):
-            start(domain.name, files)
+            start(domain.name, files, key=f"add-{domain.name}")
             st.rerun()
         st.caption("Adding the same file again adds nothing twice.")
 
@@ -224,7 +235,7 @@ def _kept(file: Any) -> Any:
     """An uploaded file, written once to disk, where the reader wants it; None where none was uploaded."""
     if file is None:
         return None
-    folder = session.settings().home / "uploads" / "".join(c for c in file.file_id if c.isalnum() or c == "-")
+    folder = session.settings().home / UPLOADS / "".join(c for c in file.file_id if c.isalnum() or c == "-")
     path = folder / (Path(file.name).name or "file")
     if not path.is_file() or path.stat().st_size != file.size:
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,9 @@ from domains.registry import Registry
 from orchestrator import use_cases
 from orchestrator.settings import Settings
 
+UPLOADS = "uploads"
+"""Folder in Graft's home where uploaded files lie until they are ingested."""
+
 
 @dataclass(frozen=True)
 class DataFiles:
@@ -64,6 +67,13 @@ class IngestJob:
             )
         except Exception as error:
             self.error = error
+        finally:
+            self._forget_uploads(settings.home / UPLOADS)
+
+    def _forget_uploads(self, folder: Path) -> None:
+        for path in (*self.files.interactions, self.files.items, self.files.users):
+            if path is not None and path.is_relative_to(folder):
+                path.unlink(missing_ok=True)
 
     def _note(self, fraction: float, step: str, detail: dict[str, Any]) -> None:
         self.fraction, self.step = fraction, step

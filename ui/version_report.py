@@ -159,7 +159,9 @@ def _quality(version: Version) -> None:
     if history:
         with right if bins else left:
             st.subheader("How it learnt", anchor=False)
-            st.altair_chart(charts.learning_curve(history), width="content")
+            curves = charts.learning_curves(history)
+            for column, curve in zip(st.columns(len(curves)), curves, strict=True):
+                column.altair_chart(curve, width="stretch")
             st.caption("After each epoch; the best epoch is kept.")
 
 

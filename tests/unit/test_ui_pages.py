@@ -325,3 +325,15 @@ def test_a_path_that_is_not_there_is_said_before_anything_runs(registry):
     app.text_input(key="add-live-path-Interactions").input("/nowhere/events.csv").run()
     assert "no file /nowhere/events.csv" in said(app)
     assert registry.runs() == []
+
+
+def test_an_uploaded_file_is_added_once_and_its_copy_goes(registry, settings, tmp_path):
+    """What was validated lies in the data folder; a second copy would only fill the disk."""
+    registry.register_domain(spec("live"), by="ann")
+    app = open_page("domain_page", name="live")
+    uploader = next(part for part in app.file_uploader if str(part.key).startswith("add-live-interactions"))
+    uploader.set_value([("events.csv", write_events(tmp_path / "events.csv").read_bytes(), "text/csv")]).run()
+    press(app, "add-live")
+    follow(app, "All good")
+    assert registry.domain("live").counts["rows_added"] == 100
+    assert [path for path in (settings.home / "uploads").rglob("*") if path.is_file()] == []

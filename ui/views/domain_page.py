@@ -96,6 +96,8 @@ def _next_step(domain: Domain, version: Version | None) -> None:
         text = f"**{wording.words(wording.KINDS, going[0].kind)} is going on.** Follow it below."
     elif candidates and domain.state == "challenger":
         text = f"**Next: decide on version `{wording.short(candidates[0].id)}`.** It passed the gate and waits."
+    elif (version is None or version.rung != "adapter") and _held_back(domain):
+        text = "**The gate held the last launch back.** The tab *Versions* says why; more data may change it."
     elif version is None or version.rung != "adapter":
         text = "**Next: launch it.** Graft trains a few weights of its own and proves them on held-out cold users."
     else:
@@ -127,6 +129,11 @@ def _promotable(domain: Domain, live: Version | None) -> list[Version]:
         and (live is None or version.id != live.id)
         and version.report.get("decision", {}).get("promote", True)
     ]
+
+
+def _held_back(domain: Domain) -> bool:
+    judged = [version for version in session.registry().versions(domain.name, "adapter") if version.report]
+    return bool(judged) and not judged[0].report.get("decision", {}).get("promote", True)
 
 
 def _has_earlier(domain: Domain) -> bool:

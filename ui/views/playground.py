@@ -140,10 +140,11 @@ def _ask(domain: Domain, user_id: str, item_ids: list[str], top_k: int) -> None:
             )
             st.session_state[str(place)] = {"body": body, "answer": answer}
     held = st.session_state.get(str(place))
-    if held is not None and held["body"] == body:
-        _answer(domain, held["answer"])
-    elif not pressed:
-        st.caption("The ranking appears here.")
+    with st.container():
+        if held is not None and held["body"] == body:
+            _answer(domain, held["answer"])
+        elif not pressed:
+            st.caption("The ranking appears here.")
     _curl(domain, body)
 
 

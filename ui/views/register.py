@@ -69,7 +69,7 @@ def _submit(spec: DomainSpec | None, files: DataFiles) -> None:
     with components.told():
         use_cases.register(spec, registry=session.registry(), by=session.who())
         if files:
-            data_files.start(spec.name, files)
+            data_files.start(spec.name, files, key="register")
         st.session_state["registered"] = spec.name
         st.rerun()
 
@@ -94,8 +94,9 @@ def _outcome(name: str) -> None:
             del st.session_state["registered"]
             st.switch_page(components.DOMAIN, query_params={"name": name})
         if st.button("Register another", key="another"):
+            mine = ("register", "form-", "yaml-", "ingest")
             for key in [
-                key for key in st.session_state if str(key).startswith(("register", "form-", "yaml-", "ingest"))
+                key for key in map(str, st.session_state) if key.startswith(mine) and not key.endswith("-turn")
             ]:
                 del st.session_state[key]
             st.rerun()
@@ -105,7 +106,7 @@ def _again(name: str) -> None:
     with components.told():
         files = data_files.choose_files(f"again-{name}")
         if st.button("Check and add", disabled=not files, key=f"again-{name}"):
-            data_files.start(name, files)
+            data_files.start(name, files, key=f"again-{name}")
             st.rerun()
 
 
