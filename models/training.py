@@ -173,6 +173,19 @@ def objective(
     return loss, loss if auxiliary is None else loss + config.auxiliary_weight * auxiliary.float()
 
 
+def descend(
+    model: nn.Module, batch: Batch, optimisers: Optimisers, config: TrainConfig, factor: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One step downhill; the two losses of `objective` as they were before it."""
+    optimisers.zero_grad()
+    loss, total = objective(model, batch, config, factor)
+    total.backward()
+    if config.clip:
+        optimisers.clip(config.clip)
+    optimisers.step()
+    return loss.detach(), total.detach()
+
+
 def train(
     model: nn.Module,
     data: BatchSource,
@@ -200,7 +213,7 @@ def train(
         raise ValueError("nothing to train on: the data source has no batches")
     device = torch.device(config.device) if config.device else next(model.parameters()).device
     model.to(device)
-    with _sparse_tables(model, config), _own_chance(device):
+    with sparse_tables(model, config), _own_chance(device):
         run = _Run(model, data, config, validation, checkpoint_dir, on_progress, parameters, sample_weigher, device)
         return run.to_the_end()
 
@@ -313,18 +326,13 @@ class _Run:
         moment = Moment(now.step, now.epoch)
         torch.manual_seed(_mixed(self.config.seed, now.step))
         factor = None if self.weigher is None else self.weigher.weigh(batch, moment)
-        self.optimisers.zero_grad()
-        loss, total = objective(self.model, batch, self.config, factor)
-        total.backward()
-        if self.config.clip:
-            self.optimisers.clip(self.config.clip)
-        self.optimisers.step()
+        loss, total = descend(self.model, batch, self.optimisers, self.config, factor)
         if self.weigher is not None:
             self.weigher.after_step(batch, moment)
-        self.loss_of_epoch += loss.detach().double() * len(batch)
+        self.loss_of_epoch += loss.double() * len(batch)
         now.rows += len(batch)
         self.rows_here += len(batch)
-        return total.detach()
+        return total
 
     def _end_epoch(self) -> None:
         now = self.standing
@@ -466,7 +474,7 @@ def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _sparse_tables(model: nn.Module, config: TrainConfig) -> Iterator[None]:
+def sparse_tables(model: nn.Module, config: TrainConfig) -> Iterator[None]:
     """While training, large tables give sparse gradients; those that are ``sparse`` by themselves stay so."""
     switched = []
     if config.embedding_optimiser != "dense":
