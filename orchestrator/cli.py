@@ -309,6 +309,16 @@ def rollback(name: str, why: Why, by: By = "command line") -> None:
     _say(f"{name}: version {move.to_version[:12]} is live again")
 
 
+@app.command()
+def cancel(run_id: str) -> None:
+    """Stop a run; starting it again continues from its last checkpoint."""
+    from orchestrator import use_cases
+
+    settings = Settings()
+    run = use_cases.cancel(run_id, registry=_registry(settings), settings=settings)
+    _say(f"{run_id}: {run.state if run.finished_at else 'stopping'}")
+
+
 @app.command("runs")
 def list_runs(
     name: Annotated[str | None, typer.Argument(help="Only of this domain.")] = None,

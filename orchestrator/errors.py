@@ -5,6 +5,7 @@ DomainFault (a ValueError; domains/errors.py)
     Conflict      409   DomainAlreadyRegistered, StalePromotion, IllegalTransition
     Rejected      422   InvalidSpec, InvalidData, NotEnoughData, PromotionRefused
 Unavailable       503   FeaturesUnavailable, ArtifactMissing, Overloaded, FlowsUnavailable
+Refused           422   what the prediction service said no to, in its own words and code
 ValueError        422   AdapterMismatch, CorruptCheckpoint (models), and any other broken promise about a value
 
 The service, the command line and the pages read the same two functions below, so one error looks the same everywhere.
@@ -36,6 +37,15 @@ class ArtifactMissing(Unavailable):
 
 class Overloaded(Unavailable):
     """More requests are waiting than the service takes."""
+
+
+class Refused(ValueError):
+    """The prediction service turned a request down; carries the code, field and details that it gave."""
+
+    def __init__(self, message: str, *, code: str, details: dict[str, Any] | None, field: str | None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.details = {**(details or {}), **({"field": field} if field else {})}
 
 
 class FlowsUnavailable(Unavailable):
@@ -85,6 +95,7 @@ __all__ = [
     "FlowsUnavailable",
     "NotFound",
     "Overloaded",
+    "Refused",
     "Rejected",
     "Unavailable",
     "as_json",

@@ -18,14 +18,15 @@ import numpy as np
 from domains import ingest as ingesting
 from domains import readiness as reading
 from domains.domain_data import DomainData
-from domains.errors import NotEnoughData, PromotionRefused, UnknownVersion
+from domains.errors import Conflict, NotEnoughData, PromotionRefused, UnknownVersion
 from domains.histories import Histories
 from domains.ingest import IngestReport
 from domains.readiness import Readiness
+from domains.records import FINISHED
 from domains.registry import Domain, Promotion, Registry, Run, Version
 from domains.spec import DomainSpec
 from orchestrator import flow_client, runs
-from orchestrator.errors import Unavailable
+from orchestrator.errors import Refused, Unavailable
 from orchestrator.runs import OnProgress, RunContext, Step
 from orchestrator.settings import Settings
 
@@ -247,6 +248,23 @@ def start(
     return registry.run(run_id)
 
 
+def cancel(run_id: str, *, registry: Registry, settings: Settings) -> Run:
+    """Stop a run that goes on at the Prefect worker; its checkpoints stay, so starting it again continues.
+
+    Raises:
+        UnknownRun: no such run.
+        Conflict: it goes on in some other process without Prefect, which alone can end it.
+        FlowsUnavailable: Prefect does not answer.
+    """
+    run = registry.run(run_id)
+    if run.state in FINISHED:
+        return run
+    if run.flow_run_id is None:
+        raise Conflict(f"run {run_id} goes on in the process that started it; stop that process", run=run_id)
+    flow_client.cancel(run.flow_run_id, api_url=settings.prefect_url)
+    return registry.run(run_id)
+
+
 def rung(name: str, *, registry: Registry) -> str:
     """What a domain's answers rest on now: ``prior``, ``zero_shot`` or ``adapter``.
 
@@ -314,6 +332,7 @@ def rank(
 
     Raises:
         Unavailable: the service does not answer.
+        Refused: it answers no, with the code and the field that it named.
     """
     body: dict[str, Any] = {"user_id": user_id, "items": [{"item_id": item} for item in item_ids]}
     if top_k is not None:
@@ -323,7 +342,8 @@ def rank(
     except httpx.HTTPError as error:
         raise Unavailable(f"the prediction service at {settings.service_url} does not answer: {error}") from error
     if answer.status_code >= 400:
-        raise ValueError(answer.json()["error"]["message"])
+        told = answer.json()["error"]
+        raise Refused(told["message"], code=told["code"], details=told.get("details"), field=told.get("field"))
     return answer.json()
 
 
@@ -367,6 +387,7 @@ def _keep_truth(truth: Path, kept: Path) -> None:
 __all__ = [
     "KINDS",
     "build_features",
+    "cancel",
     "ingest_data",
     "launch",
     "promote",

@@ -113,9 +113,10 @@ def empty(title: str, text: str, *, page: str | None = None, link: str = "", **q
 
 def rung_of(domain: Domain, live: Version | None) -> Label:
     """What a domain's answers rest on."""
-    if live is not None and domain.state != "paused":
-        return wording.label(wording.RUNGS, live.rung or "adapter")
-    return wording.RUNGS["prior" if domain.counts.get("rows_added") else "none"]
+    rung = use_cases.rung(domain.name, registry=session.registry())
+    if rung == "prior" and not domain.counts.get("rows_added"):
+        rung = "none"
+    return wording.label(wording.RUNGS, rung)
 
 
 def live_version(live: Live | None) -> Version | None:
@@ -178,6 +179,7 @@ def show_progress(run: Run) -> None:
             st.caption(f"by {run.started_by}, {elapsed(run)} so far", width="content")
             if (link := run_link(run)) is not None:
                 st.markdown(f"[open in Prefect]({link})", width="content")
+            stop_button(run)
         step = run.step or ("Waiting for a worker" if run.state == "queued" or run.flow_run_id else "Starting")
         st.progress(min(max(run.progress, 0.0), 1.0), text=f"{step} · {run.progress:.0%}")
         said = []
@@ -215,6 +217,14 @@ def run_row(run: Run) -> None:
         came.json(run.result or run.detail or {}, expanded=2)
     if run.error:
         st.error(run.error.strip().splitlines()[-1])
+
+
+def stop_button(run: Run) -> None:
+    """Offer to stop a run that goes on at the Prefect worker; one inside this UI ends with it."""
+    if run.flow_run_id and st.button("Stop", key=f"stop-{run.id}"):
+        with told():
+            use_cases.cancel(run.id, registry=session.registry(), settings=session.settings())
+            st.toast("Stopping; the worker ends it within seconds.")
 
 
 def start_button(kind: str, *, domain: str | None, params: dict[str, Any], label: str) -> None:
