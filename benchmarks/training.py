@@ -296,12 +296,24 @@ def _print_peak(name: str, batch: int) -> None:
         peers.missing("fuxictr")  # imports it
     gc.collect()
     before = psutil.Process().memory_info().rss
+    # The workload itself took more for a moment than it holds now: what counts is the peak from here on.
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists():
+        reset.write_text("5")
     contender: Contender = (
         peers.FuxiCtr("SIM", items=work.shape.items, width=WIDTH, batch=one) if name == "SIM" else shared(work, "both")
     )
     for _ in range(3):
         contender.step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e6)
+    print((_peak_rss() - before) / 1e6)
+
+
+def _peak_rss() -> int:
+    """Bytes that this process has held at most; where the kernel says it, without what its parent held at the fork."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> int:

@@ -161,6 +161,15 @@ class EventContext(nn.Module):
             recency_bucket(now[:, :, None] - time[:, None]) + (self.actions + VALUE_CODES),
         )
 
+    def beside(self, items: Tensor, codes: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Item vectors (C, L, D) with the three vectors of each event added, (C, G, L, D).
+
+        What does not differ between rows is added once for all of them.
+        """
+        action, value, recency = codes
+        shared = items[:, None] + context_vectors(torch.stack([action, value], -1), self.weight)
+        return shared + F.embedding(recency, self.weight)
+
     def vectors(self, codes: tuple[Tensor, ...]) -> Tensor:
         """The three vectors of each event added up, (C, G, L, D)."""
         return context_vectors(torch.stack(torch.broadcast_tensors(*codes), -1), self.weight)

@@ -189,22 +189,26 @@ class FocusedScopeAttention(nn.Module):
         chunks, cells, count = selection.position.shape
         width = candidate.shape[-1]
         size = width // self.heads
-        chosen = history.chosen(selection.position)  # K events, read by H queries a row
-        of_item, of_context = self._readings(candidate).view(-1, 1, self.heads, 2 * width).chunk(2, -1)
-        scores = (chosen.item_scores(of_item) + chosen.context_scores(of_context))[:, 0]  # [C*G, H, K]
-        real = selection.real.view(-1, 1, count)
+        readings = self._readings(candidate)
+        if count == history.items.shape[1] and self.reading == "A":
+            # All events are chosen: they are read where they lie, once for all rows of a chunk.
+            chosen, real = history, selection.mask(count)[:, :, None]
+        else:
+            chosen, real = history.chosen(selection.position), selection.real.view(-1, 1, 1, count)
+            readings = readings.view(-1, 1, self.heads, 2 * width)
+        of_item, of_context = readings.chunk(2, -1)
+        scores = chosen.item_scores(of_item) + chosen.context_scores(of_context)  # [C, G, H, K] or [C*G, 1, H, K]
         # A row without events attends to nothing: its weights are 0, not undefined.
         weights = scores.masked_fill(~real, torch.finfo(scores.dtype).min).softmax(-1) * real
         value = self.value.view(2 * width, self.heads, size)
         if self.reading == "A":
-            read = weights[:, None]
-            pooled = torch.cat([chosen.item_pool(read), chosen.context_pool(read)], -1)[:, 0]  # [C*G, H, 2D]
+            pooled = torch.cat([chosen.item_pool(weights), chosen.context_pool(weights)], -1).flatten(0, 1)
             heads = torch.einsum("rhe,ehf->rhf", pooled, value).flatten(1)
             return self.feed_forward(heads).view(chunks, cells, width)
         events = torch.cat([chosen.items, chosen.context_vectors()[:, 0]], -1)
-        rows = torch.einsum("rke,ehf->rkhf", events, value) * weights.transpose(1, 2)[..., None]
-        each = self.feed_forward(rows.flatten(2)) * real.transpose(1, 2)  # [C*G, K, D]
-        return (each.sum(1) / real.sum(-1).clamp(min=1)).view(chunks, cells, width)
+        rows = torch.einsum("rke,ehf->rkhf", events, value) * weights[:, 0].transpose(1, 2)[..., None]
+        each = self.feed_forward(rows.flatten(2)) * real[:, 0].transpose(1, 2)  # [C*G, K, D]
+        return (each.sum(1) / real.sum(-1)[:, 0].clamp(min=1)).view(chunks, cells, width)
 
     def logits(self, history: History, candidate: Tensor) -> Tensor:
         """Mean over heads of the pre-softmax logits of every event, (C, G, L)."""

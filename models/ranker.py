@@ -415,7 +415,7 @@ class Ranker(nn.Module):
                 return torch.zeros_like(candidate)
             now = cells.time.view(candidate.shape[:2])
             codes = self.event_context.codes(events.action, events.value, events.time, now)
-            tokens = vectors[:, None] + self.event_context.vectors(codes)
+            tokens = self.event_context.beside(vectors, codes)
             return attention(tokens, events.mask().view(*candidate.shape[:2], -1), candidate)
 
         return (
