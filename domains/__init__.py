@@ -1,1 +1,1 @@
-"""What a domain is and knows: its spec, data, histories, splits, registry. No torch and no framework of the outer layers."""
+"""What a domain is and knows: spec, data, histories, splits, registry. No torch, no framework of the outer layers."""

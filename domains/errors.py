@@ -15,7 +15,7 @@ import re
 from typing import Any, ClassVar
 
 
-class DomainFault(ValueError):  # noqa: N818 - the root of words such as NotFound and Conflict, not an error's name
+class DomainFault(ValueError):
     """A request that cannot be granted, with the reason for a person and the details for a program.
 
     ``code`` is the class name in snake_case; ``details`` holds plain JSON values (names, fields, lines, counts).
