@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from models.batch import Events
-from models.evidence import SHRINKAGE, as_score, history_evidence
+from models.batch import Batch, Events
+from models.evidence import SHRINKAGE, WIDE, as_score, history_evidence, value_shares, wide_facts
+from models.ranker import DomainConfig, Ranker, RankerConfig
 
 
 def some_events() -> Events:
@@ -48,3 +49,56 @@ def test_a_mean_click_rate_becomes_its_logit_and_a_mean_rating_stays():
     """The prior stands in the unit of the network's output."""
     torch.testing.assert_close(as_score(torch.tensor([0.5, 0.25]), "ctr").sigmoid(), torch.tensor([0.5, 0.25]))
     assert as_score(torch.tensor([3.5]), "rating").item() == 3.5
+
+
+EDGES, USUAL = torch.tensor([1.5, 2.5, 3.5, 4.5]), torch.tensor([0.1, 0.1, 0.2, 0.3, 0.3])
+
+
+def test_shares_say_how_much_more_often_than_usual_each_value_was_given():
+    """Row 0 saw 5, 1 and 4; row 1 saw nothing; row 2 saw 3 and 4."""
+    shares = value_shares(some_events(), EDGES, USUAL)
+    expected = torch.stack(
+        [
+            (torch.tensor([1.0, 0, 0, 1, 1]) - 3 * USUAL) / (3 + SHRINKAGE),
+            torch.zeros(5),
+            (torch.tensor([0, 0, 1.0, 1, 0]) - 2 * USUAL) / (2 + SHRINKAGE),
+        ]
+    )
+    torch.testing.assert_close(shares, expected)
+
+
+def test_of_a_user_of_whom_nothing_is_seen_every_wide_fact_is_silent():
+    """He gets the item's mean and nothing beside it."""
+    plain = history_evidence(some_events(), MEANS)
+    facts = wide_facts(plain, value_shares(some_events(), EDGES, USUAL), torch.tensor([0.5, 0.5, -0.5]))
+    assert facts.shape == (3, WIDE)
+    assert not facts[1].any()
+    assert facts[0, :3].tolist() == [1.0, plain[0, 0].item(), 0.5]
+
+
+def test_wide_facts_stand_beside_a_network_that_begins_at_nothing():
+    """A fresh rating network answers with its facts alone; the prior of a training row leaves it out of its facts."""
+    torch.manual_seed(0)
+    ranker = Ranker(RankerConfig(source_items=4, task="rating", width=8, wide=True, mean_label=3.0)).eval()
+    slot = ranker.add_domain(DomainConfig(items=3))
+    owned = ranker.owned(slot)
+    assert owned.items is not None
+    owned.items.set_means(torch.tensor([3.0, 4.0, 2.0]))
+    with torch.no_grad():
+        ranker.evidence[2] = 0.5  # half of the item's bias once more
+    none = torch.zeros(3, 0).long()
+    batch = Batch(
+        domain=torch.full((3,), slot),
+        user=torch.zeros(3).long(),
+        item=torch.tensor([1, 1, 1]),
+        item_features=none,
+        user_features=none,
+        context=none,
+        time=torch.ones(3).long(),
+        label=torch.zeros(3),
+        weight=torch.ones(3),
+        prior=torch.tensor([0.0, 0.0, -0.4]),
+        lifelong=some_events(),
+    )
+    torch.testing.assert_close(ranker(batch), torch.tensor([4.5, 4.0, 3.6 + 0.5 * 0.6]))
+    torch.testing.assert_close(ranker.facts(batch)[1] + batch.prior, ranker(batch))

@@ -1,0 +1,329 @@
+"""Cold-start ratings, protocol A: what is a user worth in the target of whom only the source has heard?
+
+    python -m benchmarks.cold_start_ratings --data DIR --out DIR [--settings douban-book-to-music-20 ...] [--seeds 5]
+
+Douban book -> music and music -> book and Amazon category 1 -> 2, with 20, 50 and 80 % of the shared users cold. All
+target rows of cold users are the test; a tenth of the other shared users is held out to choose by; every source row is
+visible, without times. ``...-timed`` settings (Amazon) are point in time: only the last fifth of the target rows is
+tested, rivals learn from rows before that moment, and ours sees of a user's source what came before the tested row.
+
+Stopped, it goes on where it was. Under ``--out``: ``cells.jsonl``, ``cold-start-ratings.md`` and ``.svg`` files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.rating_bridges import BridgeData, fit_bridge, ridge_cmf, ridge_emcdr
+from domains.histories import Histories
+from domains.public import LOADERS
+from domains.registry import Domain, Registry
+from domains.splits import Split
+from models.baselines import BRIDGES
+from models.baselines.plain import ItemMean, ItemUserBias, MappedSourceBias, PlainRival, Rows, TrainMean
+from models.ranker import Ranker
+from orchestrator import arena_report, use_cases
+from orchestrator.arena import Case, Cell, Entrant, Scored, Table, run
+from orchestrator.launching import fit_adapter
+from orchestrator.recipe import Recipe
+from orchestrator.settings import Settings
+from orchestrator.shared_training import fit, score_rows
+from orchestrator.training_data import Examples
+from orchestrator.workspace import Workspace
+
+BOUNDS = (1.0, 5.0)
+SHARES = (20, 50, 80)
+HISTORY = 300
+SHARED, ADAPTER = "Graft, shared", "Graft, shared + adapter"
+RIVAL = "mapped source bias"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A source and a target of a public set: which loader reads which folder, and how."""
+
+    loader: str
+    folder: str
+    options: Mapping[str, Any]
+    timed: bool = False
+
+
+PAIRS = {
+    "douban-book-to-music": Pair("douban", "douban", {"sources": ["book"], "targets": ["music"]}),
+    "douban-music-to-book": Pair("douban", "douban", {"sources": ["music"], "targets": ["book"]}),
+    "amazon-1-to-2": Pair("amazon-heterogeneous", "amazon_movie_tv", {}),
+    "amazon-1-to-2-timed": Pair("amazon-heterogeneous", "amazon_movie_tv", {}, timed=True),
+}
+SETTINGS = tuple(f"{pair}-{share}" for pair in PAIRS for share in SHARES)
+
+
+@dataclass(frozen=True)
+class WholeSource(Workspace):
+    """The protocol's splits: of the source all rows teach but a twentieth; in time, those before the target's cut.
+
+    Of the target, rows of cold users are the test, those of a tenth of the other shared users are to choose by.
+    """
+
+    until_us: int | None = None
+
+    def split(self, rows: Examples) -> Split:
+        spec = self.domain(rows.domain).spec
+        if spec.role == "target":
+            return super().split(rows)
+        held = np.random.default_rng(self.split_seed).random(len(rows)) < 0.05
+        before = np.ones(len(rows), bool) if self.until_us is None else rows.time_us < self.until_us
+        none = np.zeros(0, np.int64)
+        return Split(np.flatnonzero(~held & before), np.flatnonzero(held & before), none, none, self.until_us)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a model may learn from. ``asked`` are the test rows with their labels taken out."""
+
+    workspace: WholeSource
+    slots: tuple[str, str]
+    source: Examples
+    source_validation: Examples
+    known: Examples
+    validation: Examples
+    asked: Examples
+    bridges: BridgeData
+
+
+def prepare(data: Path, folder: Path, pair: str) -> tuple[Settings, tuple[Domain, ...]]:
+    """Register and ingest the two domains of a pair under ``folder``; what is there already stays."""
+    what, home = PAIRS[pair], folder / "homes" / pair
+    settings = Settings(home=home)
+    if not (home / "prepared").is_file():
+        home.mkdir(parents=True, exist_ok=True)
+        registry = Registry(settings.registry_url)
+        registry.migrate()
+        for domain in LOADERS[what.loader](data / what.folder, home / "raw", **what.options):
+            spec = domain.spec
+            if not what.timed:
+                untimed = spec.interactions.model_copy(update={"time": None, "time_unit": "auto"})
+                spec = spec.model_copy(update={"interactions": untimed})
+            use_cases.register(spec, registry=registry, by="benchmark")
+            use_cases.ingest_data(
+                spec.name,
+                interactions=[domain.interactions],
+                items=domain.items,
+                users=domain.users,
+                registry=registry,
+                settings=settings,
+                by="benchmark",
+            )
+        Histories.build(settings.data_dir, [(domain.spec, domain.number) for domain in registry.domains()])
+        (home / "prepared").touch()
+    return settings, tuple(Registry(settings.registry_url).domains())
+
+
+def open_case(data: Path, folder: Path, setting: str, seed: int) -> Case:
+    """One draw of the cold users of one setting."""
+    pair, share = setting.rsplit("-", 1)
+    settings, domains = prepare(data, folder, pair)
+    workspace = WholeSource(settings, domains, split_seed=seed, cold_share=int(share) / 100)
+    source, target = sorted(domains, key=lambda domain: domain.role != "source")
+    slots = (source.name, target.name)
+    layout = workspace.fit_layout(
+        task="rating", slots=slots, lifelong=HISTORY, short=24, with_users=True, until_us=None
+    )
+    rows = workspace.examples(layout, target.name)
+    split = workspace.split(rows)
+    workspace = replace(workspace, until_us=split.cut_us)
+    lent = workspace.examples(layout, source.name)
+    parts = workspace.split(lent)
+    test = rows.take(split.test)
+    nothing = np.full(len(test), np.nan, np.float32)
+    given = Given(
+        workspace,
+        slots,
+        lent.take(parts.train),
+        lent.take(parts.validation),
+        rows.take(split.train),
+        rows.take(split.validation),
+        replace(test, label=nothing, value=nothing),
+        BridgeData(layout, workspace.assembler(layout, slots), len(workspace.data(target.name).item_vocabulary)),
+    )
+    return Case(given, test.label, test.user, BOUNDS)
+
+
+def plain(make: type[PlainRival], case: Case, seed: int) -> dict[str, Scored]:
+    """A rival without a network: it has nothing to choose, so the source's held-out rows teach it too."""
+    given: Given = case.given
+    lent = [
+        np.concatenate(part)
+        for part in zip(*(_triple(r) for r in (given.source, given.source_validation)), strict=True)
+    ]
+    rival = make().fit(*_triple(given.known), source=Rows.of(*lent))
+    return {"": Scored(rival.predict(given.asked.user, given.asked.item))}
+
+
+def bridge(name: str, settings: Mapping[str, Any], case: Case, seed: int) -> dict[str, Scored]:
+    """A bridge of the papers, its epochs chosen on held-out rows."""
+    given: Given = case.given
+    score, detail = fit_bridge(
+        name,
+        given.bridges,
+        source=given.source,
+        source_validation=given.source_validation,
+        known=given.known,
+        validation=given.validation,
+        asked=given.asked,
+        seed=seed,
+        **settings,
+    )
+    return {name: Scored(score, detail)}
+
+
+def solved_bridge(name: str, make: Any, case: Case, seed: int) -> dict[str, Scored]:
+    """A bridge whose factors are solved for, its ridges chosen on held-out cold users."""
+    given: Given = case.given
+    score, detail = make(
+        source=given.source,
+        known=given.known,
+        validation=given.validation,
+        asked=given.asked,
+        seed=seed,
+        width=10,
+    )
+    return {name: Scored(score, detail)}
+
+
+def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
+    """Ours as the product trains it: the shared model, then the target's adapter with all else frozen."""
+    given: Given = case.given
+    recipe = recipe.model_copy(update={"seed": seed})
+    ranker, layout = fit(given.workspace, recipe, given.slots)
+    assembler = given.workspace.assembler(layout, given.slots)
+    shared = score_rows(ranker, assembler, given.asked, 1)
+    held = score_rows(ranker, assembler, given.validation, 1)
+    result = fit_adapter(ranker, 1, recipe, assembler, given.known, given.validation)
+    tuned = score_rows(ranker, assembler, given.asked, 1)
+    return {
+        SHARED: Scored(shared, {"parameters": _count(ranker), "validation_rmse": _rmse(given.validation, held)}),
+        ADAPTER: Scored(
+            tuned,
+            {
+                "parameters": sum(part.numel() for part in ranker.owned(1).parameters()),
+                "best_epoch": result.best_epoch,
+                "validation_rmse": _rmse(given.validation, score_rows(ranker, assembler, given.validation, 1)),
+            },
+        ),
+    }
+
+
+def entrants(recipe: Recipe | None = None) -> list[Entrant]:
+    """Every row of the table."""
+    recipe = recipe or Recipe(task="rating", lifelong=HISTORY)
+    simple = {"train mean": TrainMean, "item mean": ItemMean, "item + user bias": ItemUserBias, RIVAL: MappedSourceBias}
+    rows = [
+        Entrant((name,), partial(_named, name, partial(plain, make)), {"defaults": repr(make())})
+        for name, make in simple.items()
+    ]
+    settings = {
+        "width": 10,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.2,
+        "epochs": 15,
+        "patience": 2,
+        "batch_size": 4096,
+    }
+    rows += [Entrant((name,), partial(bridge, name, settings), settings) for name in BRIDGES]
+    solved = {"CMF (ridge)": ridge_cmf, "EMCDR (ridge)": ridge_emcdr}
+    rows += [
+        Entrant((name,), partial(solved_bridge, name, make), {"width": 10, "map": "by rating error"})
+        for name, make in solved.items()
+    ]
+    return [*rows, Entrant((SHARED, ADAPTER), partial(graft, recipe), recipe.model_dump(mode="json"))]
+
+
+def measure(
+    data: Path,
+    out: Path,
+    *,
+    settings: Sequence[str] = SETTINGS,
+    seeds: int = 5,
+    models: Sequence[str] = (),
+    recipe: Recipe | None = None,
+) -> Table:
+    """Fill the table under ``out`` and write its page; returns it. What ``graft bench cold-start-ratings`` calls.
+
+    Args:
+        models: rows to train, or all where empty; what other rows the folder already holds stays in the table.
+    """
+    table = Table(out)
+    chosen = [one for one in entrants(recipe) if not models or set(one.names) & set(models)]
+    run(
+        table,
+        settings=settings,
+        seeds=range(seeds),
+        entrants=chosen,
+        open_case=partial(open_case, Path(data), out),
+        on_cell=_say,
+    )
+    write(table, out)
+    return table
+
+
+def write(table: Table, out: Path) -> None:
+    """The page and the plots of a table, whole or not yet."""
+    page = arena_report.markdown(
+        table, subject=ADAPTER, plain=RIVAL, measures=("mae", "rmse"), not_rivals=(SHARED,), bounds=BOUNDS
+    )
+    (out / "cold-start-ratings.md").write_text(page)
+    for metric in ("mae", "rmse"):
+        arena_report.plot(table, metric, out / f"cold-start-ratings-{metric}.svg", subject=ADAPTER)
+
+
+def _named(name: str, fit_one: Any, case: Case, seed: int) -> dict[str, Scored]:
+    return {name: fit_one(case, seed)[""]}
+
+
+def _triple(rows: Examples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return rows.user, rows.item, rows.label
+
+
+def _count(ranker: Ranker) -> int:
+    return sum(part.numel() for part in ranker.parameters())
+
+
+def _rmse(rows: Examples, score: np.ndarray) -> float:
+    return float(np.sqrt(np.square(np.clip(score, *BOUNDS) - rows.label).mean()))
+
+
+def _say(cell: Cell) -> None:
+    print(
+        f"{cell.setting} seed {cell.seed} {cell.model}: mae {cell.metrics['mae']:.4f} rmse {cell.metrics['rmse']:.4f} "
+        f"in {cell.seconds:.1f} s",
+        flush=True,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds douban/ and amazon_movie_tv/")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="SETTING")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="rows to train; all by default")
+    parser.add_argument("--json", type=Path, help="also write the cells as one JSON file")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    table = measure(given.data, given.out, settings=given.settings, seeds=given.seeds, models=given.models)
+    if given.json:
+        given.json.write_text(json.dumps(arena_report.as_dict(table), indent=1))
+    print((given.out / "cold-start-ratings.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

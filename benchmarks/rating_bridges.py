@@ -1,0 +1,183 @@
+"""The papers' bridges on rating rows: batches are made once, epochs are chosen on held-out rows.
+
+CMF and EMCDR stand here a second time with factors solved for by alternating ridge regressions: on sets of this size
+these are stronger than factors found by descent, and a rival should be met at his best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.baselines import BRIDGES
+from models.baselines.factors import BridgeConfig
+from models.baselines.plain import BiasedFactors, Rows
+from models.batch import Batch
+from models.training import TrainConfig, predict
+from orchestrator.encoding import Layout
+from orchestrator.training_data import Assembler, Examples
+
+WARM_SHARE = 0.05
+"""Of the known target rows, held out to choose the epochs of the target's factors."""
+
+
+@dataclass(frozen=True)
+class BridgeData:
+    """Code books, batch builder and the size of the target's item table."""
+
+    layout: Layout
+    assembler: Assembler
+    target_items: int
+
+
+class Ready:
+    """Rows as batches that are made once; each epoch walks them in another seeded order: a ``BatchSource``."""
+
+    def __init__(self, data: BridgeData, rows: Examples, slot: int, *, size: int, seed: int) -> None:
+        self._seed = seed
+        order = np.random.default_rng(seed).permutation(len(rows))
+        self._batches = [
+            data.assembler.batch(rows.take(order[at : at + size]), slot) for at in range(0, len(rows), size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._batches))
+        for position in order[start:]:
+            yield self._batches[position]
+
+
+def fit_bridge(
+    name: str,
+    data: BridgeData,
+    *,
+    source: Examples,
+    source_validation: Examples,
+    known: Examples,
+    validation: Examples,
+    asked: Examples,
+    seed: int,
+    width: int,
+    learning_rate: float,
+    weight_decay: float,
+    epochs: int,
+    patience: int,
+    batch_size: int,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Scores of ``asked``, and facts of the model; ``validation`` are rows of users hidden from training."""
+    held = np.random.default_rng(seed).random(len(known)) < WARM_SHARE
+    lent = Ready(data, source, 0, size=batch_size, seed=seed)
+    learnt = Ready(data, known.take(~held), 1, size=batch_size, seed=seed)
+    chosen_by = {
+        "source": Ready(data, source_validation, 0, size=4096, seed=0),
+        "target": Ready(data, known.take(held), 1, size=4096, seed=0),
+        "cold": Ready(data, validation, 1, size=4096, seed=0),
+    }
+    config = BridgeConfig(
+        users=data.layout.users,
+        source_items=data.layout.source_rows_total,
+        target_items=data.target_items,
+        width=width,
+        source_mean=float(source.label.mean()),
+        target_mean=float(known.label.mean()),
+    )
+    torch.manual_seed(seed)
+    model = BRIDGES[name](config)
+    results = model.fit(
+        lent,
+        learnt,
+        config=TrainConfig(
+            task="rating",
+            epochs=epochs,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            patience=patience,
+            seed=seed,
+        ),
+        validation=chosen_by,  # type: ignore[arg-type]
+    )
+    told = predict(model, chosen_by["cold"].batches(0), task="rating")
+    error = float(np.sqrt(np.square(np.clip(told["score"], 1, 5) - told["label"]).mean()))
+    questions = replace(asked, label=np.zeros(len(asked), np.float32))
+    batches = (
+        data.assembler.batch(questions.take(np.arange(at, min(at + 4096, len(questions)))), 1)
+        for at in range(0, len(questions), 4096)
+    )
+    score = predict(model, batches, task="rating")["score"]
+    parameters = sum(part.numel() for part in model.parameters())
+    stages = {stage: result.best_epoch for stage, result in results.items()}
+    detail = {"validation_rmse": error, "epochs": stages, "parameters": parameters}
+    return score, detail
+
+
+RIDGES = (5.0, 20.0)
+MAP_RIDGES = (1.0, 10.0, 100.0, 1000.0)
+
+
+def ridge_cmf(
+    *, source: Examples, known: Examples, validation: Examples, asked: Examples, seed: int, width: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """CMF by ridge regressions: source items are further columns. The ridge is chosen on ``validation``."""
+    lent = Rows.of(source.user, source.item, source.label)
+    found = []
+    for ridge in RIDGES:
+        model = BiasedFactors(width=width, ridge=ridge, seed=seed, pool_source=True)
+        model.fit(known.user, known.item, known.label, source=lent)
+        found.append((_rmse(model.predict(validation.user, validation.item), validation), ridge, model))
+    error, ridge, model = min(found, key=lambda one: one[0])
+    return model.predict(asked.user, asked.item), {"validation_rmse": error, "ridge": ridge}
+
+
+def ridge_emcdr(
+    *, source: Examples, known: Examples, validation: Examples, asked: Examples, seed: int, width: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """EMCDR by ridge regressions: the factors of each domain, and a linear map of users' biases and factors.
+
+    The map is fitted by the error of the ratings that shared users gave, as TMCDR argues: target vectors of users with
+    three ratings are mostly shrinkage, and a map fitted to these learns the shrinkage. Ridges are chosen together on
+    ``validation``.
+    """
+    found = []
+    for ridge in RIDGES:
+        lent = BiasedFactors(width=width, ridge=ridge, seed=seed).fit(source.user, source.item, source.label)
+        own = BiasedFactors(width=width, ridge=ridge, seed=seed).fit(known.user, known.item, known.label)
+        users = int(max(part.user.max() for part in (source, known, validation, asked))) + 1
+        # Users without source rows are nobody: their vector is zero, and so is what it is mapped to.
+        seen = np.isin(np.arange(users), source.user)[:, None] * np.hstack([np.ones((users, 1)), _vectors(lent, users)])
+        shared = known.take(np.isin(known.user, source.user))
+        x = _pairs(own, seen, shared)
+        gram, moment = x.T @ x, x.T @ (shared.label - _item_part(own, shared))
+        for penalty in MAP_RIDGES:
+            mapping = np.linalg.solve(gram + penalty * np.eye(len(gram)), moment)
+            told, score = (_item_part(own, rows) + _pairs(own, seen, rows) @ mapping for rows in (validation, asked))
+            found.append((_rmse(told, validation), ridge, penalty, score))
+    error, ridge, penalty, score = min(found, key=lambda one: one[0])
+    return score, {"validation_rmse": error, "ridge": ridge, "map_ridge": penalty}
+
+
+def _vectors(model: BiasedFactors, users: int) -> np.ndarray:
+    """Bias and factors of each user, (users, 1 + width); zeros for users beyond the model's."""
+    own = np.hstack([model.user_bias[:, None], model.user_factors])
+    return np.vstack([own, np.zeros((max(0, users - len(own)), own.shape[1]))])[:users]
+
+
+def _item_part(model: BiasedFactors, rows: Examples) -> np.ndarray:
+    """What is expected of the item alone, (N,)."""
+    return model.mean + np.append(model.item_bias, 0.0)[np.minimum(rows.item, len(model.item_bias))]
+
+
+def _pairs(model: BiasedFactors, users: np.ndarray, rows: Examples) -> np.ndarray:
+    """Each entry of the user's vector times each of [1, item factors], (N, entries * (1 + width))."""
+    factors = np.vstack([model.item_factors, np.zeros((1, model.width))])[np.minimum(rows.item, len(model.item_bias))]
+    item = np.hstack([np.ones((len(rows), 1)), factors])
+    return (users[rows.user][:, :, None] * item[:, None, :]).reshape(len(rows), -1)
+
+
+def _rmse(score: np.ndarray, rows: Examples) -> float:
+    return float(np.sqrt(np.square(np.clip(score, 1, 5) - rows.label).mean()))

@@ -1,0 +1,178 @@
+"""An arena's table as a page for people: means and spreads, who wins where, paired tests, time and memory, plots."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models import metrics
+from orchestrator.arena import LOWER_IS_BETTER, Table, paired_over_seeds, paired_over_users
+
+WIDTH, ROW, LEFT = 760, 20, 220
+
+
+def as_dict(table: Table) -> dict[str, Any]:
+    """All cells as JSON."""
+    return {"cells": [asdict(cell) for cell in table.cells()]}
+
+
+def markdown(
+    table: Table,
+    *,
+    subject: str,
+    measures: Sequence[str],
+    plain: str | None = None,
+    not_rivals: Sequence[str] = (),
+    bounds: tuple[float, float] | None = None,
+) -> str:
+    """The whole page.
+
+    Args:
+        subject: the row that the others are tested against.
+        plain: a row that must be beaten before transfer may be claimed; tested by itself as well.
+        not_rivals: rows that are the subject's own kin.
+    """
+    parts = ["## Results\n", *(_results(table, metric, subject) for metric in measures)]
+    parts += ["## Paired tests\n", _tests(table, subject, measures, plain, not_rivals, bounds)]
+    if bounds is not None:
+        parts += ["## Unclipped\n", *(_results(table, f"raw_{metric}", subject) for metric in measures)]
+    parts += ["## Cost\n", _cost(table)]
+    return "\n".join(parts)
+
+
+def _results(table: Table, metric: str, subject: str) -> str:
+    """Mean and sample deviation over seeds; the best of a setting is bold."""
+    settings, models = table.settings(), table.models()
+    sign = 1 if metric.removeprefix("raw_") in LOWER_IS_BETTER else -1
+    lines = [f"{metric} (mean ± sd over seeds)\n", _row(["model", *settings]), _row(["---"] * (len(settings) + 1))]
+    best = {}
+    for setting in settings:
+        means = {model: _mean(table, setting, model, metric) for model in models}
+        best[setting] = min((sign * value for value in means.values() if value is not None), default=None)
+    for model in models:
+        cells = []
+        for setting in settings:
+            values = list(table.values(setting, model, metric).values())
+            if not values:
+                cells.append("–")
+                continue
+            text = f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
+            top = best[setting]
+            cells.append(f"**{text}**" if top is not None and sign * np.mean(values) <= top else text)
+        lines.append(_row([model, *cells]))
+    return "\n".join([*lines, ""])
+
+
+def _tests(
+    table: Table,
+    subject: str,
+    measures: Sequence[str],
+    plain: str | None,
+    not_rivals: Sequence[str],
+    bounds: tuple[float, float] | None,
+) -> str:
+    """The subject less its best rival by mean, and less the plain row: over seeds (t, p) and over users (bootstrap)."""
+    head = ["setting", "metric", "rival", f"{subject} − rival", "95 % over seeds", "p", "seeds won", "95 % over users"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    rivals = [model for model in table.models() if model != subject and model not in not_rivals]
+    for setting in table.settings():
+        for metric in measures:
+            sign = 1 if metric in LOWER_IS_BETTER else -1
+            means = {model: _mean(table, setting, model, metric) for model in rivals}
+            ranked = sorted((sign * value, model) for model, value in means.items() if value is not None)
+            named = [model for _, model in ranked[:1]]
+            if plain is not None and plain not in named and means.get(plain) is not None:
+                named.append(plain)
+            for rival in named:
+                over = paired_over_seeds(table, setting, metric, subject, rival)
+                if not over.seeds:
+                    continue
+                users = paired_over_users(table, setting, getattr(metrics, metric), subject, rival, bounds=bounds)
+                gap, won = over.difference, over.lower if sign == 1 else over.seeds - over.lower
+                lines.append(
+                    _row(
+                        [
+                            setting,
+                            metric,
+                            rival,
+                            f"{gap.value:+.4f}",
+                            f"[{gap.low:+.4f}, {gap.high:+.4f}]",
+                            f"{over.p:.3f}",
+                            f"{won}/{over.seeds}",
+                            f"[{users.low:+.4f}, {users.high:+.4f}]",
+                        ]
+                    )
+                )
+    return "\n".join([*lines, ""])
+
+
+def _cost(table: Table) -> str:
+    """Median over all cells."""
+    lines = [_row(["model", "seconds", "memory, MB", "parameters"]), _row(["---"] * 4)]
+    for model in table.models():
+        cells = [cell for cell in table.cells() if cell.model == model]
+        parameters = [cell.detail["parameters"] for cell in cells if "parameters" in cell.detail]
+        lines.append(
+            _row(
+                [
+                    model,
+                    f"{np.median([cell.seconds for cell in cells]):.1f}",
+                    f"{np.median([cell.megabytes for cell in cells]):.0f}",
+                    f"{np.median(parameters):,.0f}" if parameters else "–",
+                ]
+            )
+        )
+    return "\n".join([*lines, ""])
+
+
+def plot(table: Table, metric: str, path: Path, *, subject: str) -> None:
+    """A dot a model and setting, with the range over seeds; the subject's dots are filled. SVG."""
+    settings, models = table.settings(), table.models()
+    values = [value for s in settings for m in models for value in table.values(s, m, metric).values()]
+    if not values:
+        return
+    # Far outliers would press all others together: the axis ends where nine in ten values lie, dots beyond at its end.
+    low, high = min(values), float(np.quantile(values, 0.9)) * 1.02
+    height = 40 + sum(30 + ROW * len(models) for _ in settings)
+    shapes, y = [], 30.0
+
+    def place(value: float) -> float:
+        return LEFT + (WIDTH - LEFT - 90) * (min(value, high) - low) / max(high - low, 1e-9)
+
+    for setting in settings:
+        shapes.append(f'<text x="10" y="{y:.0f}" font-weight="bold">{html.escape(setting)}</text>')
+        y += ROW
+        for model in models:
+            own = list(table.values(setting, model, metric).values())
+            if own:
+                middle, fill = float(np.mean(own)), "#0b6e4f" if model == subject else "#fff"
+                shapes += [
+                    f'<text x="20" y="{y + 4:.0f}">{html.escape(model)}</text>',
+                    f'<line x1="{place(min(own)):.1f}" x2="{place(max(own)):.1f}" y1="{y:.0f}" y2="{y:.0f}"/>',
+                    f'<circle cx="{place(middle):.1f}" cy="{y:.0f}" r="4" fill="{fill}"/>',
+                    f'<text x="{WIDTH - 60}" y="{y + 4:.0f}">{middle:.4f}</text>',
+                ]
+            y += ROW
+        y += 10
+    path.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" font-family="sans-serif" '
+        f'font-size="12"><rect width="100%" height="100%" fill="#fff"/><g stroke="#0b6e4f" stroke-width="1.5">'
+        + "".join(shape for shape in shapes if not shape.startswith("<text"))
+        + "</g>"
+        + "".join(shape for shape in shapes if shape.startswith("<text"))
+        + "</svg>\n"
+    )
+
+
+def _mean(table: Table, setting: str, model: str, metric: str) -> float | None:
+    values = list(table.values(setting, model, metric).values())
+    return float(np.mean(values)) if values else None
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
