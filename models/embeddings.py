@@ -6,6 +6,8 @@ arrived after training is read as unknown and never as another item.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,11 +19,21 @@ VALUE_CODES = 41
 _VALUE_REACH = VALUE_CODES // 2
 
 
+class HeldElsewhere(Protocol):
+    """A table of which this process has only some rows, and of the others those that it fetched for a batch."""
+
+    fetched: Tensor | None
+
+    def places(self, index: Tensor) -> Tensor:
+        """Where rows stand in ``fetched``."""
+
+
 class RowTable(nn.Module):
     """A table of which a step touches few rows.
 
     ``sparse`` makes its gradient hold the touched rows alone, which the touched-row optimisers need; look a table up
-    once per step, since each look-up makes a gradient of its own.
+    once per step, since each look-up makes a gradient of its own. ``elsewhere`` is set while several processes train
+    and share the table out among them (`models.distributed`); ``weight`` is then this process's share.
 
     Shapes:
         weight: (rows, D)
@@ -32,9 +44,19 @@ class RowTable(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(rows, width) * scale if scale else torch.zeros(rows, width))
         self.sparse = False
+        self.elsewhere: HeldElsewhere | None = None
 
     def forward(self, index: Tensor) -> Tensor:
-        return F.embedding(known(index, self.weight.shape[0]), self.weight, sparse=self.sparse)
+        rows, place = self.at_hand(index)
+        return F.embedding(place, rows, sparse=self.sparse)
+
+    def at_hand(self, *index: Tensor) -> tuple[Tensor, ...]:
+        """The rows that can be read, (n, D), and the place of each index in them; unknown ones at that of row 0."""
+        if self.elsewhere is None:
+            return self.weight, *(known(part, self.weight.shape[0]) for part in index)
+        places = [self.elsewhere.places(part) for part in index]
+        assert self.elsewhere.fetched is not None
+        return self.elsewhere.fetched, *places
 
 
 class FieldEmbedding(nn.Module):
@@ -160,15 +182,6 @@ class EventContext(nn.Module):
             value_code(value)[:, None] + self.actions,
             recency_bucket(now[:, :, None] - time[:, None]) + (self.actions + VALUE_CODES),
         )
-
-    def beside(self, items: Tensor, codes: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Item vectors (C, L, D) with the three vectors of each event added, (C, G, L, D).
-
-        What does not differ between rows is added once for all of them.
-        """
-        action, value, recency = codes
-        shared = items[:, None] + context_vectors(torch.stack([action, value], -1), self.weight)
-        return shared + F.embedding(recency, self.weight)
 
     def vectors(self, codes: tuple[Tensor, ...]) -> Tensor:
         """The three vectors of each event added up, (C, G, L, D)."""

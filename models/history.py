@@ -167,8 +167,8 @@ def stored_items(
     event_index, other_index = known(events, len(items)), known(others, len(items))
     field_rows = fields.rows(items.features(event_index)).view(event_index.numel(), -1)
     reads = Reads()
-    table = items.rows
-    stored, rest = _Stored.apply(table.weight, fields.weight, event_index, field_rows, other_index, reads, table.sparse)
+    rows, event_rows, other_rows = items.rows.at_hand(event_index, other_index)
+    stored, rest = _Stored.apply(rows, fields.weight, event_rows, field_rows, other_rows, reads, items.rows.sparse)
     return stored, rest, reads
 
 

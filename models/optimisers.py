@@ -252,17 +252,23 @@ class Optimisers:
         for part in self.parts:
             part.step()
 
-    def clip(self, longest: float) -> Tensor:
-        """Scale all gradients so that their common norm is at most ``longest``; returns the norm before."""
-        values = []
+    def clip(self, longest: float, norm_of: Callable[[list[nn.Parameter], Tensor], Tensor] | None = None) -> Tensor:
+        """Scale all gradients so that their common norm is at most ``longest``; returns the norm before.
+
+        Args:
+            norm_of: the common norm from parameters and the norms of their gradients, where other processes hold some.
+        """
+        values, owners = [], []
         for p in self.named.values():
             if p.grad is not None and p.grad.is_sparse:
                 p.grad = coalesced(p.grad)  # norms need each row once; the rules below then find it done
             if p.grad is not None:
                 values.append(p.grad._values() if p.grad.is_sparse else p.grad)
+                owners.append(p)
         if not values:
             return torch.zeros(())
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v.float()) for v in values]))
+        norms = torch.stack([torch.linalg.vector_norm(v.float()) for v in values])
+        norm = torch.linalg.vector_norm(norms) if norm_of is None else norm_of(owners, norms)
         torch._foreach_mul_(values, (longest / (norm + 1e-6)).clamp(max=1.0))
         return norm
 

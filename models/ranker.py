@@ -22,38 +22,16 @@ from models.batch import Batch, Events, arrange
 from models.contrast import CrossRepresentation
 from models.cross_attention import AttentionConfig, DomainAwareCrossAttention, DomainEncoder, StepWeights
 from models.domain_weights import DomainAdapter, DomainStack
-from models.embeddings import EventContext, FieldEmbedding, ItemTable, RowTable
+from models.embeddings import EventContext, FieldEmbedding, ItemTable, RowTable, context_vectors
 from models.evidence import EVIDENCE, LEVELS, WIDE, as_score, history_evidence, value_shares, wide_facts
 from models.history import History, Reads, stored_items
 from models.pyramid import Pyramid
 from models.ranker_config import DomainConfig, RankerConfig
+from models.target_attention import TargetAttention
 
 __all__ = ["DomainAdapter", "DomainConfig", "DomainStack", "Ranker", "RankerConfig", "TargetAttention"]
 
 JOIN_FROM = 8  # rows on one view of a history from which its context is written out as vectors
-
-
-class TargetAttention(nn.Module):
-    """DIN's view of a short history: a small network weighs each event against the candidate; no softmax.
-
-    Its first layer reads [query ; event ; query * event ; query - event]. The last part only adds to the first two, so
-    the layer is written as three products and the four are never laid side by side for each event.
-
-    Shapes:
-        events (C, G, S, D), mask (C, G, S), candidate (C, G, D); returns (C, G, D)
-    """
-
-    def __init__(self, width: int, hidden: int = 32) -> None:
-        super().__init__()
-        self.first = nn.Linear(4 * width, hidden)
-        self.last = nn.Linear(hidden, 1)
-
-    def forward(self, events: Tensor, mask: Tensor, candidate: Tensor) -> Tensor:
-        query, event, product, difference = self.first.weight.t().chunk(4)
-        of_query = candidate @ (query + difference) + self.first.bias
-        hidden = of_query[:, :, None] + events @ (event - difference) + (candidate[:, :, None] * events) @ product
-        weight = self.last(hidden.relu()) * mask[..., None]
-        return (weight * events).sum(2)
 
 
 @dataclass(frozen=True)
@@ -176,6 +154,21 @@ class Ranker(nn.Module):
     def row_tables(self) -> list[RowTable]:
         """Tables of which a step touches few rows, for the optimiser's choice of update."""
         return [module for module in self.modules() if isinstance(module, RowTable)]
+
+    def rows_read(self, batch: Batch) -> list[tuple[RowTable, Tensor]]:
+        """Tables and the indices into them that scoring or training on a batch looks up; a table may come often."""
+        read = [(self.source_items.rows, batch.lifelong.item)]
+        if batch.short_source is not None:
+            read.append((self.source_items.rows, batch.short_source.item))
+        if self.users is not None:
+            read.append((self.users, batch.user))
+        for slot in torch.unique(batch.domain).tolist():
+            mine = batch.domain == slot
+            table = (self.owned(slot).items or self.source_items).rows
+            read.append((table, batch.item[mine]))
+            if batch.short_target is not None:
+                read.append((table, batch.short_target.item[batch.short_target.row[mine]]))
+        return read
 
     # What a row is made of
 
@@ -410,13 +403,14 @@ class Ranker(nn.Module):
     def _short_views(self, cells: Batch, candidate: Tensor, items: ReadItems) -> tuple[Tensor, Tensor]:
         """Short target and short source history against the candidate, each (C, G, D); zero where not given."""
 
-        def view(attention: nn.Module | None, events: Events | None, vectors: Tensor | None) -> Tensor:
+        def view(attention: TargetAttention | None, events: Events | None, vectors: Tensor | None) -> Tensor:
             if attention is None or events is None or vectors is None:
                 return torch.zeros_like(candidate)
             now = cells.time.view(candidate.shape[:2])
-            codes = self.event_context.codes(events.action, events.value, events.time, now)
-            tokens = self.event_context.beside(vectors, codes)
-            return attention(tokens, events.mask().view(*candidate.shape[:2], -1), candidate)
+            action, value, recency = self.event_context.codes(events.action, events.value, events.time, now)
+            table = self.event_context.weight
+            shared = vectors + context_vectors(torch.stack([action, value], -1), table)[:, 0]
+            return attention.read(shared, recency, table, events.mask().view(recency.shape), candidate)
 
         return (
             view(self.short_target, cells.short_target, items.short_target),

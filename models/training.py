@@ -26,12 +26,14 @@ from torch import Tensor, nn
 
 from models import metrics, resume
 from models.batch import Batch
+from models.distributed import Alone
 from models.optimisers import Nested, Optimisers
 from models.prefetch import prefetched
 
 Task = Literal["ctr", "rating"]
 MetricName = Literal["auc", "gauc", "logloss", "mae", "rmse"]
 
+ALONE = Alone()
 SPARSE_FROM_ROWS = 1024  # below, a dense gradient is cheaper than sorting ids
 _HIGHER_IS_BETTER = ("auc", "gauc")
 _FREE_TO_DIFFER = ("checkpoint_every_steps", "progress_every_steps", "prefetch", "device")
@@ -167,23 +169,28 @@ def objective(
     with autocast(batch.label.device, config.bf16):
         output = model(batch)
         extra: Callable[[Batch], Tensor | None] | None = getattr(model, "auxiliary_loss", None)
-        if config.auxiliary_weight and extra is not None:
+        if config.auxiliary_weight and extra is not None and len(batch):
             auxiliary = extra(batch)
     loss = task_loss(output, batch, config.task, factor)
     return loss, loss if auxiliary is None else loss + config.auxiliary_weight * auxiliary.float()
 
 
 def descend(
-    model: nn.Module, batch: Batch, optimisers: Optimisers, config: TrainConfig, factor: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    model: nn.Module,
+    batch: Batch,
+    optimisers: Optimisers,
+    config: TrainConfig,
+    factor: Tensor | None = None,
+    peers: Alone = ALONE,
+) -> tuple[Tensor, ...]:
     """One step downhill; the two losses of `objective` as they were before it."""
     optimisers.zero_grad()
     loss, total = objective(model, batch, config, factor)
-    total.backward()
+    peers.backward(total, optimisers)
     if config.clip:
-        optimisers.clip(config.clip)
+        optimisers.clip(config.clip, peers.norm)
     optimisers.step()
-    return loss.detach(), total.detach()
+    return peers.whole(loss.detach(), total.detach())
 
 
 def train(
@@ -196,6 +203,7 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
     sample_weigher: SampleWeigher | None = None,
+    peers: Alone = ALONE,
 ) -> TrainResult:
     """Train ``model`` in place, from ``checkpoint_dir`` on if it holds a run; a finished run returns at once.
 
@@ -203,18 +211,25 @@ def train(
         validation: where given, the model ends with the weights of its best epoch on it.
         on_progress: called now and then; what it raises ends the run, which can be continued later.
         parameters: train only these; the default is all that require gradients.
+        peers: other processes that train the same model; ``data`` and ``validation`` then give this one's part of every
+            batch, and the model ends whole in the first of them only.
 
     Raises:
         TrainingDiverged: the loss became infinite or not a number.
         CheckpointMismatch: ``checkpoint_dir`` holds another run.
-        ValueError: there is nothing to train, or nothing to train on.
+        ValueError: there is nothing to train, or nothing to train on, or other processes cannot join in.
     """
     if len(data) < 1:
         raise ValueError("nothing to train on: the data source has no batches")
     device = torch.device(config.device) if config.device else next(model.parameters()).device
     model.to(device)
-    with sparse_tables(model, config), _own_chance(device):
-        run = _Run(model, data, config, validation, checkpoint_dir, on_progress, parameters, sample_weigher, device)
+    if sample_weigher is not None and peers.world > 1:
+        raise ValueError("rows are weighed by networks that train in one process only")
+    from_rows = None if config.embedding_optimiser == "dense" else SPARSE_FROM_ROWS
+    with peers.sharing(model, from_rows=from_rows), sparse_tables(model, config), _own_chance(device):
+        run = _Run(
+            model, data, config, validation, checkpoint_dir, on_progress, parameters, sample_weigher, device, peers
+        )
         return run.to_the_end()
 
 
@@ -279,7 +294,9 @@ class _Run:
         parameters: Iterable[nn.Parameter] | None,
         weigher: SampleWeigher | None,
         device: torch.device,
+        peers: Alone,
     ) -> None:
+        self.peers = peers
         self.model, self.data, self.config, self.validation = model, data, config, validation
         self.on_progress, self.weigher, self.device = on_progress, weigher, device
         self.optimisers = Optimisers(
@@ -295,10 +312,10 @@ class _Run:
         self.loss_of_epoch = torch.zeros((), dtype=torch.float64, device=device)
         if weigher is not None:
             weigher.begin(model, self.optimisers, config)
-        self.path = None if checkpoint_dir is None else checkpoint_dir / "run.safetensors"
-        if self.path is not None:
+        self.folder = checkpoint_dir
+        if self.folder is not None:
             self.identity = self._identity()
-            self._continue_from(resume.load(self.path))
+            self._continue_from(peers.load(self.folder))
         self.begun, self.seconds_before, self.rows_here = time.perf_counter(), self.standing.seconds, 0.0
 
     def to_the_end(self) -> TrainResult:
@@ -308,7 +325,7 @@ class _Run:
         while not now.finished:
             self._train_mode()
             batches = self.data.batches(now.epoch, start=now.step_in_epoch)
-            for batch in prefetched(batches, self.config.prefetch):
+            for batch in self.peers.following(self.model, prefetched(batches, self.config.prefetch)):
                 loss = self._step(batch.to(self.device, non_blocking=True))
                 now.step, now.step_in_epoch = now.step + 1, now.step_in_epoch + 1
                 if self._due(self.config.checkpoint_every_steps):
@@ -324,14 +341,15 @@ class _Run:
     def _step(self, batch: Batch) -> Tensor:
         now = self.standing
         moment = Moment(now.step, now.epoch)
-        torch.manual_seed(_mixed(self.config.seed, now.step))
+        torch.manual_seed(_mixed(self.config.seed, now.step, self.peers.rank))
         factor = None if self.weigher is None else self.weigher.weigh(batch, moment)
-        loss, total = descend(self.model, batch, self.optimisers, self.config, factor)
+        loss, total = descend(self.model, batch, self.optimisers, self.config, factor, self.peers)
         if self.weigher is not None:
             self.weigher.after_step(batch, moment)
-        self.loss_of_epoch += loss.double() * len(batch)
-        now.rows += len(batch)
-        self.rows_here += len(batch)
+        rows = self.peers.rows_of(batch)
+        self.loss_of_epoch += loss.double() * rows
+        now.rows += rows
+        self.rows_here += rows
         return total
 
     def _end_epoch(self) -> None:
@@ -359,7 +377,8 @@ class _Run:
     def _measure(self) -> float:
         assert self.validation is not None
         now, task = self.standing, self.config.task
-        rows = predict(self.model, self.validation.batches(0), task=task, bf16=self.config.bf16)
+        batches = self.peers.following(self.model, self.validation.batches(0))
+        rows = self.peers.gathered(predict(self.model, batches, task=task, bf16=self.config.bf16))
         if now.metric is None:
             both = 0 < rows["label"].mean() < 1
             now.metric = self.config.metric or ("rmse" if task == "rating" else "auc" if both else "logloss")
@@ -405,7 +424,7 @@ class _Run:
         }
 
     def _save(self) -> None:
-        if self.path is None:
+        if self.folder is None:
             return
         self.standing.seconds = self._seconds()
         self.standing.loss_sum = float(self.loss_of_epoch)
@@ -416,14 +435,14 @@ class _Run:
             state["optimisers"] = self.optimisers.state_dict()
             state["best_weights"] = self.best_weights
         state["weigher"] = None if self.weigher is None else self.weigher.state_dict()
-        resume.save(self.path, state)
+        self.peers.save(self.folder, self.standing.step, state)
 
     def _continue_from(self, state: Nested | None) -> None:
         if state is None:
             return
         for part, value in self.identity.items():
             if state["identity"].get(part) != value:
-                raise CheckpointMismatch(f"{self.path} is of another run: its {part} differ")
+                raise CheckpointMismatch(f"{self.folder} holds another run: its {part} differ")
         self.standing = _Standing(**state["standing"])
         self._load_weights(state["weights"])
         if not self.standing.finished:
@@ -495,9 +514,10 @@ def _own_chance(device: torch.device) -> AbstractContextManager[Any]:
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
-def _mixed(seed: int, step: int) -> int:
-    """One 63-bit seed from two numbers, well apart for neighbours."""
-    return int(np.random.SeedSequence([seed % 2**63, step]).generate_state(1, np.uint64)[0] >> 1)
+def _mixed(seed: int, step: int, rank: int = 0) -> int:
+    """One 63-bit seed from a few numbers, well apart for neighbours."""
+    entropy = [seed % 2**63, step, rank] if rank else [seed % 2**63, step]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _on(device: torch.device, value: Any) -> Any:
