@@ -245,6 +245,22 @@ def readiness(name: str) -> None:
     terminal.readiness(name, use_cases.readiness(name, registry=_registry(settings), settings=settings))
 
 
+@app.command()
+def preview(name: str, local: Local = False, by: By = "command line") -> None:
+    """Try short runs before a launch: what each source gives, how much data until the adapter is ahead."""
+    from orchestrator import use_cases
+
+    settings = Settings()
+    registry = _registry(settings)
+    registry.domain(name)
+    if local:
+        with terminal.progress_bar(f"preview {name}") as on_progress:
+            found = use_cases.preview(name, registry=registry, settings=settings, by=by, on_progress=on_progress)
+    else:
+        found = _follow("preview", name, {}, registry, settings, by).result
+    terminal.preview(name, found)
+
+
 # ------------------------------------------------------------------------------------------------------------- runs
 
 
@@ -286,6 +302,22 @@ def launch(name: str, choices: Choices = None, local: Local = False, by: By = "c
     decision = version.report.get("decision") or {"promote": True}
     if decision["promote"]:
         _say(f'version {version.id[:12]} wants to go live: graft promote {name} --why "..."')
+
+
+@app.command()
+def report(
+    name: str,
+    version: Annotated[str | None, typer.Argument(help="The newest that a launch made where none is named.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write; NAME-VERSION.html where none is named.")] = None,
+) -> None:
+    """Write a version's cold-start report as one HTML file that needs nothing else."""
+    from orchestrator import use_cases
+
+    registry = _registry(Settings())
+    found, page = use_cases.report_page(name, _whole_id(registry, name, version), registry=registry)
+    path = out or Path(f"{name}-{found.id[:12]}.html")
+    path.write_text(page, encoding="utf-8")
+    _say(f"{path}: the cold-start report of {name}, version {found.id[:12]}")
 
 
 @app.command()

@@ -75,15 +75,11 @@ def report(
         gain[name] = {"value": sign * difference.value, "low": low, "high": high}
     by_segment = {}
     for name, mask in segments.items():
-        if mask.sum() >= 50 and (task == "rating" or 0 < label[mask].mean() < 1):
-            by_segment[name] = {
-                "examples": int(mask.sum()),
-                "users": len(np.unique(user[mask])),
-                "rows": {
-                    row: measure(task, label=label[mask], score=score[mask], user=user[mask], draws=200, seed=seed)
-                    for row, score in scores.items()
-                },
-            }
+        found = segment(
+            task, scores={row: score[mask] for row, score in scores.items()}, label=label[mask], user=user[mask]
+        )
+        if found is not None:
+            by_segment[name] = found
     return {
         "task": task,
         "metric": gate.metric,
@@ -99,6 +95,36 @@ def report(
         "reliability": reliability(label, scores[subject]) if task == "ctr" else None,
         "leaks": leaks,
     }
+
+
+def segment(
+    task: str, *, scores: Mapping[str, np.ndarray], label: np.ndarray, user: np.ndarray, seed: int = 0
+) -> dict[str, Any] | None:
+    """Every row of the table on some of the examples; None where they are too few, or of one label, to measure."""
+    if len(label) < 50 or (task == "ctr" and not 0 < label.mean() < 1):
+        return None
+    return {
+        "examples": len(label),
+        "users": len(np.unique(user)),
+        "rows": {
+            row: measure(task, label=label, score=score, user=user, draws=200, seed=seed)
+            for row, score in scores.items()
+        },
+    }
+
+
+def over_seeds(
+    task: str, scores: Mapping[int, np.ndarray], *, label: np.ndarray, user: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """Mean of every metric over seeds with its t interval, and each: ``{"auc": {"value", "low", "high", "each"}}``."""
+    found = {}
+    for name in METRICS[task]:
+        each = {
+            seed: float(METRIC[name](label, score, *([user] if name == "gauc" else [])))
+            for seed, score in scores.items()
+        }
+        found[name] = {**metrics.seed_interval(list(each.values())).as_dict(), "each": each}
+    return found
 
 
 def calibration_error(task: str, label: np.ndarray, score: np.ndarray) -> float:

@@ -121,6 +121,12 @@ def retrain(domain: str, run_id: str | None = None, by: str = "schedule", params
     _drive("retrain", domain, run_id, by, params)
 
 
+@flow(name="preview", on_cancellation=[mark_cancelled])
+def preview(domain: str, run_id: str | None = None, by: str = "schedule", params: dict[str, Any] | None = None) -> None:
+    """Try short runs before a launch: what each source gives, how much data until the adapter is ahead."""
+    _drive("preview", domain, run_id, by, params)
+
+
 @flow(name="materialise-features")
 def materialise_features() -> None:
     """Bring histories and online features up to date with the events."""
@@ -139,7 +145,8 @@ def materialise_features() -> None:
 
 
 DEPLOYED: dict[str, Flow] = {
-    flow_function.name: flow_function for flow_function in (train_shared, launch_domain, retrain, materialise_features)
+    flow_function.name: flow_function
+    for flow_function in (train_shared, launch_domain, retrain, preview, materialise_features)
 }
 
 

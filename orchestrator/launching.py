@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import time
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from sklearn.linear_model import LogisticRegression
 
 from domains.errors import InvalidData, NoLiveVersion, NotEnoughData
 from domains.lifecycle import State
@@ -21,8 +20,7 @@ from models.ranker import Ranker
 from orchestrator import evaluation, promotion, rivals
 from orchestrator.artifacts import Artifacts
 from orchestrator.encoding import Layout
-from orchestrator.evidence_fit import fit_own_evidence
-from orchestrator.item_means import item_means, without_itself
+from orchestrator.fine_tuning import fit_adapter
 from orchestrator.recipe import Recipe
 from orchestrator.runs import RunContext, Step
 from orchestrator.shared_training import (
@@ -30,14 +28,15 @@ from orchestrator.shared_training import (
     offer_zero_shot,
     publish_version,
     score_rows,
-    searched_parameters,
     zero_shot_slot,
 )
-from orchestrator.training_data import Assembler, EpochOfDomains, Examples
+from orchestrator.training_data import Examples
 from orchestrator.workspace import Workspace
 
 WITNESS_ROWS = 256
 """Rows of each other domain whose predictions must stay bit-equal through a launch."""
+WARM_ROWS = 20_000
+"""Later rows of users whom training knows, at most; they are shown beside the cold users and decide nothing."""
 
 
 def open_launch(context: RunContext) -> None:
@@ -82,6 +81,7 @@ def open_launch(context: RunContext) -> None:
         validation=split.validation,
         test=split.test,
         cold_users=split.cold_users,
+        warm=_later_rows_of_known_users(rows, split),
     )
     standing = registry.live(domain.name)
     registry.move(domain.name, State.TRAINING, by=context.by, why=f"launch {context.run_id}")
@@ -145,6 +145,36 @@ def fine_tune(context: RunContext) -> None:
     building.rename(context.folder / "adapter")
 
 
+def repeat_with_seeds(context: RunContext) -> None:
+    """Fine-tune again under the next seeds, where the recipe wants more than one, to show how much is chance.
+
+    The version offered is the first seed's, whatever comes of the others: to take the best on the rows that judge would
+    be to select on the test.
+    """
+    recipe, workspace, backbone = _stand(context)
+    name = _name(context)
+    for seed in range(recipe.seed + 1, recipe.seed + recipe.seeds):
+        path = context.folder / f"seed-{seed}.npy"
+        if path.is_file():
+            continue
+        ranker, layout = _backbone(context, backbone)
+        assembler = workspace.assembler(layout, [domain.name for domain in workspace.domains])
+        rows, split = _rows(context, workspace, layout)
+        slot = zero_shot_slot(
+            ranker, workspace, layout, name, attach_live(context, ranker, backbone.id, leave_out=name)
+        )
+        fit_adapter(
+            ranker,
+            slot,
+            recipe.model_copy(update={"seed": seed}),
+            assembler,
+            rows.take(split["train"]),
+            rows.take(split["validation"]),
+            on_progress=partial(_show, context, f"seed {seed}"),
+        )
+        _publish_scores(path, score_rows(ranker, assembler, rows.take(_judged(split)), slot))
+
+
 def train_rivals(context: RunContext) -> None:
     """Train what the gate, or the recipe, wants the adapter compared with."""
     recipe, workspace, backbone = _stand(context)
@@ -166,12 +196,10 @@ def train_rivals(context: RunContext) -> None:
             assembler=assembler,
             known=rows.take(split["train"]),
             validation=rows.take(split["validation"]),
-            test=rows.take(split["test"]),
+            test=rows.take(_judged(split)),
             on_progress=partial(_show, context, rival),
         )
-        building = path.with_suffix(".building.npy")
-        np.save(building, scores)
-        building.rename(path)
+        _publish_scores(path, scores)
 
 
 def compare(context: RunContext) -> None:
@@ -187,22 +215,24 @@ def compare(context: RunContext) -> None:
     known, test = rows.take(split["train"]), rows.take(split["test"])
     if len(test) == 0:
         raise NotEnoughData(f"domain {name!r} has no held-out cold users to compare on", domain=name)
+    judged = rows.take(_judged(split))
     plain = {
-        "train_mean": np.full(len(test), known.label.mean()),
-        "popularity": evaluation.popularity(known.item, known.label, test.item),
-        "item_mean": evaluation.item_mean(known.item, known.label, test.item),
+        "train_mean": np.full(len(judged), known.label.mean()),
+        "popularity": evaluation.popularity(known.item, known.label, judged.item),
+        "item_mean": evaluation.item_mean(known.item, known.label, judged.item),
     }
     if layout.task == "rating":
         del plain["popularity"]
     others = attach_live(context, ranker, backbone.id, leave_out=name)
-    zero_shot = score_rows(ranker, assembler, test, zero_shot_slot(ranker, workspace, layout, name, others))
+    zero_shot = score_rows(ranker, assembler, judged, zero_shot_slot(ranker, workspace, layout, name, others))
     slot = checkpoint.load_into(ranker, context.folder / "adapter", backbone=backbone.id)
-    tuned = score_rows(ranker, assembler, test, slot)
+    tuned = score_rows(ranker, assembler, judged, slot)
     trained = {rival: np.load(context.folder / f"rival-{rival}.npy") for rival in _rivals(recipe, workspace, name)}
-    scores = {**plain, **trained, "zero_shot": zero_shot, "adapter": tuned}
-    best = workspace.true_probabilities(test)
+    of_all = {**plain, **trained, "zero_shot": zero_shot, "adapter": tuned}
+    best = workspace.true_probabilities(judged)
     if best is not None:
-        scores["best_reachable"] = best
+        of_all["best_reachable"] = best
+    scores = {row: score[: len(test)] for row, score in of_all.items()}
     popular = np.bincount(known.item, minlength=int(rows.item.max()) + 1)[test.item]
     history = workspace.history_length(test)
     segments = {
@@ -221,15 +251,32 @@ def compare(context: RunContext) -> None:
         user=test.user,
         segments=segments,
         cold_users=len(np.intersect1d(test.user, split["cold_users"])),
-        leaks=scan_for_leaks(
-            _as_split(split), user=rows.user, item=rows.item, time_us=rows.time_us if _timed(domain) else None
-        ),
+        leaks=_leaks(workspace, layout, rows, split),
     )
+    warm = judged.take(np.arange(len(test), len(judged)))
+    known_users = evaluation.segment(
+        layout.task,
+        scores={row: score[len(test) :] for row, score in of_all.items()},
+        label=warm.label,
+        user=warm.user,
+    )
+    if known_users is not None:
+        report["segments"]["warm_user"] = known_users
+    if recipe.seeds > 1:
+        others_too = {
+            seed: np.load(context.folder / f"seed-{seed}.npy")[: len(test)]
+            for seed in range(recipe.seed + 1, recipe.seed + recipe.seeds)
+        }
+        report["seeds"] = evaluation.over_seeds(
+            layout.task, {recipe.seed: scores["adapter"], **others_too}, label=test.label, user=test.user
+        )
     certificate = context.result_of("certificate")
     report["certificate_ok"] = certificate["ok"]
     report["trained_parameters"] = certificate["trained_parameters"]
     report["all_parameters"] = certificate["all_parameters"]
     report["fine_tune_seconds"] = context.result_of("fine-tuned")["seconds"]
+    started = context.registry.run(context.run_id).started_at
+    report["launch_seconds"] = (datetime.now(UTC) - started).total_seconds()
     report["learning_curve"] = context.result_of("fine-tuned")["history"]
     report["training_examples"] = len(known)
     if layout.trained_until_us is not None and _timed(domain):
@@ -292,6 +339,7 @@ def go_live(context: RunContext) -> None:
 STEPS = (
     Step("Choose the cold users to judge on", open_launch, 1),
     Step("Fine-tune the adapter and certify the rest frozen", fine_tune, 8),
+    Step("Fine-tune again under other seeds", repeat_with_seeds, 2),
     Step("Train the rivals that the gate names", train_rivals, 2),
     Step("Compare on cold users", compare, 3),
     Step("Offer the version to the gate", offer, 1),
@@ -299,92 +347,6 @@ STEPS = (
 
 GO_LIVE = Step("Go live if the gate let it pass", go_live, 1)
 """The last step of a retrain: a launch waits for a person, a schedule does not."""
-
-
-def fit_adapter(
-    ranker: Ranker,
-    slot: int,
-    recipe: Recipe,
-    assembler: Assembler,
-    known: Examples,
-    validation: Examples,
-    *,
-    checkpoint_dir: Path | None = None,
-    on_progress: Callable[[training.Progress], None] | None = None,
-) -> training.TrainResult:
-    """Train what the domain in this slot owns on its known rows, and fit its calibrator; leaves the rest frozen."""
-    items = ranker.owned(slot).items
-    assert items is not None, "a target domain owns its items"
-    task = ranker.config.task
-    means = item_means(known, len(items), task)
-    items.set_means(torch.from_numpy(means.means))
-    learnt = without_itself(known, means)
-    adapters.freeze_all_but(ranker, slot)
-    if ranker.config.wide:
-        fit_own_evidence(ranker, assembler, learnt, slot, seed=recipe.seed)
-    result = training.train(
-        ranker,
-        EpochOfDomains(
-            assembler,
-            [(learnt, slot)],
-            batch_size=recipe.fine_tune_batch_size,
-            seed=recipe.seed,
-        ),
-        config=training.TrainConfig(
-            task=task,
-            epochs=recipe.fine_tune_epochs,
-            learning_rate=recipe.fine_tune_learning_rate,
-            weight_decay=recipe.weight_decay,
-            patience=max(recipe.patience, 1),
-            consider_start=True,
-            seed=recipe.seed,
-            checkpoint_every_steps=recipe.checkpoint_every_steps,
-        ),
-        validation=EpochOfDomains(assembler, [(validation, slot)], batch_size=4096, seed=0, shuffle=False)
-        if len(validation)
-        else None,
-        checkpoint_dir=checkpoint_dir,
-        on_progress=on_progress,
-        parameters=searched_parameters(ranker),
-    )
-    if len(validation) and not ranker.config.wide:
-        # Wide facts are solved for on many more users than are held out here: a map fitted to these adds noise.
-        calibrate(ranker, slot, raw_scores(ranker, assembler, validation, slot), validation.label)
-    return result
-
-
-def raw_scores(ranker: Ranker, assembler: Any, rows: Any, slot: int) -> np.ndarray:
-    """Uncalibrated network outputs of rows in their order, (N,)."""
-    ranker.eval()
-    with torch.inference_mode():
-        return np.concatenate(
-            [
-                ranker(assembler.batch(rows.take(np.arange(at, min(at + 4096, len(rows)))), slot)).float().numpy()
-                for at in range(0, len(rows), 4096)
-            ]
-        )
-
-
-def calibrate(ranker: Ranker, slot: int, score: np.ndarray, label: np.ndarray) -> None:
-    """Fit the domain's calibrator on held-out rows: Platt scaling for clicks, an affine map for ratings.
-
-    A slope that is not positive would turn the ranking round; then only the shift is fitted.
-    """
-    calibrator = ranker.owned(slot).calibrator
-    if ranker.config.task == "ctr":
-        if not 0 < label.mean() < 1:
-            return
-        fit = LogisticRegression(C=1e4).fit(score[:, None], label)
-        scale, shift = float(fit.coef_[0, 0]), float(fit.intercept_[0])
-    else:
-        scale, shift = (float(value) for value in np.polyfit(score, label, 1)) if score.std() > 1e-6 else (0.0, 0.0)
-        if scale <= 0:
-            scale, shift = 1.0, float(label.mean() - score.mean())
-    if scale <= 0:
-        return
-    with torch.no_grad():
-        calibrator.scale.fill_(scale)
-        calibrator.shift.fill_(shift)
 
 
 def _name(context: RunContext) -> str:
@@ -429,6 +391,43 @@ def _witnesses(workspace: Workspace, layout: Layout, others: dict[str, int]) -> 
         rows = workspace.examples(layout, other)
         found[other] = (rows.take(np.arange(max(0, len(rows) - WITNESS_ROWS), len(rows))), slot)
     return found
+
+
+def _judged(split: dict[str, np.ndarray]) -> np.ndarray:
+    """Positions of the rows to score: those of the cold users, then later rows of users whom training knows."""
+    return np.r_[split["test"], split.get("warm", np.zeros(0, np.int64))]
+
+
+def _later_rows_of_known_users(rows: Examples, split: Split) -> np.ndarray:
+    if split.cut_us is None:
+        return np.zeros(0, np.int64)
+    later = np.flatnonzero(np.isin(rows.user, np.unique(rows.user[split.train])) & (rows.time_us >= split.cut_us))
+    return np.sort(np.random.default_rng(0).permutation(later)[:WARM_ROWS])
+
+
+def _leaks(workspace: Workspace, layout: Layout, rows: Examples, split: dict[str, np.ndarray]) -> list[str]:
+    """Ways in which a test row could be known in training: crossing ids, telling features, times, histories."""
+    timed = _timed(workspace.domain(rows.domain))
+    codes = workspace.item_codes(layout, rows.domain)[rows.item]
+    features = {field.name: codes[:, at] for at, field in enumerate(layout.item_fields)}
+    features |= {field.name: rows.context[:, at] for at, field in enumerate(layout.context_fields)}
+    store = workspace.histories.source
+    return scan_for_leaks(
+        _as_split(split),
+        user=rows.user,
+        item=rows.item,
+        time_us=rows.time_us if timed else None,
+        label=rows.label,
+        features=features,
+        now_us=int(time.time() * 1e6) if timed else None,
+        histories={"sources": (store, *store.window(rows.user, rows.time_us, layout.lifelong))},
+    )
+
+
+def _publish_scores(path: Path, scores: np.ndarray) -> None:
+    building = path.with_suffix(".building.npy")
+    np.save(building, scores)
+    building.rename(path)
 
 
 def _timed(domain: Any) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 from domains.spec import Gate
 
 LOWER_IS_BETTER = frozenset({"logloss", "mae", "rmse"})
+ON_ITS_OWN = ("popularity", "item_mean", "single_domain", "scratch")
+"""Rows of a report that learn from the domain's own rows alone."""
 
 
 @dataclass(frozen=True)
@@ -17,14 +19,20 @@ class Decision:
 
     promote: bool
     reasons: tuple[str, ...]
+    borrow: bool = True
+    """False where something that borrows nothing is better for certain."""
 
     @property
     def verdict(self) -> str:
+        if not self.borrow:
+            return "do not borrow"
         return "ship" if self.promote else "hold"
 
 
 def decide(report: Mapping[str, Any], gate: Gate) -> Decision:
     """Ship only when the interval's lower bound beats the rival that the spec names, on enough cold users, calibrated.
+
+    Where a rival that borrows nothing is better for certain, the verdict is not to borrow, whatever else holds.
 
     Args:
         report: what ``evaluation.cold_start_report`` returns: ``cold_users``, ``leaks``, ``rows[rival][metric]``,
@@ -53,8 +61,15 @@ def decide(report: Mapping[str, Any], gate: Gate) -> Decision:
         refused.append(
             f"predictions are off by {error:.0%} on average; the gate allows {gate.maximum_calibration_error:.0%}"
         )
+    better_alone = [name for name in ON_ITS_OWN if name in report["gain"] and report["gain"][name]["high"] < 0]
+    for name in better_alone:
+        gap = report["gain"][name]
+        refused.append(
+            f"{name}, which borrows nothing, is better on {gate.metric} by {-gap['value']:.4f}, "
+            f"95% interval {-gap['high']:.4f} to {-gap['low']:.4f}: do not borrow"
+        )
     if refused:
-        return Decision(False, tuple(refused))
+        return Decision(False, tuple(refused), borrow=not better_alone)
     assert gain is not None
     return Decision(
         True,

@@ -58,5 +58,7 @@ class Recipe(BaseModel):
     fine_tune_batch_size: int = Field(default=256, ge=8)
     rivals: tuple[Literal["single_domain", "shared_bottom", "full_fine_tune", "scratch"], ...] = ()
     """Rivals to train for a launch's report, beside the one that the spec's gate names."""
+    seeds: int = Field(default=1, ge=1, le=20)
+    """How often a launch fine-tunes, under seeds that follow each other; the version offered is always the first."""
     seed: int = 0
     checkpoint_every_steps: int = Field(default=200, ge=1)

@@ -79,7 +79,7 @@ def decision_lines(report: Mapping[str, Any]) -> None:
     """The gate's verdict and its reasons."""
     decision = report.get("decision")
     if decision:
-        verdict = "ship" if decision["promote"] else "hold"
+        verdict = decision.get("verdict", "ship" if decision["promote"] else "hold")
         console.print(f"gate: [bold]{verdict}[/bold]; " + "; ".join(decision["reasons"]), highlight=False)
 
 
@@ -187,6 +187,45 @@ def readiness(domain: str, found: Any) -> None:
         console.print(f"  {line}", highlight=False, markup=False)
 
 
+def preview(domain: str, found: Mapping[str, Any]) -> None:
+    """What short runs say of the sources and of the data still needed."""
+    metric = found["metric"]
+    table(
+        f"{domain}: drop in {metric} that each source brings, on {found['judged_users']:,} users and "
+        f"{found['judged_rows']:,} rows (95 % intervals over runs and users)",
+        ["source", "alone", "beside the others", "verdict"],
+        (
+            [source["name"], *(_interval(source[kind], signed=True) for kind in ("alone", "beside")), source["verdict"]]
+            for source in found["sources"]
+        ),
+        numeric=["alone", "beside the others"],
+    )
+    console.print(f"all of them together: {_interval(found['together'], signed=True)}", highlight=False, markup=False)
+    errors_at = found["curve"]["errors"]
+    table(
+        f"{metric} on growing shares of its rows",
+        ["rows", *(ROW_NAMES.get(model, model) for model in errors_at)],
+        (
+            [f"{rows:,.0f}", *(_interval(errors_at[model][place]) for model in errors_at)]
+            for place, rows in enumerate(found["curve"]["rows"])
+        ),
+        numeric=["rows"],
+    )
+    for rival, needed in found["needed"].items():
+        said = f"{needed_rows(needed['rows'])} (95 %: {needed_rows(needed['low'])} to {needed_rows(needed['high'])})"
+        name = ROW_NAMES.get(rival, rival)
+        console.print(f"ahead of {name} with {said} rows", highlight=False, markup=False)
+    test = found["backtest"]
+    if test["of"]:
+        line = f"forecasts from the smaller shares: the interval held {test['held']} of {test['of']} times"
+        console.print(line, highlight=False, markup=False)
+
+
+def needed_rows(rows: float | None) -> str:
+    """A forecast number of rows; None is beyond a hundred times what there is."""
+    return "out of reach" if rows is None else f"{rows:,.0f}"
+
+
 def ranking(answer: Mapping[str, Any]) -> None:
     """A ranking as the service gave it."""
     table(
@@ -213,7 +252,9 @@ def _bar() -> Progress:
     )
 
 
-def _interval(measured: Mapping[str, float] | None) -> str:
+def _interval(measured: Mapping[str, float] | None, *, signed: bool = False) -> str:
     if measured is None:
         return ""
+    if signed:
+        return f"{measured['value']:+.4f} [{measured['low']:+.4f}, {measured['high']:+.4f}]"
     return f"{measured['value']:.4f} [{measured['low']:.4f}, {measured['high']:.4f}]"

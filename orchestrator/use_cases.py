@@ -30,14 +30,16 @@ from orchestrator.errors import Refused, Unavailable
 from orchestrator.runs import OnProgress, RunContext, Step
 from orchestrator.settings import Settings
 
-KINDS = ("train-shared", "launch-domain", "retrain")
+KINDS = ("train-shared", "launch-domain", "retrain", "preview")
 
 
 def steps(kind: str) -> tuple[Step, ...]:
     """The steps of a kind of run, in order."""
     # Imported here so that the pages and the command line, which only start runs, come up without torch.
-    from orchestrator import launching, shared_training
+    from orchestrator import launching, preview, shared_training
 
+    if kind == "preview":
+        return preview.STEPS
     gather, *_, refresh = shared_training.STEPS
     if kind == "train-shared":
         return shared_training.STEPS
@@ -117,6 +119,53 @@ def readiness(name: str, *, registry: Registry, settings: Settings) -> Readiness
     domain = registry.domain(name)
     sources = [other.name for other in registry.domains() if other.role == "source"]
     return reading.assess(domain.spec, settings.data_dir, sources=sources)
+
+
+def preview(
+    name: str,
+    *,
+    registry: Registry,
+    settings: Settings,
+    by: str,
+    run_id: str | None = None,
+    on_progress: OnProgress | None = None,
+    **size: Any,
+) -> dict[str, Any]:
+    """Short runs before any launch: what each source gives, and how much data until the adapter is ahead.
+
+    Takes minutes. The result is kept with the run; ``latest_preview`` reads it.
+
+    Raises:
+        NotEnoughData: the domain, or all of its sources, have too few rows to tell anything.
+    """
+    registry.domain(name)
+    return _execute("preview", name, size, registry, settings, by, run_id, on_progress).result
+
+
+def latest_preview(name: str, *, registry: Registry) -> dict[str, Any] | None:
+    """What the newest finished preview of a domain found; None before the first."""
+    done = (run for run in registry.runs(name, limit=1000) if run.kind == "preview" and run.state == "succeeded")
+    newest = max(done, key=lambda run: run.started_at, default=None)
+    return None if newest is None else newest.result
+
+
+def report_page(name: str, version_id: str | None = None, *, registry: Registry) -> tuple[Version, str]:
+    """A version's cold-start report as one HTML file; the newest one that a launch made where none is named.
+
+    Raises:
+        UnknownVersion: no launch has made one, or the one named belongs elsewhere or came out of shared training.
+    """
+    from orchestrator import report_page as page
+
+    spec = registry.domain(name).spec
+    judged = {version.id: version for version in registry.versions(name, "adapter") if "rows" in version.report}
+    if version_id is None:
+        if not judged:
+            raise UnknownVersion(f"no launch of {name!r} has made a version to report on; launch it first", domain=name)
+        version_id = max(judged.values(), key=lambda version: version.created_at).id
+    elif version_id not in judged:
+        raise UnknownVersion(f"domain {name!r} has no version {version_id[:12]!r} with a cold-start report")
+    return judged[version_id], page.render(judged[version_id], rival=spec.gate.rival)
 
 
 def build_features(*, registry: Registry, settings: Settings, on_progress: OnProgress | None = None) -> None:
@@ -389,12 +438,15 @@ __all__ = [
     "build_features",
     "cancel",
     "ingest_data",
+    "latest_preview",
     "launch",
+    "preview",
     "promote",
     "rank",
     "readiness",
     "recent_events",
     "register",
+    "report_page",
     "roll_back",
     "rung",
     "sample_users",

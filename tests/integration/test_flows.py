@@ -197,12 +197,12 @@ def test_deploying_twice_leaves_one_of_each(settings, registry):
     assert flows.deploy(settings) == names
     assert set(names) == {
         *("train-shared/train-shared", "launch-domain/launch-domain", "retrain/retrain"),
-        *("materialise-features/materialise-features", "retrain/nightly"),
+        *("preview/preview", "materialise-features/materialise-features", "retrain/nightly"),
     }
     with get_client(sync_client=True) as client:
         deployed = {deployment.name: deployment for deployment in client.read_deployments()}
         automations = client.read_automations_by_name("graft: a run that went silent has crashed")
-    assert len(deployed) == 5
+    assert len(deployed) == 6
     assert len(automations) == 1
     for name, deployment in deployed.items():
         assert deployment.entrypoint.startswith("orchestrator.flows."), name

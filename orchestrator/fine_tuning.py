@@ -1,0 +1,105 @@
+"""Fine-tuning: fit what one domain owns on its rows, and its calibrator; the rest of the network stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from models import adapters, training
+from models.ranker import Ranker
+from orchestrator.evidence_fit import fit_own_evidence
+from orchestrator.item_means import item_means, without_itself
+from orchestrator.recipe import Recipe
+from orchestrator.shared_training import searched_parameters
+from orchestrator.training_data import Assembler, EpochOfDomains, Examples
+
+
+def fit_adapter(
+    ranker: Ranker,
+    slot: int,
+    recipe: Recipe,
+    assembler: Assembler,
+    known: Examples,
+    validation: Examples,
+    *,
+    checkpoint_dir: Path | None = None,
+    on_progress: Callable[[training.Progress], None] | None = None,
+) -> training.TrainResult:
+    """Train what the domain in this slot owns on its known rows, and fit its calibrator; leaves the rest frozen."""
+    items = ranker.owned(slot).items
+    assert items is not None, "a target domain owns its items"
+    task = ranker.config.task
+    means = item_means(known, len(items), task)
+    items.set_means(torch.from_numpy(means.means))
+    learnt = without_itself(known, means)
+    adapters.freeze_all_but(ranker, slot)
+    if ranker.config.wide:
+        fit_own_evidence(ranker, assembler, learnt, slot, seed=recipe.seed)
+    result = training.train(
+        ranker,
+        EpochOfDomains(
+            assembler,
+            [(learnt, slot)],
+            batch_size=recipe.fine_tune_batch_size,
+            seed=recipe.seed,
+        ),
+        config=training.TrainConfig(
+            task=task,
+            epochs=recipe.fine_tune_epochs,
+            learning_rate=recipe.fine_tune_learning_rate,
+            weight_decay=recipe.weight_decay,
+            patience=max(recipe.patience, 1),
+            consider_start=True,
+            seed=recipe.seed,
+            checkpoint_every_steps=recipe.checkpoint_every_steps,
+        ),
+        validation=EpochOfDomains(assembler, [(validation, slot)], batch_size=4096, seed=0, shuffle=False)
+        if len(validation)
+        else None,
+        checkpoint_dir=checkpoint_dir,
+        on_progress=on_progress,
+        parameters=searched_parameters(ranker),
+    )
+    if len(validation) and not ranker.config.wide:
+        # Wide facts are solved for on many more users than are held out here: a map fitted to these adds noise.
+        calibrate(ranker, slot, raw_scores(ranker, assembler, validation, slot), validation.label)
+    return result
+
+
+def raw_scores(ranker: Ranker, assembler: Any, rows: Any, slot: int) -> np.ndarray:
+    """Uncalibrated network outputs of rows in their order, (N,)."""
+    ranker.eval()
+    with torch.inference_mode():
+        return np.concatenate(
+            [
+                ranker(assembler.batch(rows.take(np.arange(at, min(at + 4096, len(rows)))), slot)).float().numpy()
+                for at in range(0, len(rows), 4096)
+            ]
+        )
+
+
+def calibrate(ranker: Ranker, slot: int, score: np.ndarray, label: np.ndarray) -> None:
+    """Fit the domain's calibrator on held-out rows: Platt scaling for clicks, an affine map for ratings.
+
+    A slope that is not positive would turn the ranking round; then only the shift is fitted.
+    """
+    calibrator = ranker.owned(slot).calibrator
+    if ranker.config.task == "ctr":
+        if not 0 < label.mean() < 1:
+            return
+        fit = LogisticRegression(C=1e4).fit(score[:, None], label)
+        scale, shift = float(fit.coef_[0, 0]), float(fit.intercept_[0])
+    else:
+        scale, shift = (float(value) for value in np.polyfit(score, label, 1)) if score.std() > 1e-6 else (0.0, 0.0)
+        if scale <= 0:
+            scale, shift = 1.0, float(label.mean() - score.mean())
+    if scale <= 0:
+        return
+    with torch.no_grad():
+        calibrator.scale.fill_(scale)
+        calibrator.shift.fill_(shift)

@@ -1,0 +1,152 @@
+"""Learning curves: fit a power law to errors at growing amounts of data, and say where it leads and how surely.
+
+An error with n training rows is taken as L(n) = a + b n^-c with b >= 0. Few points cannot tell a, b and c apart, so no
+single curve is drawn: every draw resamples the people who judged, takes an exponent by how well it fits, and solves for
+a and b. What the draws disagree about is the interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+EXPONENTS = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.25])
+FAR = 100.0
+"""Data beyond this multiple of what there is counts as out of reach."""
+BOUNDS = (0.025, 0.5, 0.975)
+
+
+def people_drawn(fold: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
+    """How often each person counts in each draw, (draws, U): folds are drawn again, then the people within them.
+
+    Each fold was judged by a training run of its own, so drawing folds lets the runs' own chance count too. ``fold`` is
+    (U,) int, the fold of each person.
+    """
+    random = np.random.default_rng(seed)
+    folds = np.unique(fold)
+    weight = np.zeros((draws, len(fold)))
+    members = [np.flatnonzero(fold == number) for number in folds]
+    for draw in range(draws):
+        for chosen in random.integers(0, len(folds), len(folds)):
+            who = members[chosen]
+            weight[draw, who] += np.bincount(random.integers(0, len(who), len(who)), minlength=len(who))
+    return weight
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Errors of models at growing data: ``rows`` (P,) training rows, ``sums[model]`` (U, P) summed row losses of each
+    person, ``judged`` (U,) rows of each person, ``fold`` (U,). ``root`` takes the root of the mean, as RMSE does."""
+
+    rows: np.ndarray
+    sums: Mapping[str, np.ndarray]
+    judged: np.ndarray
+    fold: np.ndarray
+    root: bool = False
+
+    def errors(self, model: str, weight: np.ndarray) -> np.ndarray:
+        """Errors in each draw, (draws, P); ``weight`` (draws, U)."""
+        mean = (weight @ self.sums[model]) / (weight @ self.judged)[:, None]
+        return np.sqrt(mean) if self.root else mean
+
+    def everyone(self, model: str) -> np.ndarray:
+        """Errors over all people, (P,)."""
+        return self.errors(model, np.ones((1, len(self.judged))))[0]
+
+
+def power_laws(rows: np.ndarray, errors: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One curve for each draw of errors (draws, P) at ``rows`` (P,): a, b and c, each (draws,).
+
+    A draw's exponent is sampled by its likelihood, as residuals about the best curve of the mean errors suggest it.
+    """
+    a, b, misfit = _solved(rows, errors)
+    spread = max(float(_solved(rows, errors.mean(0, keepdims=True))[2].min()) / max(len(rows) - 2, 1), 1e-10)
+    log_likelihood = -misfit / (2 * spread)
+    random = np.random.default_rng(seed)
+    # The largest of log-likelihood plus Gumbel noise is a sample by likelihood.
+    chosen = (log_likelihood + random.gumbel(size=log_likelihood.shape)).argmax(1)
+    at = np.arange(len(errors))
+    return a[at, chosen], b[at, chosen], EXPONENTS[chosen]
+
+
+def gains(
+    curves: Curves,
+    model: str,
+    rival: str,
+    at: np.ndarray,
+    *,
+    points: int | None = None,
+    draws: int = 400,
+    seed: int = 0,
+) -> np.ndarray:
+    """By how much ``model`` is forecast to err less than ``rival`` at ``at`` (Q,) training rows, (draws, Q).
+
+    ``points`` fits only the first so many, as if the rest were still to come.
+    """
+    weight = people_drawn(curves.fold, draws=draws, seed=seed)
+    points = len(curves.rows) if points is None else points
+    forecast = []
+    for number, name in enumerate((rival, model)):
+        a, b, c = power_laws(curves.rows[:points], curves.errors(name, weight)[:, :points], seed=seed + number)
+        forecast.append(a[:, None] + b[:, None] * np.asarray(at, np.float64)[None] ** -c[:, None])
+    return forecast[0] - forecast[1]
+
+
+def rows_needed(curves: Curves, model: str, rival: str, *, draws: int = 400, seed: int = 0) -> dict[str, float | None]:
+    """How many training rows until ``model`` errs less than ``rival``: the middle draw and the 95 % interval.
+
+    None is out of reach: more than ``FAR`` times what there is. The smallest amount measured stands for "that or less".
+    ``certain`` is the share of draws in which the model is ahead with all the data there is.
+    """
+    first, last = float(curves.rows[0]), float(curves.rows[-1])
+    at = np.unique(np.append(np.geomspace(first, FAR * last, 120), last))
+    gain = gains(curves, model, rival, at, draws=draws, seed=seed)
+    # Ahead from some point on: a curve that crosses back later has not arrived yet.
+    ahead = np.flip(np.logical_and.accumulate(np.flip(gain > 0, 1), axis=1), 1)
+    arrived = np.where(ahead.any(1), at[ahead.argmax(1)], np.inf)
+    low, middle, high = np.quantile(arrived, BOUNDS, method="nearest")
+    here = gain[:, int(np.searchsorted(at, last))]
+    return {
+        "rows": _reached(middle),
+        "low": _reached(low),
+        "high": _reached(high),
+        "certain": float((here > 0).mean()),
+    }
+
+
+def backtest(curves: Curves, model: str, rivals: tuple[str, ...], *, fewest: int = 3, seed: int = 0) -> list[dict]:
+    """Forecasts from the first points of what came after: each with its interval, what was seen, and if it held."""
+    checks = []
+    for rival in rivals:
+        seen = curves.everyone(rival) - curves.everyone(model)
+        for points in range(fewest, len(curves.rows)):
+            drawn = gains(curves, model, rival, curves.rows[points:], points=points, seed=seed)
+            for place, (low, middle, high) in enumerate(np.quantile(drawn, BOUNDS, axis=0).T, points):
+                checks.append(
+                    {
+                        "rival": rival,
+                        "known_rows": float(curves.rows[points - 1]),
+                        "rows": float(curves.rows[place]),
+                        "forecast": {"value": float(middle), "low": float(low), "high": float(high)},
+                        "seen": float(seen[place]),
+                        "held": bool(low <= seen[place] <= high),
+                    }
+                )
+    return checks
+
+
+def _solved(rows: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Least squares of a and b for every exponent, and the squared misfit; each (draws, exponents)."""
+    shape = np.asarray(rows, np.float64)[None] ** -EXPONENTS[:, None]
+    centred = shape - shape.mean(1, keepdims=True)
+    mean = errors.mean(1, keepdims=True)
+    b = np.maximum((errors - mean) @ centred.T / np.square(centred).sum(1), 0.0)
+    a = mean - b * shape.mean(1)
+    misfit = np.square(errors[:, None] - a[:, :, None] - b[:, :, None] * shape[None]).sum(2)
+    return a, b, misfit
+
+
+def _reached(rows: float) -> float | None:
+    return float(rows) if np.isfinite(rows) else None

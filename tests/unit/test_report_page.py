@@ -1,0 +1,162 @@
+"""The exported report: everything a team is told, in one file that needs nothing else."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from domains.registry import Version
+from orchestrator import report_page
+
+
+def a_row(value: float, half: float = 0.02) -> dict:
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def a_report(**changes) -> dict:
+    report = {
+        "task": "ctr",
+        "metric": "auc",
+        "subject": "adapter",
+        "examples": 900,
+        "users": 210,
+        "cold_users": 205,
+        "training_examples": 5_000,
+        "trained_parameters": 18_277,
+        "all_parameters": 324_706,
+        "fine_tune_seconds": 90.0,
+        "launch_seconds": 240.0,
+        "rows": {
+            "popularity": {"auc": a_row(0.60), "logloss": a_row(0.5)},
+            "adapter": {"auc": a_row(0.71), "logloss": a_row(0.4)},
+            "single_domain": {"auc": a_row(0.64), "logloss": a_row(0.45)},
+        },
+        "gain": {"popularity": a_row(0.11), "single_domain": a_row(0.07)},
+        "segments": {"warm_user": {"examples": 300, "users": 80, "rows": {"adapter": {"auc": a_row(0.74)}}}},
+        "calibration_error": 0.05,
+        "reliability": [
+            {"predicted": 0.1, "observed": 0.12, "examples": 450},
+            {"predicted": 0.4, "observed": 0.38, "examples": 450},
+        ],
+        "leaks": [],
+        "learning_curve": [{"epoch": 1, "loss": 0.6, "metric": "auc", "value": 0.66}],
+        "decision": {"promote": True, "verdict": "ship", "reasons": ["auc beats popularity by +0.11"]},
+    }
+    return {**report, **changes}
+
+
+def a_version(report: dict, **changes) -> Version:
+    certificate = {"ok": True, "frozen_tensors": 73, "before": "ab" * 32, "after": "ab" * 32, "witnesses": {"video": 9}}
+    facts = {
+        "id": "f" * 64,
+        "kind": "adapter",
+        "artifact": "graft-adapter:f",
+        "domain": "live",
+        "backbone_id": "e" * 64,
+        "rung": "adapter",
+        "certificate": certificate,
+        "report": report,
+        "config": {"seed": 0},
+        "created_by": "maria",
+    }
+    return Version(**{**facts, **changes})
+
+
+class Page(HTMLParser):
+    """What a page holds: its tags in order and its text; unbalanced tags fail."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_is_whole_and_asks_for_nothing():
+    """Every tag is closed; there is no script and no address to fetch anything from."""
+    html = report_page.render(a_version(a_report()), rival="popularity")
+    page = Page(html)
+    assert page.addresses == []
+    assert {"script", "link", "img", "iframe"}.isdisjoint(page.tags)
+    assert not re.search(r"url\(|@import|https?:", html)
+    assert page.tags.count("svg") == 3  # two forests and the calibration
+
+
+def test_the_page_tells_everything_the_report_holds():
+    """Verdict and reason, rows, gain, segments, calibration, leaks, certificate, weights, minutes."""
+    text = Page(report_page.render(a_version(a_report()))).text
+    for told in (
+        *("Ship", "auc beats popularity by +0.11", "0.7100", "[0.6900, 0.7300]", "+0.1100"),
+        *("model of this domain alone", "warm users", "off by 5.0%", "Clean", "73 frozen tensors", "video"),
+        *("18,277", "5.6% of 324,706", "1.5 min", "4.0 min", "seed=0"),
+    ):
+        assert told in text, told
+
+
+def test_rows_stand_best_first_by_the_gates_metric():
+    """On AUC the highest is first, on log loss the lowest."""
+    for metric in ("auc", "logloss"):
+        text = Page(report_page.render(a_version(a_report(metric=metric)))).text
+        assert text.index("this version") < text.index("model of this domain alone")
+
+
+@pytest.mark.parametrize(("verdict", "title"), [("hold", "Hold"), ("do not borrow", "Do not borrow")])
+def test_a_refusal_says_so_with_its_reason(verdict, title):
+    """The verdict is the first thing on the page."""
+    decision = {"promote": False, "verdict": verdict, "reasons": ["only 3 cold users"]}
+    text = Page(report_page.render(a_version(a_report(decision=decision)))).text
+    assert title in text
+    assert text.index("only 3 cold users") < text.index("On cold users")
+
+
+def test_several_seeds_are_shown_with_their_mean_and_interval():
+    """Each seed has its column, and the page says which one is offered."""
+    seeds = {"auc": {"value": 0.70, "low": 0.68, "high": 0.72, "each": {"0": 0.71, "1": 0.69}}}
+    text = Page(report_page.render(a_version(a_report(seeds=seeds)))).text
+    assert "Fine-tuned 2 times" in text
+    assert "seed 1" in text
+    assert "[0.6800, 0.7200]" in text
+
+
+def test_words_of_others_are_text_and_never_markup():
+    """A reason, a leak or a name with angle brackets comes out as it was written."""
+    nasty = "<script>alert(1)</script>"
+    report = a_report(leaks=[nasty], decision={"promote": False, "verdict": "hold", "reasons": [nasty]})
+    html = report_page.render(a_version(report, created_by=nasty, config={"rivals": nasty}))
+    assert "<script" not in html
+    assert Page(html).text.count(nasty) == 4
+
+
+def test_ratings_and_broken_certificates_are_told_too():
+    """No reliability for ratings; a frozen tensor that moved is named."""
+    report = a_report(task="rating", metric="rmse", reliability=None)
+    report["rows"] = {"item_mean": {"rmse": a_row(1.1)}, "adapter": {"rmse": a_row(1.0)}}
+    broken = {"ok": False, "changed": ["head.weight"], "predictions_moved": ["shop"]}
+    page = Page(report_page.render(a_version(report, certificate=broken)))
+    assert "RMSE ↓" in page.text
+    assert "broken" in page.text
+    assert "head.weight, shop" in page.text
+
+
+def test_a_version_that_no_launch_judged_has_no_page():
+    """Shared training makes versions without a report."""
+    with pytest.raises(ValueError, match="no cold-start report"):
+        report_page.render(a_version({}))
