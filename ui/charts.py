@@ -82,6 +82,30 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> list[alt.Chart]:
     return panels
 
 
+def growing(curve: Mapping[str, Any], metric: str) -> alt.LayerChart:
+    """Errors of adapter and plain rows on growing shares of the training rows, with intervals as bands."""
+    table = pd.DataFrame(
+        [
+            {"model": words(ROWS, model), "rows": rows, **measured}
+            for model, errors in curve["errors"].items()
+            for rows, measured in zip(curve["rows"], errors, strict=True)
+        ]
+    )
+    colour = alt.Color(
+        "model:N",
+        scale=alt.Scale(domain=list(dict.fromkeys(table["model"])), range=[OWN, RIVAL, OTHER]),
+        legend=alt.Legend(title=None, orient="bottom"),
+    )
+    across = alt.X("rows:Q", title="training rows", scale=alt.Scale(type="log"))
+    base = alt.Chart(table).encode(x=across, color=colour)
+    band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", scale=alt.Scale(zero=False)), y2="high:Q")
+    line = base.mark_line(point=True).encode(
+        y=alt.Y("value:Q", title=f"{words(METRICS, metric)} (lower is better)", scale=alt.Scale(zero=False)),
+        tooltip=["model:N", *(alt.Tooltip(f"{part}:Q", format=".4f") for part in ("value", "low", "high"))],
+    )
+    return (band + line).properties(height=280)
+
+
 def _curve(table: pd.DataFrame, column: str, title: str, colour: str) -> alt.Chart:
     return (
         alt.Chart(table)

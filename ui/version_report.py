@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from domains.records import Domain, Version
+from orchestrator import use_cases
 from ui import charts, session, wording
 
 
@@ -46,6 +47,8 @@ def show(domain: Domain, live: Version | None) -> None:
     version = by_id[chosen]
     if version.report:
         _decision(version)
+        _seeds(version)
+        _download(domain, version)
         _comparison(domain, version)
         _segments(domain, version)
         _quality(version)
@@ -74,7 +77,8 @@ def _decision(version: Version) -> None:
     if decision["promote"]:
         st.success(f"**The gate lets it pass.**\n{reasons}")
     else:
-        st.error(f"**The gate holds it back.**\n{reasons}")
+        borrow = decision.get("verdict") != "do not borrow"
+        st.error(f"**{'The gate holds it back.' if borrow else 'Do not borrow.'}**\n{reasons}")
     report = version.report
     figures = (
         ("Cold users judged on", wording.count(report["cold_users"])),
@@ -90,6 +94,23 @@ def _decision(version: Version) -> None:
         st.caption(note[:1].upper() + note[1:] + ".")
     if report["leaks"]:
         st.error("The evaluation leaks: " + "; ".join(report["leaks"]))
+
+
+def _seeds(version: Version) -> None:
+    found = version.report.get("seeds", {}).get(version.report["metric"])
+    if found:
+        st.markdown(
+            f"Fine-tuned **{len(found['each'])} times** under other seeds: mean "
+            f"{wording.words(wording.METRICS, version.report['metric'])} {wording.interval(found)}. This is the first, "
+            "as settled beforehand."
+        )
+
+
+def _download(domain: Domain, version: Version) -> None:
+    _, page = use_cases.report_page(domain.name, version.id, registry=session.registry())
+    st.download_button(
+        "Download this report", page, file_name=f"{domain.name}-{wording.short(version.id)}.html", mime="text/html"
+    )
 
 
 def _comparison(domain: Domain, version: Version) -> None:

@@ -46,6 +46,7 @@ KINDS = {
     "train-shared": "Train the shared model",
     "launch-domain": "Launch",
     "retrain": "Retrain",
+    "preview": "Preview",
     "ingest": "Add data",
 }
 ROWS = {
@@ -62,6 +63,7 @@ ROWS = {
     "best_reachable": "Best reachable",
 }
 SEGMENTS = {
+    "warm_user": "Users known from training, later rows",
     "cold_item": "Items never seen in training",
     "head_item": "Popular items",
     "tail_item": "Rare items",

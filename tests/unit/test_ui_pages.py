@@ -337,3 +337,29 @@ def test_an_uploaded_file_is_added_once_and_its_copy_goes(registry, settings, tm
     follow(app, "All good")
     assert registry.domain("live").counts["rows_added"] == 100
     assert [path for path in (settings.home / "uploads").rglob("*") if path.is_file()] == []
+
+
+def test_a_domain_page_shows_what_short_runs_said_and_offers_them(full):
+    """Before the first preview an invitation, after it each source's verdict and the rows still needed."""
+    app = open_page("domain_page", name="live")
+    assert "Not tried yet" in said(app)
+    assert "Nothing is kept but what they said" in said(press(app, "preview"))
+    interval = {"value": 0.01, "low": 0.005, "high": 0.02}
+    worse = {"value": -0.01, "low": -0.02, "high": -0.005}
+    errors = [interval, interval]
+    found = {
+        "metric": "logloss",
+        "judged_users": 80,
+        "made_at": "2026-01-02T03:04:05+00:00",
+        "together": interval,
+        "sources": [{"name": "video", "alone": worse, "beside": worse, "verdict": "do not borrow"}],
+        "curve": {"rows": [500.0, 1000.0], "errors": {"adapter": errors, "popularity": errors, "item_mean": errors}},
+        "needed": {"popularity": {"rows": 1234.0, "low": 500.0, "high": None, "certain": 0.8}},
+        "backtest": {"held": 5, "of": 6, "checks": []},
+    }
+    full.start_run("preview", "live", params={}, by="ann", run_id="preview-1")
+    full.finish_run("preview-1", state="succeeded", result=found)
+    app = open_page("domain_page", name="live")
+    assert any("do not borrow" in str(table.value.to_dict()) for table in app.dataframe)
+    for expected in ("1,234 rows", "more than a hundred times", "held 5 of 6", "+0.0100 [+0.0050, +0.0200]"):
+        assert expected in said(app)

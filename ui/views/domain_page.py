@@ -10,7 +10,7 @@ from domains.lifecycle import State
 from domains.readiness import MODERATE_SHIFT, STRONG_SHIFT, Readiness
 from domains.records import Domain, Version
 from orchestrator import use_cases
-from ui import components, data_files, session, spec_form, version_report, wording
+from ui import components, data_files, preview_report, session, spec_form, version_report, wording
 
 
 def show() -> None:
@@ -221,6 +221,7 @@ def _overview(domain: Domain, version: Version | None) -> None:
         _what_answers(domain, version)
         _readiness(readiness)
         _sources(readiness)
+        preview_report.show(domain)
     else:
         borrowers = [
             other.name

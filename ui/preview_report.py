@@ -1,0 +1,91 @@
+"""What short runs said before a launch: is each source worth borrowing, and how much data the domain still needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from domains.records import Domain
+from orchestrator import use_cases
+from ui import charts, components, session, wording
+
+VERDICTS = {
+    "borrow": "worth borrowing",
+    "do not borrow": "do not borrow: it makes answers worse",
+    "no clear gain": "no clear gain: the interval reaches both sides of zero",
+}
+
+
+def show(domain: Domain) -> None:
+    """The newest preview of a domain, and the button that makes one."""
+    found = use_cases.latest_preview(domain.name, registry=session.registry())
+    going = [run for run in components.active(session.registry().runs(domain.name)) if run.kind == "preview"]
+    st.subheader("Worth borrowing? Tried on short runs", anchor=False)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(
+            _told(found) if found else "Not tried yet. A few minutes of short runs tell, before any launch.",
+            width="stretch",
+        )
+        if st.button("Try again" if found else "Try it", disabled=bool(going), key="preview"):
+            _start(domain)
+    if found:
+        _sources(found)
+        _curve(found)
+
+
+@components.dialog("Preview")
+def _start(domain: Domain) -> None:
+    st.markdown(
+        f"Graft trains small networks for a few hundred steps with and without each source, and adapters on growing "
+        f"shares of **{domain.name}**'s rows. Nothing is kept but what they said; the cold users whom a launch is "
+        "judged on stay untouched."
+    )
+    components.start_button("preview", domain=domain.name, params={}, label="Start the short runs")
+
+
+def _told(found: dict[str, Any]) -> str:
+    return (
+        f"{found['judged_users']:,} users, each judged by a run that never met them; made {found['made_at'][:10]}. All "
+        f"sources together lower {wording.words(wording.METRICS, found['metric']).lower()} by "
+        f"**{_gain(found['together'])}**."
+    )
+
+
+def _sources(found: dict[str, Any]) -> None:
+    st.dataframe(
+        [
+            {
+                "Source": source["name"],
+                "Alone it lowers the error by": _gain(source["alone"]),
+                "Beside the others by": _gain(source["beside"]),
+                "Verdict": VERDICTS.get(source["verdict"], source["verdict"]),
+            }
+            for source in found["sources"]
+        ],
+        hide_index=True,
+    )
+
+
+def _curve(found: dict[str, Any]) -> None:
+    for rival, needed in found["needed"].items():
+        name = wording.words(wording.ROWS, rival).lower()
+        st.markdown(
+            f"An adapter is ahead of **{name}** with **{_rows(needed['rows'])}** "
+            f":gray[(95% interval: {_rows(needed['low'])} to {_rows(needed['high'])})]"
+        )
+    test = found["backtest"]
+    if test["of"]:
+        st.caption(
+            f"Forecasts made from the smaller shares alone: the interval held {test['held']} of {test['of']} times."
+        )
+    with st.expander("How errors fall with more data"):
+        st.altair_chart(charts.growing(found["curve"], found["metric"]), width="stretch")
+
+
+def _gain(measured: dict[str, float]) -> str:
+    return f"{measured['value']:+.4f} [{measured['low']:+.4f}, {measured['high']:+.4f}]"
+
+
+def _rows(rows: float | None) -> str:
+    return "more than a hundred times its rows" if rows is None else f"{rows:,.0f} rows"
