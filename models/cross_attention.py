@@ -130,7 +130,7 @@ class DomainAwareCrossAttention(nn.Module):
     def _domain_view(self, history: History, tokens: Tensor, weights: StepWeights) -> tuple[Tensor, Tensor]:
         """T_d of equation 3 and the attention over [null ; S], (C, V, M, 1 + L)."""
         query = project(tokens, weights.query_key)[:, None]  # [C, 1, M, D]
-        scores = history.scores(query).masked_fill(~history.mask[:, :, None], -torch.inf)
+        scores = history.visible_scores(query)
         attention = _softmax_beside((query @ self.null)[..., None].expand(*scores.shape[:3], 1), scores)
         pooled = history.pool(attention[..., 1:]) + attention[..., :1] * self.null
         return project(pooled, weights.value), attention
@@ -155,7 +155,7 @@ class DomainAwareCrossAttention(nn.Module):
         always = [] if domain_view is None else [domain_view.expand(-1, query.shape[1], -1, -1)]
         always += [side, self.null.expand(*query.shape[:2], 1, -1)]
         few = torch.cat(always, 2)  # [C, G, M + P + 1, D]
-        scores = history.scores(query).masked_fill(~history.mask[:, :, None], -torch.inf)
+        scores = history.visible_scores(query)
         share = _softmax_beside(query @ few.transpose(2, 3), scores)
         count = few.shape[2]
         return project(share[..., :count] @ few + history.pool(share[..., count:]), weights.value)

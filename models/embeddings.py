@@ -183,6 +183,25 @@ class EventContext(nn.Module):
             recency_bucket(now[:, :, None] - time[:, None]) + (self.actions + VALUE_CODES),
         )
 
+    def paired(self, codes: tuple[Tensor, Tensor, Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The same context in fewer look-ups: one code for action and value, and a table of the pairs that occur.
+
+        Where more pairs occur than there are rows, nothing is gained: then all stays as it is.
+
+        Shapes: pair code (C, 1, L) and recency code (C, G, L), rows of a table (pairs + RECENCY_BUCKETS, D)
+        """
+        action, value, recency = codes
+        first_value, first_recency = self.actions, self.actions + VALUE_CODES
+        pair = action * VALUE_CODES + (value - first_value)
+        found = torch.bincount(pair.view(-1), minlength=self.actions * VALUE_CODES).nonzero()[:, 0]
+        if len(found) > first_recency:
+            return codes, self.weight
+        place = pair.new_zeros(self.actions * VALUE_CODES)
+        place[found] = torch.arange(len(found), device=place.device)
+        both = self.weight[found // VALUE_CODES] + self.weight[first_value + found % VALUE_CODES]
+        table = torch.cat([both, self.weight[first_recency:]])
+        return (place[pair], recency + (len(found) - first_recency)), table
+
     def vectors(self, codes: tuple[Tensor, ...]) -> Tensor:
         """The three vectors of each event added up, (C, G, L, D)."""
         return context_vectors(torch.stack(torch.broadcast_tensors(*codes), -1), self.weight)

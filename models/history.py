@@ -233,11 +233,12 @@ class History:
             return _scores(query, self.joined)
         of_row = query @ self.table.t()  # (C, G, Q, N)
         total: Tensor | None = None
-        for code in self.codes:
+        # The codes that most rows see for themselves come first: the others are added to their scores in place.
+        for code in sorted(self.codes, key=lambda code: -code.shape[1]):
             cells = max(query.shape[1], code.shape[1])
             index = code[:, :, None].expand(-1, cells, query.shape[2], -1)
             part = of_row.expand(-1, cells, -1, -1).gather(3, index)
-            total = part if total is None else total + part
+            total = part if total is None else total.add_(part)
         assert total is not None
         return total
 
@@ -252,7 +253,14 @@ class History:
 
     def scores(self, query: Tensor) -> Tensor:
         """Products with whole event tokens, item plus context: (C, G or V, Q, L)."""
-        return self.item_scores(query) + self.context_scores(query)
+        items, context = self.item_scores(query), self.context_scores(query)
+        return items + context if self.joined is not None else context.add_(items)
+
+    def visible_scores(self, query: Tensor) -> Tensor:
+        """As `scores`, and -inf where a row sees nothing: (C, G or V, Q, L)."""
+        scores, hidden = self.scores(query), ~self.mask[:, :, None]
+        hide = scores.masked_fill_ if scores.shape[1] >= hidden.shape[1] else scores.masked_fill
+        return hide(hidden, -torch.inf)
 
     def pool(self, weight: Tensor) -> Tensor:
         """Weighted sums of whole event tokens: (C, G, Q, D)."""

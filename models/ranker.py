@@ -383,11 +383,13 @@ class Ranker(nn.Module):
             now, start, stop = now[:, :1], start[:, :1], stop[:, :1]
         position = torch.arange(events.item.shape[1], device=events.item.device)
         mask = (position >= start[..., None]) & (position < stop[..., None])
-        codes = self.event_context.codes(events.action, events.value, events.time, now)
+        codes, table = self.event_context.paired(
+            self.event_context.codes(events.action, events.value, events.time, now)
+        )
         joined = None
         if shape[1] >= JOIN_FROM and now.shape[1] == 1:
-            joined = self.event_context.vectors(codes)[:, 0]
-        return History(items.lifelong, mask, codes, self.event_context.weight, joined, items.reads)
+            joined = context_vectors(torch.stack(torch.broadcast_tensors(*codes), -1), table)[:, 0]
+        return History(items.lifelong, mask, codes, table, joined, items.reads)
 
     def _profile(self, cells: Batch, shape: tuple[int, int]) -> Tensor:
         """Tokens of the user: profile fields and, where there is a user table, the user. (C, G, P, D)."""
