@@ -206,10 +206,10 @@ def _certificate(version: Version) -> str:
         return ""
     witnesses = certificate.get("witnesses", {})
     moved = [*certificate.get("changed", []), *certificate.get("predictions_moved", [])]
+    others = escape(", ".join(witnesses)) or "there are none"
     said = (
         f"Nothing else moved: all {_count(certificate.get('frozen_tensors'))} frozen tensors have the same hash before "
-        f"and after, and the predictions of {len(witnesses)} other domains "
-        f"({escape(', '.join(witnesses)) or 'there are none'}) are equal bit for bit."
+        f"and after, and predictions of the other domains ({others}) are equal bit for bit."
         if certificate["ok"]
         else "Something else moved: " + escape(", ".join(moved))
     )

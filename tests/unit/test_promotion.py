@@ -48,3 +48,20 @@ def test_anything_less_is_held_with_its_reason(change, word):
 def test_all_reasons_are_given_at_once():
     """A team fixes everything in one go, not one refusal at a time."""
     assert len(decide(a_report(cold_users=1, calibration_error=2.0), Gate()).reasons) == 2
+
+
+@pytest.mark.parametrize("alone", ["single_domain", "scratch", "item_mean"])
+def test_what_borrows_nothing_and_is_better_for_certain_says_do_not_borrow(alone):
+    """Beating the named rival is not enough where the domain's own data alone does better."""
+    gain = {**a_report()["gain"], alone: {"value": -0.03, "low": -0.05, "high": -0.01}}
+    decision = decide(a_report(gain=gain), Gate())
+    assert not decision.promote
+    assert decision.verdict == "do not borrow"
+    assert any(alone in reason and "0.0100 to 0.0500" in reason for reason in decision.reasons)
+
+
+def test_a_better_rival_that_borrows_too_is_no_reason_not_to():
+    """Full fine-tuning borrows as well; and an interval that reaches zero proves nothing."""
+    near = {"value": -0.01, "low": -0.03, "high": 0.01}
+    gain = {**a_report()["gain"], "single_domain": near, "full_fine_tune": {"value": -0.2, "low": -0.3, "high": -0.1}}
+    assert decide(a_report(gain=gain), Gate()).verdict == "ship"
