@@ -84,7 +84,13 @@ class Alone:
         return rows
 
     def load(self, folder: Path) -> Any | None:
-        """The newest state that every process has saved in ``folder``; None where there is none."""
+        """The newest state that every process has saved in ``folder``; None where there is none.
+
+        Raises:
+            ValueError: another number of processes has saved there.
+        """
+        if any(folder.glob("rank*of*-step*.safetensors")):
+            raise ValueError(f"{folder} was written by several processes: continue with as many")
         return resume.load(folder / "run.safetensors")
 
     def save(self, folder: Path, step: int, state: Any) -> None:
@@ -205,6 +211,10 @@ class Ranks(Alone):
             self._spread = [Rows(table, self.rank, self.world) for table in _large_tables(model, from_rows)]
         for rows in self._spread:
             rows.table.elsewhere, rows.table.sparse = rows, True
+        spread = {id(rows.table.weight) for rows in self._spread}
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if id(tensor) not in spread:
+                dist.broadcast(tensor.detach(), src=0)
         yield
         for rows in self._spread:
             rows.gather()
@@ -275,7 +285,6 @@ class Ranks(Alone):
         return {name: np.concatenate([part[name] for part in parts]) for name in rows}
 
     def load(self, folder: Path) -> Any | None:
-        """See `Alone.load`. Raises ValueError where another number of processes has saved."""
         own = self._files(folder)
         steps: list[Any] = [None] * self.world
         dist.all_gather_object(steps, sorted(own))

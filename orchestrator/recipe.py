@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -62,3 +62,11 @@ class Recipe(BaseModel):
     """How often a launch fine-tunes, under seeds that follow each other; the version offered is always the first."""
     seed: int = 0
     checkpoint_every_steps: int = Field(default=200, ge=1)
+    processes: int = Field(default=1, ge=1, le=64)
+    """Processes that share the work of shared training, each with its part of every batch and of the large tables."""
+
+    @model_validator(mode="after")
+    def _weighed_in_one_process(self) -> Self:
+        if self.borrowing == "weighed" and self.processes > 1:
+            raise ValueError("weighed borrowing trains in one process: choose borrowing=uniform or processes=1")
+        return self

@@ -16,6 +16,7 @@ from domains.histories import ACTIONS, Histories
 from domains.records import VersionKind
 from domains.registry import Domain, Version
 from models import adapters, checkpoint, training
+from models.distributed import Alone
 from models.evidence import LEVELS
 from models.ranker import DomainConfig, Ranker, RankerConfig
 from models.transfer import CollaborativeTransfer, TransferConfig, TransferReport
@@ -24,6 +25,7 @@ from orchestrator.artifacts import Artifacts
 from orchestrator.encoding import Layout
 from orchestrator.evidence_fit import fit_evidence
 from orchestrator.item_means import ItemMeans, item_means, without_itself
+from orchestrator.processes import train_together
 from orchestrator.recipe import Recipe
 from orchestrator.runs import RunContext, Step
 from orchestrator.training_data import EpochOfDomains, Examples
@@ -44,9 +46,38 @@ def gather_histories(context: RunContext) -> None:
 
 
 def train(context: RunContext) -> None:
-    """Train the backbone on the chosen domains; continues from its checkpoint after a kill."""
-    if (context.folder / "trained").is_dir():
+    """Train the backbone on the chosen domains, in as many processes as the recipe says; continues after a kill."""
+    trained = context.folder / "trained"
+    if trained.is_dir():
         return
+    recipe, _workspace, _slots = _plan(context)
+    if recipe.processes == 1:
+        train_here(context, on_progress=lambda progress: context.progress(**told_of(progress)))
+        return
+    train_together(
+        context.run_id,
+        processes=recipe.processes,
+        settings=context.settings,
+        log=context.folder / "training" / "processes.log",
+        finished=trained.is_dir,
+        on_progress=lambda told: context.progress(**told),
+    )
+
+
+def told_of(progress: training.Progress) -> dict[str, Any]:
+    """What a run shows of its training."""
+    return {
+        "fraction": progress.fraction,
+        "loss": progress.loss,
+        "steps": progress.step,
+        "examples_per_s": progress.rows_per_s,
+    }
+
+
+def train_here(
+    context: RunContext, *, peers: Alone = training.ALONE, on_progress: Callable[[training.Progress], None] | None
+) -> None:
+    """Train the backbone in this process, one of ``peers``; the first of them saves it."""
     recipe, workspace, slots = _plan(context)
     transfer = _transfer(recipe, workspace, slots)
     ranker, layout = fit(
@@ -55,10 +86,11 @@ def train(context: RunContext) -> None:
         slots,
         sample_weigher=transfer,
         checkpoint_dir=context.folder / "training",
-        on_progress=lambda progress: context.progress(
-            progress.fraction, loss=progress.loss, steps=progress.step, examples_per_s=progress.rows_per_s
-        ),
+        on_progress=on_progress,
+        peers=peers,
     )
+    if not peers.leads:
+        return
     if transfer is not None:
         context.write("borrowing", _told(transfer.report(), slots))
     building = context.folder / "trained.building"
@@ -175,8 +207,12 @@ def fit(
     sample_weigher: training.SampleWeigher | None = None,
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[training.Progress], None] | None = None,
+    peers: Alone = training.ALONE,
 ) -> tuple[Ranker, Layout]:
-    """A network trained on the training rows of the named domains, sources first; one slot each, in that order."""
+    """A network trained on the training rows of the named domains, sources first; one slot each, in that order.
+
+    Where ``peers`` train it together, it is whole in the first of them only.
+    """
     layout = workspace.fit_layout(
         task=recipe.task,
         slots=slots,
@@ -213,11 +249,22 @@ def fit(
         set_bands(ranker, np.concatenate([rows.value for rows, slot in train_parts if layout.source(slots[slot])]))
         fit_evidence(ranker, assembler, train_parts, seed=recipe.seed)
     validation = EpochOfDomains(
-        assembler, [part for part in validation_parts if len(part[0])], batch_size=4096, seed=0, shuffle=False
+        assembler,
+        [part for part in validation_parts if len(part[0])],
+        batch_size=4096,
+        seed=0,
+        shuffle=False,
+        share=(peers.rank, peers.world),
     )
     training.train(
         ranker,
-        EpochOfDomains(assembler, train_parts, batch_size=recipe.batch_size, seed=recipe.seed),
+        EpochOfDomains(
+            assembler,
+            train_parts,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            share=(peers.rank, peers.world),
+        ),
         config=training.TrainConfig(
             task=recipe.task,
             epochs=recipe.epochs,
@@ -228,20 +275,22 @@ def fit(
             consider_start=ranker.config.wide,
             seed=recipe.seed,
             checkpoint_every_steps=recipe.checkpoint_every_steps,
+            device=peers.device,
         ),
         validation=validation if len(validation) else None,
         checkpoint_dir=checkpoint_dir,
         on_progress=on_progress,
         parameters=searched_parameters(ranker),
         sample_weigher=sample_weigher,
+        peers=peers,
     )
-    if ranker.users is not None:
+    if ranker.users is not None and peers.leads:
         # A user whom training never met must be read as unknown, not as the noise his row started from.
         unmet = np.ones(layout.users, bool)
         unmet[np.concatenate([rows.user[rows.user < layout.users] for rows, _ in train_parts])] = False
         with torch.no_grad():
             ranker.users.weight[torch.from_numpy(unmet)] = ranker.users.weight[0]
-    return ranker.eval(), layout
+    return ranker.cpu().eval(), layout
 
 
 def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_label: float) -> Ranker:

@@ -186,7 +186,8 @@ class EpochOfDomains:
     """Batches of several domains, each batch of one domain, mixed in a seeded order: a ``BatchSource``.
 
     Rows of one user that stand close in time stay together up to ``session_rows``, so that they share one stored
-    history; everything else is shuffled anew in each epoch, the same way for the same seed.
+    history; everything else is shuffled anew in each epoch, the same way for the same seed. With ``share`` (k, n), each
+    batch is the k-th of n parts of the whole one, for one of n processes; the last batch's part may be empty.
     """
 
     def __init__(
@@ -198,12 +199,14 @@ class EpochOfDomains:
         seed: int,
         shuffle: bool = True,
         session_rows: int = 8,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self._assembler = assembler
         self._parts = parts
         self._size = batch_size
         self._seed = seed
         self._shuffle = shuffle
+        self._share = share
         self._session_rows = session_rows
         self._sessions = [_sessions(rows, session_rows) for rows, _ in parts]
 
@@ -221,7 +224,9 @@ class EpochOfDomains:
             plan = [plan[position] for position in random.permutation(len(plan))]
         for part, index in plan[start:]:
             rows, slot = self._parts[part]
-            yield self._assembler.batch(rows.take(index), slot)
+            place, of = self._share
+            own = index[len(index) * place // of : len(index) * (place + 1) // of]
+            yield self._assembler.batch(rows.take(own), slot)
 
     def _order(self, part: int, rows: int, random: np.random.Generator) -> np.ndarray:
         if not self._shuffle:
