@@ -18,6 +18,9 @@ from orchestrator.recipe import Recipe
 from orchestrator.shared_training import searched_parameters
 from orchestrator.training_data import Assembler, EpochOfDomains, Examples
 
+FEWEST_TO_CALIBRATE = 20
+"""Held-out rows of each label from which a calibrator of clicks is fitted."""
+
 
 def fit_adapter(
     ranker: Ranker,
@@ -86,11 +89,12 @@ def raw_scores(ranker: Ranker, assembler: Any, rows: Any, slot: int) -> np.ndarr
 def calibrate(ranker: Ranker, slot: int, score: np.ndarray, label: np.ndarray) -> None:
     """Fit the domain's calibrator on held-out rows: Platt scaling for clicks, an affine map for ratings.
 
-    A slope that is not positive would turn the ranking round; then only the shift is fitted.
+    A slope that is not positive would turn the ranking round; then only the shift is fitted. Too few rows of either
+    label would send the slope anywhere; then outputs stay as they are.
     """
     calibrator = ranker.owned(slot).calibrator
     if ranker.config.task == "ctr":
-        if not 0 < label.mean() < 1:
+        if min((label > 0).sum(), (label <= 0).sum()) < FEWEST_TO_CALIBRATE:
             return
         fit = LogisticRegression(C=1e4).fit(score[:, None], label)
         scale, shift = float(fit.coef_[0, 0]), float(fit.intercept_[0])

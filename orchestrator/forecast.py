@@ -103,11 +103,13 @@ def rows_needed(curves: Curves, model: str, rival: str, *, draws: int = 400, see
     first, last = float(curves.rows[0]), float(curves.rows[-1])
     at = np.unique(np.append(np.geomspace(first, FAR * last, 120), last))
     gain = gains(curves, model, rival, at, draws=draws, seed=seed)
-    # Ahead from some point on: a curve that crosses back later has not arrived yet.
-    ahead = np.flip(np.logical_and.accumulate(np.flip(gain > 0, 1), axis=1), 1)
-    arrived = np.where(ahead.any(1), at[ahead.argmax(1)], np.inf)
-    low, middle, high = np.quantile(arrived, BOUNDS, method="nearest")
-    here = gain[:, int(np.searchsorted(at, last))]
+    # Ahead with all there is: since when without a break. Not yet ahead: the first amount beyond at which it will be.
+    today = int(np.searchsorted(at, last))
+    here = gain[:, today]
+    since = np.flip(np.logical_and.accumulate(np.flip(gain[:, : today + 1] > 0, 1), axis=1), 1).argmax(1)
+    later = gain[:, today:] > 0
+    first_later = np.where(later.any(1), at[today + later.argmax(1)], np.inf)
+    low, middle, high = np.quantile(np.where(here > 0, at[since], first_later), BOUNDS, method="nearest")
     return {
         "rows": _reached(middle),
         "low": _reached(low),
