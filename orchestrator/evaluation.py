@@ -161,8 +161,11 @@ def item_mean(
 def popularity(train_item: np.ndarray, train_label: np.ndarray, item: np.ndarray) -> np.ndarray:
     """Popularity as a click rate: how often an item was taken, not how well it did per view, mapped to a probability.
 
-    A logistic curve over log(1 + positives), fitted on the training rows; it keeps the order of popularity.
+    A logistic curve over log(1 + positives), fitted on the training rows; it keeps the order of popularity. Where all
+    rows have one label there is nothing to fit, and every item gets it.
     """
+    if not 0 < train_label.mean() < 1:
+        return np.full(len(item), train_label.mean())
     size = int(max(train_item.max(initial=0), item.max(initial=0))) + 1
     taken = np.log1p(np.bincount(train_item, weights=train_label, minlength=size))
     curve = LogisticRegression().fit(taken[train_item][:, None], train_label)

@@ -8,7 +8,7 @@ from domains.errors import NotEnoughData, UnknownVersion
 from domains.registry import Registry
 from domains.simulator import SimulatorConfig, simulate
 from domains.spec import DomainSpec
-from orchestrator import launching, use_cases
+from orchestrator import evaluation, launching, terminal, use_cases
 from orchestrator.cli import app
 from orchestrator.settings import Settings
 
@@ -45,7 +45,7 @@ def launched(market):
     return use_cases.launch("live", registry=registry, settings=settings, by="test", seeds=2, **QUICK)
 
 
-def test_a_preview_values_every_source_and_forecasts_before_anything_is_trained(market):
+def test_a_preview_values_every_source_and_forecasts_before_anything_is_trained(market, capsys):
     """It needs no shared model, judges no cold user of a launch, and is read again from its run."""
     settings, registry = market
     assert use_cases.latest_preview("live", registry=registry) is None
@@ -62,6 +62,10 @@ def test_a_preview_values_every_source_and_forecasts_before_anything_is_trained(
     assert set(found["needed"]) == {"popularity", "item_mean"}
     assert found["backtest"]["held"] <= found["backtest"]["of"]
     assert use_cases.latest_preview("live", registry=registry) == found
+    terminal.preview("live", found)
+    shown = capsys.readouterr().out
+    for expected in ("video", found["sources"][0]["verdict"], "beside the others", "ahead of prior (popularity) with"):
+        assert expected in shown
 
 
 def test_a_preview_of_too_little_says_so(market):
@@ -110,3 +114,8 @@ def test_a_report_is_exported_as_one_file(market, launched, monkeypatch, tmp_pat
 def test_the_steps_of_a_launch_name_the_repeats():
     """People who follow the run see when other seeds are at work."""
     assert "Fine-tune again under other seeds" in [step.title for step in launching.STEPS]
+
+
+def test_popularity_of_rows_with_one_label_is_that_label():
+    """A small share of a domain may hold no click at all."""
+    assert evaluation.popularity(np.array([1, 2]), np.zeros(2), np.array([1, 5])).tolist() == [0.0, 0.0]
