@@ -320,10 +320,16 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
     """Join the group that torchrun describes in the environment: NCCL with a GPU for each process, or gloo on CPUs.
 
     Args:
-        device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
+        device: ``cpu``, ``cuda``, or ``auto`` for GPUs where this machine has one for each of its processes.
+
+    Raises:
+        ValueError: ``cuda`` was asked for and there are too few GPUs.
     """
-    own = None
-    if device != "cpu" and torch.cuda.is_available():
+    own, wanted = None, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    enough = torch.cuda.device_count() >= wanted
+    if device == "cuda" and not enough:
+        raise ValueError(f"{wanted} processes need as many GPUs here; there are {torch.cuda.device_count()}")
+    if device != "cpu" and enough:
         own = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(own)
     dist.init_process_group("gloo" if own is None else "nccl", timeout=SILENT_AFTER)

@@ -1,4 +1,7 @@
-"""Two processes train one model as one process would, lose a member, and go on."""
+"""Two processes train one model as one process would, lose a member, and go on.
+
+Each start of a group imports torch three times; everything else here is small.
+"""
 
 import importlib.util
 import json
@@ -181,7 +184,7 @@ def test_shared_training_survives_kill_minus_nine_of_one_of_its_processes(market
 
     def kill() -> None:
         folder = marketplace.runs_dir / "run-hurt" / "training"
-        deadline = time.monotonic() + 50
+        deadline = time.monotonic() + 100
         while time.monotonic() < deadline and not killed:
             if list(folder.glob("rank0of2-*.safetensors")):
                 victim = _members("run-hurt")[0]
@@ -215,8 +218,9 @@ def test_the_processes_end_when_the_one_that_started_them_is_killed(marketplace)
     )
     starter = subprocess.Popen([sys.executable, "-c", code, str(marketplace.home)], cwd=ROOT)
     try:
-        deadline = time.monotonic() + 40
-        while len(_members("run-orphan")) < 2 and time.monotonic() < deadline:
+        folder = marketplace.runs_dir / "run-orphan" / "training"
+        deadline = time.monotonic() + 100
+        while not list(folder.glob("rank1of2-*.safetensors")) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert len(_members("run-orphan")) == 2
     finally:
