@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from models.embeddings import INITIAL_SCALE
 from models.history import History
@@ -130,8 +131,9 @@ class DomainAwareCrossAttention(nn.Module):
     def _domain_view(self, history: History, tokens: Tensor, weights: StepWeights) -> tuple[Tensor, Tensor]:
         """T_d of equation 3 and the attention over [null ; S], (C, V, M, 1 + L)."""
         query = project(tokens, weights.query_key)[:, None]  # [C, 1, M, D]
-        scores = history.visible_scores(query)
-        attention = _softmax_beside((query @ self.null)[..., None].expand(*scores.shape[:3], 1), scores)
+        scores = history.scores(query)
+        null = (query @ self.null)[..., None].expand(*scores.shape[:3], 1)
+        attention = _softmax_beside(null, scores, history.mask)
         pooled = history.pool(attention[..., 1:]) + attention[..., :1] * self.null
         return project(pooled, weights.value), attention
 
@@ -155,8 +157,7 @@ class DomainAwareCrossAttention(nn.Module):
         always = [] if domain_view is None else [domain_view.expand(-1, query.shape[1], -1, -1)]
         always += [side, self.null.expand(*query.shape[:2], 1, -1)]
         few = torch.cat(always, 2)  # [C, G, M + P + 1, D]
-        scores = history.visible_scores(query)
-        share = _softmax_beside(query @ few.transpose(2, 3), scores)
+        share = _softmax_beside(query @ few.transpose(2, 3), history.scores(query), history.mask)
         count = few.shape[2]
         return project(share[..., :count] @ few + history.pool(share[..., count:]), weights.value)
 
@@ -164,9 +165,9 @@ class DomainAwareCrossAttention(nn.Module):
         """Pooled memory L * alpha_l * S_l, alpha the first step's attention averaged over the domain tokens."""
         length = history.mask.sum(-1)[..., None, None] + 1  # valid events and the null one
         scale = attention.mean(2, keepdim=True) * length  # [C, V, 1, 1 + L]
-        scores = (history.scores(query) * scale[..., 1:]).masked_fill(~history.mask[:, :, None], -torch.inf)
+        scores = history.scores(query) * scale[..., 1:]
         null = (query @ self.null)[..., None] * scale[..., :1]
-        share = _softmax_beside(null, scores) * scale
+        share = _softmax_beside(null, scores, history.mask) * scale
         return history.pool(share[..., 1:]) + share[..., :1] * self.null
 
     def mean(self, history: History) -> Tensor:
@@ -226,6 +227,28 @@ def project(x: Tensor, weights: Tensor) -> Tensor:
     return torch.bmm(x.reshape(x.shape[0], -1, x.shape[-1]), weights).view(*x.shape[:-1], weights.shape[-1])
 
 
-def _softmax_beside(few: Tensor, many: Tensor) -> Tensor:
-    """Softmax over always-valid scores (..., F) and masked ones (..., L) together: (..., F + L)."""
-    return torch.cat([few, many], -1).softmax(-1)
+class _SoftmaxBeside(Function):
+    """Softmax of [few ; many] where some of the many are hidden; these get exactly no share and so no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, few: Tensor, many: Tensor, hidden: Tensor) -> Tensor:
+        joined = torch.cat([few, many], -1)
+        joined[..., few.shape[-1] :].masked_fill_(hidden, -torch.inf)
+        share = joined.softmax(-1)
+        ctx.save_for_backward(share)
+        ctx.few, ctx.kind = few.shape[-1], joined.dtype
+        return share
+
+    @staticmethod
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (share,) = ctx.saved_tensors
+        joined = torch.ops.aten._softmax_backward_data(given, share, -1, share.dtype).to(ctx.kind)
+        return joined[..., : ctx.few], joined[..., ctx.few :], None
+
+
+def _softmax_beside(few: Tensor, many: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over always-valid scores (C, V, Q, F) and those that rows may see, mask (C, V, L): (C, V, Q, F + L)."""
+    cells = max(many.shape[1], mask.shape[1])
+    few, many = (part.expand(-1, cells, -1, -1) for part in (few, many))
+    kind = torch.promote_types(few.dtype, many.dtype)
+    return _SoftmaxBeside.apply(few.to(kind), many.to(kind), ~mask[:, :, None])

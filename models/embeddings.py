@@ -219,8 +219,8 @@ def context_vectors(codes: Tensor, table: Tensor) -> Tensor:
 
 def recency_bucket(gap_us: Tensor) -> Tensor:
     """log2 bucket of a time gap in seconds, 0 below one second, at most RECENCY_BUCKETS - 1."""
-    seconds = gap_us.clamp(min=0).float() * 1e-6
-    return torch.log2(seconds + 1).long().clamp(max=RECENCY_BUCKETS - 1)
+    seconds = gap_us.float().clamp_(min=0).mul_(1e-6)
+    return seconds.add_(1).log2_().long().clamp_(max=RECENCY_BUCKETS - 1)
 
 
 def value_code(value: Tensor) -> Tensor:

@@ -256,12 +256,6 @@ class History:
         items, context = self.item_scores(query), self.context_scores(query)
         return items + context if self.joined is not None else context.add_(items)
 
-    def visible_scores(self, query: Tensor) -> Tensor:
-        """As `scores`, and -inf where a row sees nothing: (C, G or V, Q, L)."""
-        scores, hidden = self.scores(query), ~self.mask[:, :, None]
-        hide = scores.masked_fill_ if scores.shape[1] >= hidden.shape[1] else scores.masked_fill
-        return hide(hidden, -torch.inf)
-
     def pool(self, weight: Tensor) -> Tensor:
         """Weighted sums of whole event tokens: (C, G, Q, D)."""
         return self.item_pool(weight) + self.context_pool(weight)

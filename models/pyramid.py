@@ -254,15 +254,15 @@ def _rounding(scores: Tensor, mask: Tensor) -> Tensor:
     seen = scores.detach().masked_fill(~mask, 0)
     # Equal events stay equal in half precision too, where eps would call a good part of a history a tie.
     eps = torch.finfo(torch.promote_types(scores.dtype, torch.float32)).eps
-    return 8 * eps * seen.abs().amax(-1, keepdim=True)
+    return 8 * eps * torch.linalg.vector_norm(seen, torch.inf, -1, keepdim=True)
 
 
 def _weights(scores: Tensor, mask: Tensor, norm: Norm) -> Tensor:
     """Scores as pooling weights, 0 outside the mask."""
     if norm == "softmax":
         return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1) * mask
-    weights = scores.masked_fill(~mask, 0)
-    return weights if norm == "none" else weights / mask.sum(-1, keepdim=True).clamp(min=1)
+    seen = mask.to(scores.dtype)
+    return scores * (seen if norm == "none" else seen / seen.sum(-1, keepdim=True).clamp(min=1))
 
 
 def _matrix(rows: int, columns: int) -> nn.Parameter:
