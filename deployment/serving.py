@@ -34,6 +34,7 @@ from domains.registry import Registry
 from feature_repo.definitions import FeatureRepo
 from feature_repo.materialise import PushedEvent, push_event
 from feature_repo.online import Events, FeatureStoreDown, OnlineFeatures, UserFeatures
+from models.allocator import keep_freed_memory
 from orchestrator.errors import Overloaded
 from orchestrator.serving_data import feature_repo
 from orchestrator.settings import Settings
@@ -139,6 +140,7 @@ class Serving:
     def start(self) -> None:
         """Load what is live and warm up; afterwards the process is ready."""
         torch.set_num_threads(1)
+        keep_freed_memory()
         self._watcher.start()
         self._scoring.submit(self._warm_up).result()
         self.ready = True

@@ -16,6 +16,7 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
+from models.allocator import keep_freed_memory
 from orchestrator import terminal
 from orchestrator.errors import http_status
 from orchestrator.settings import Settings
@@ -65,6 +66,7 @@ def graft(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log of what happens.")] = False,
 ) -> None:
     """Launch a new recommendation domain in minutes."""
+    keep_freed_memory()
     logging.basicConfig(
         level=logging.INFO if verbose else logging.ERROR, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

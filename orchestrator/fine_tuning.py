@@ -60,6 +60,7 @@ def fit_adapter(
             consider_start=True,
             seed=recipe.seed,
             checkpoint_every_steps=recipe.checkpoint_every_steps,
+            prefetch=2,
         ),
         validation=EpochOfDomains(assembler, [(validation, slot)], batch_size=4096, seed=0, shuffle=False)
         if len(validation)

@@ -32,6 +32,7 @@ from prefect.workers.process import ProcessWorker
 from sqlalchemy.exc import OperationalError
 
 from domains.registry import Registry
+from models.allocator import keep_freed_memory
 from orchestrator import flow_client, use_cases
 from orchestrator.errors import Unavailable
 from orchestrator.flow_client import TAG, WORK_POOL
@@ -226,6 +227,7 @@ def _registry(settings: Settings) -> Registry:
 
 def _drive(kind: str, domain: str | None, run_id: str | None, by: str, params: dict[str, Any] | None) -> None:
     """Run the steps of a use case as tasks, under the registry's run that was asked for or, by schedule, a new one."""
+    keep_freed_memory()
     flow_run_id = str(runtime.flow_run.id)
     settings = Settings()
     context = RunContext(

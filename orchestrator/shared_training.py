@@ -275,6 +275,7 @@ def fit(
             consider_start=ranker.config.wide,
             seed=recipe.seed,
             checkpoint_every_steps=recipe.checkpoint_every_steps,
+            prefetch=2,
             device=peers.device,
         ),
         validation=validation if len(validation) else None,
