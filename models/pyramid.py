@@ -227,6 +227,8 @@ class FocusedScopeAttention(nn.Module):
 
 def _best(scores: Tensor, mask: Tensor, count: int) -> Selection:
     """The ``count`` best visible events; padding is -inf before the choice and marked where there were too few."""
+    if count >= scores.shape[-1]:
+        return Selection(torch.arange(scores.shape[-1], device=scores.device).expand(mask.shape), mask)
     hidden = scores.detach().masked_fill(~mask, -torch.inf)
     best = hidden.topk(min(count, scores.shape[-1]), dim=-1, sorted=False)
     return Selection(best.indices, best.values > -torch.inf)

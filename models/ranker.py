@@ -17,6 +17,7 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.batch import Batch, Events, arrange
 from models.contrast import CrossRepresentation
@@ -409,9 +410,11 @@ class Ranker(nn.Module):
             if attention is None or events is None or vectors is None:
                 return torch.zeros_like(candidate)
             now = cells.time.view(candidate.shape[:2])
-            action, value, recency = self.event_context.codes(events.action, events.value, events.time, now)
-            table = self.event_context.weight
-            shared = vectors + context_vectors(torch.stack([action, value], -1), table)[:, 0]
+            codes, table = self.event_context.paired(
+                self.event_context.codes(events.action, events.value, events.time, now)
+            )
+            *same, recency = codes
+            shared = sum((F.embedding(code[:, 0], table) for code in same), vectors)
             return attention.read(shared, recency, table, events.mask().view(recency.shape), candidate)
 
         return (
