@@ -10,6 +10,7 @@ from models.embeddings import (
     FieldEmbedding,
     ItemTable,
     RowTable,
+    context_vectors,
     recency_bucket,
     value_code,
 )
@@ -107,3 +108,21 @@ def test_scores_and_pools_equal_those_of_written_out_events(views: int, joined: 
     weight = torch.rand(chunks, cells, queries, length, dtype=torch.float64)
     torch.testing.assert_close(history.scores(query), torch.einsum("cgqd,cgld->cgql", query, tokens))
     torch.testing.assert_close(history.pool(weight), torch.einsum("cgql,cgld->cgqd", weight, tokens))
+
+
+@pytest.mark.parametrize("kinds", [2, 40])
+def test_action_and_value_under_one_code_give_the_same_context(kinds: int) -> None:
+    """With few pairs one look-up stands for two; with more pairs than rows nothing changes."""
+    torch.manual_seed(0)
+    context = EventContext(3, 4)
+    action = torch.randint(0, 3, (6, 30))
+    value = torch.randint(-kinds, kinds, (6, 30)) / 2
+    codes = context.codes(action, value, torch.zeros(6, 30), torch.randint(0, 10**12, (6, 2)))
+    paired, table = context.paired(codes)
+    assert len(paired) == (2 if kinds == 2 else 3)
+    written_out = context_vectors(torch.stack(torch.broadcast_tensors(*paired), -1), table)
+    torch.testing.assert_close(written_out, context.vectors(codes))
+    weight = torch.randn_like(written_out)
+    (found,) = torch.autograd.grad((written_out * weight).sum(), context.weight)
+    (expected,) = torch.autograd.grad((context.vectors(codes) * weight).sum(), context.weight)
+    torch.testing.assert_close(found, expected)
