@@ -267,6 +267,8 @@ def paired_over_seeds(table: Table, setting: str, metric: str, subject: str, riv
     p = float("nan")
     if len(gaps) > 1:
         p = float(stats.ttest_1samp(gaps, 0.0).pvalue) if np.ptp(gaps) > 1e-12 else float(gaps.mean() == 0)
+    if not len(gaps):
+        return Paired(Interval(float("nan"), float("nan"), float("nan")), p, 0, 0)
     return Paired(metrics.seed_interval(gaps.tolist()), p, int((gaps < 0).sum()), len(gaps))
 
 

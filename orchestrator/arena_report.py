@@ -13,7 +13,7 @@ import numpy as np
 from models import metrics
 from orchestrator.arena import LOWER_IS_BETTER, Table, paired_over_seeds, paired_over_users
 
-WIDTH, ROW, LEFT = 760, 20, 220
+WIDTH, ROW, LEFT = 760, 20, 290
 
 
 def as_dict(table: Table) -> dict[str, Any]:
@@ -46,14 +46,19 @@ def markdown(
 
 
 def _results(table: Table, metric: str, subject: str) -> str:
-    """Mean and sample deviation over seeds; the best of a setting is bold."""
+    """Mean and sample deviation over seeds; the best of a setting is bold.
+
+    A row with fewer seeds than others says how many and is not compared: seeds differ more than models do.
+    """
     settings, models = table.settings(), table.models()
     sign = 1 if metric.removeprefix("raw_") in LOWER_IS_BETTER else -1
     lines = [f"{metric} (mean ± sd over seeds)\n", _row(["model", *settings]), _row(["---"] * (len(settings) + 1))]
-    best = {}
+    best, seeds = {}, {}
     for setting in settings:
-        means = {model: _mean(table, setting, model, metric) for model in models}
-        best[setting] = min((sign * value for value in means.values() if value is not None), default=None)
+        found = {model: list(table.values(setting, model, metric).values()) for model in models}
+        seeds[setting] = max(len(values) for values in found.values())
+        whole = [values for values in found.values() if len(values) == seeds[setting]]
+        best[setting] = min(sign * float(np.mean(values)) for values in whole)
     for model in models:
         cells = []
         for setting in settings:
@@ -62,8 +67,10 @@ def _results(table: Table, metric: str, subject: str) -> str:
                 cells.append("–")
                 continue
             text = f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
-            top = best[setting]
-            cells.append(f"**{text}**" if top is not None and sign * np.mean(values) <= top else text)
+            if len(values) < seeds[setting]:
+                cells.append(f"{text} ({len(values)} of {seeds[setting]} seeds)")
+                continue
+            cells.append(f"**{text}**" if sign * np.mean(values) <= best[setting] else text)
         lines.append(_row([model, *cells]))
     return "\n".join([*lines, ""])
 
@@ -76,22 +83,23 @@ def _tests(
     not_rivals: Sequence[str],
     bounds: tuple[float, float] | None,
 ) -> str:
-    """The subject less its best rival by mean, and less the plain row: over seeds (t, p) and over users (bootstrap)."""
+    """The subject less its best rival, and less the plain row: over seeds (t, p) and over users (bootstrap).
+
+    The best rival is the one that leaves the subject least ahead on the seeds that both have.
+    """
     head = ["setting", "metric", "rival", f"{subject} − rival", "95 % over seeds", "p", "seeds won", "95 % over users"]
     lines = [_row(head), _row(["---"] * len(head))]
     rivals = [model for model in table.models() if model != subject and model not in not_rivals]
     for setting in table.settings():
         for metric in measures:
             sign = 1 if metric in LOWER_IS_BETTER else -1
-            means = {model: _mean(table, setting, model, metric) for model in rivals}
-            ranked = sorted((sign * value, model) for model, value in means.items() if value is not None)
-            named = [model for _, model in ranked[:1]]
-            if plain is not None and plain not in named and means.get(plain) is not None:
+            paired = {rival: paired_over_seeds(table, setting, metric, subject, rival) for rival in rivals}
+            paired = {rival: over for rival, over in paired.items() if over.seeds}
+            named = sorted(paired, key=lambda rival: -sign * paired[rival].difference.value)[:1]
+            if plain in paired and plain not in named:
                 named.append(plain)
             for rival in named:
-                over = paired_over_seeds(table, setting, metric, subject, rival)
-                if not over.seeds:
-                    continue
+                over = paired[rival]
                 users = paired_over_users(table, setting, getattr(metrics, metric), subject, rival, bounds=bounds)
                 gap, won = over.difference, over.lower if sign == 1 else over.seeds - over.lower
                 lines.append(
@@ -147,12 +155,15 @@ def plot(table: Table, metric: str, path: Path, *, subject: str) -> None:
     for setting in settings:
         shapes.append(f'<text x="10" y="{y:.0f}" font-weight="bold">{html.escape(setting)}</text>')
         y += ROW
+        seeds = max(len(table.values(setting, model, metric)) for model in models)
         for model in models:
             own = list(table.values(setting, model, metric).values())
             if own:
                 middle, fill = float(np.mean(own)), "#0b6e4f" if model == subject else "#fff"
+                # Seeds differ more than models do: a row of fewer seeds must say so.
+                note = "" if len(own) == seeds else f" ({len(own)} of {seeds} seeds)"
                 shapes += [
-                    f'<text x="20" y="{y + 4:.0f}">{html.escape(model)}</text>',
+                    f'<text x="20" y="{y + 4:.0f}">{html.escape(model + note)}</text>',
                     f'<line x1="{place(min(own)):.1f}" x2="{place(max(own)):.1f}" y1="{y:.0f}" y2="{y:.0f}"/>',
                     f'<circle cx="{place(middle):.1f}" cy="{y:.0f}" r="4" fill="{fill}"/>',
                     f'<text x="{WIDTH - 60}" y="{y + 4:.0f}">{middle:.4f}</text>',
@@ -167,11 +178,6 @@ def plot(table: Table, metric: str, path: Path, *, subject: str) -> None:
         + "".join(shape for shape in shapes if shape.startswith("<text"))
         + "</svg>\n"
     )
-
-
-def _mean(table: Table, setting: str, model: str, metric: str) -> float | None:
-    values = list(table.values(setting, model, metric).values())
-    return float(np.mean(values)) if values else None
 
 
 def _row(cells: Sequence[str]) -> str:
