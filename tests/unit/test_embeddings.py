@@ -114,10 +114,10 @@ def test_scores_and_pools_equal_those_of_written_out_events(views: int, joined: 
 def test_action_and_value_under_one_code_give_the_same_context(kinds: int) -> None:
     """With few pairs one look-up stands for two; with more pairs than rows nothing changes."""
     torch.manual_seed(0)
-    context = EventContext(3, 4)
-    action = torch.randint(0, 3, (6, 30))
-    value = torch.randint(-kinds, kinds, (6, 30)) / 2
-    codes = context.codes(action, value, torch.zeros(6, 30), torch.randint(0, 10**12, (6, 2)))
+    context = EventContext(3, 4).double()
+    action = torch.randint(0, 3, (6, 400))
+    value = torch.randint(-kinds, kinds, (6, 400)) / 2
+    codes = context.codes(action, value, torch.zeros(6, 400), torch.randint(0, 10**12, (6, 2)))
     paired, table = context.paired(codes)
     assert len(paired) == (2 if kinds == 2 else 3)
     written_out = context_vectors(torch.stack(torch.broadcast_tensors(*paired), -1), table)
