@@ -33,10 +33,10 @@ from models.baselines.plain import ItemMean, ItemUserBias, MappedSourceBias, Pla
 from models.ranker import Ranker
 from orchestrator import arena_report, use_cases
 from orchestrator.arena import Case, Cell, Entrant, Scored, Table, run
+from orchestrator.fitting import fit, score_rows
 from orchestrator.launching import fit_adapter
 from orchestrator.recipe import Recipe
 from orchestrator.settings import Settings
-from orchestrator.shared_training import fit, score_rows
 from orchestrator.training_data import Examples
 from orchestrator.workspace import Workspace
 

@@ -13,9 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from models import adapters, training
 from models.ranker import Ranker
 from orchestrator.evidence_fit import fit_own_evidence
+from orchestrator.fitting import searched_parameters
 from orchestrator.item_means import item_means, without_itself
 from orchestrator.recipe import Recipe
-from orchestrator.shared_training import searched_parameters
 from orchestrator.training_data import Assembler, EpochOfDomains, Examples
 
 FEWEST_TO_CALIBRATE = 20

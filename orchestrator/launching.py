@@ -21,16 +21,11 @@ from orchestrator import evaluation, promotion, rivals
 from orchestrator.artifacts import Artifacts
 from orchestrator.encoding import Layout
 from orchestrator.fine_tuning import fit_adapter
+from orchestrator.fitting import score_rows
 from orchestrator.recipe import Recipe
 from orchestrator.runs import RunContext, Step
-from orchestrator.shared_training import (
-    attach_live,
-    offer_zero_shot,
-    publish_version,
-    score_rows,
-    zero_shot_slot,
-)
 from orchestrator.training_data import Examples
+from orchestrator.versions import attach_live, offer_zero_shot, publish_version, zero_shot_slot
 from orchestrator.workspace import Workspace
 
 WITNESS_ROWS = 256

@@ -25,19 +25,12 @@ from orchestrator import evaluation, forecast
 from orchestrator.encoding import Layout
 from orchestrator.evidence_fit import fit_evidence
 from orchestrator.fine_tuning import fit_adapter
+from orchestrator.fitting import add_domain, new_ranker, score_rows, searched_parameters, set_bands, set_means
 from orchestrator.item_means import item_means, without_itself
 from orchestrator.recipe import Recipe
 from orchestrator.runs import RunContext, Step
-from orchestrator.shared_training import (
-    add_domain,
-    has_data,
-    new_ranker,
-    score_rows,
-    searched_parameters,
-    set_bands,
-    set_means,
-)
 from orchestrator.training_data import Assembler, EpochOfDomains, EventSource, Examples
+from orchestrator.versions import has_data
 from orchestrator.workspace import Workspace
 
 SHARES = (0.1, 0.2, 0.4, 0.7, 1.0)
