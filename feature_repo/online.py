@@ -128,9 +128,21 @@ class OnlineFeatures:
         )
 
     def refresh(self) -> None:
-        """Forget the cached definitions; the next read loads them anew."""
+        """Load the definitions anew beside the old ones, and take them over once they have answered.
+
+        A store's first read costs up to a second; no request pays for it.
+        """
+        try:
+            store = self._repo.store()
+            service = store.get_feature_service(RANKING)
+            _columns(store, service, [{"user_id": "-", "domain": "-"}])
+        # Whatever is wrong, the next read finds it and says so.
+        except Exception:
+            with self._lock:
+                self._store = None
+            return
         with self._lock:
-            self._store = None
+            self._store, self._service = store, service
 
     def _open(self) -> None:
         if self._repo.online_store == "sqlite":
