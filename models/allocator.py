@@ -7,6 +7,7 @@ of Graft call `keep_freed_memory` when they start.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 
@@ -26,3 +27,10 @@ def keep_freed_memory() -> bool:
         return False
     accepted = [mallopt(name, value) == 1 for name, value in _SETTINGS]
     return all(accepted)
+
+
+def give_freed_memory_back() -> None:
+    """Hand freed memory to the kernel once, where this C library can."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
