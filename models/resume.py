@@ -1,6 +1,6 @@
 """The state of an unfinished run in one file that is whole or absent, however the process ends.
 
-XX is pickled. The file is written beside its name, forced to disk and renamed over it, so a reader
+Nothing is pickled. The file is written beside its name, forced to disk and renamed over it, so a reader
 finds the state before or the state after, and after kill -9 too.
 """
 
