@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -154,9 +154,6 @@ class Layout:
     @classmethod
     def load(cls, directory: Path) -> Self:
         return cls.from_dict(json.loads((directory / "layout.json").read_text()))
-
-    def with_history(self, lifelong: int, short: int) -> Self:
-        return replace(self, lifelong=lifelong, short=short)
 
 
 def fit_fields(kind_of: Sequence[Mapping[str, str]], tables: Sequence[pa.Table | None]) -> tuple[Field, ...]:

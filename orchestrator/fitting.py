@@ -12,6 +12,7 @@ import torch
 
 from domains.histories import ACTIONS
 from models import training
+from models.contrast import ContrastConfig
 from models.distributed import Alone
 from models.evidence import LEVELS
 from models.ranker import DomainConfig, Ranker, RankerConfig
@@ -142,6 +143,7 @@ def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_lab
             encoder_hidden=32 if rating else 128,
             head=(64, 32) if rating else (256, 128),
             mean_label=mean_label,
+            contrast=ContrastConfig() if recipe.contrastive_weight else None,
         ),
         torch.from_numpy(workspace.source_item_codes(layout)),
     )

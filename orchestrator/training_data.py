@@ -129,7 +129,6 @@ class Assembler:
         """
         layout = self.layout
         user = np.where(rows.user < len(self._user_codes), rows.user, 0)
-        known_user = np.where(rows.user < layout.users, rows.user, 0)
         source = layout.source(rows.domain)
         if item_codes is None:
             table = self._item_codes[rows.domain]
@@ -146,7 +145,8 @@ class Assembler:
             short_target = empty_events(len(rows))
         return Batch(
             domain=torch.full((len(rows),), slot, dtype=torch.long),
-            user=_long(known_user),
+            # Whole, even where the network has no user table: the contrast and GAUC tell users apart by it.
+            user=_long(rows.user),
             item=_long(item),
             item_features=_long(item_codes),
             user_features=_long(self._user_codes[user]),

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from domains.errors import (
@@ -24,10 +25,12 @@ from domains.registry import Registry
 from domains.simulator import SimulatorConfig, simulate
 from domains.spec import DomainSpec
 from models import adapters, checkpoint
-from orchestrator import use_cases
+from orchestrator import fitting, use_cases
 from orchestrator.artifacts import Artifacts
+from orchestrator.recipe import Recipe
 from orchestrator.rivals import TRAINED
 from orchestrator.settings import Settings
+from orchestrator.workspace import Workspace
 
 QUICK = {"epochs": 1, "fine_tune_epochs": 2, "width": 8, "lifelong": 20, "batch_size": 512}
 
@@ -108,6 +111,20 @@ def test_a_version_of_another_domain_cannot_be_promoted(launched):
     other = registry.live("grocery").version_id
     with pytest.raises(PromotionRefused, match="belongs to 'grocery'"):
         use_cases.promote("live", other, registry=registry, who="test", why="mix-up")
+
+
+def test_a_contrastive_weight_puts_the_contrast_into_training(launched):
+    """The recipe's weight is not a word without effect: the network carries CRP, and learns other weights with it."""
+    settings, registry, *_ = launched
+    workspace = Workspace(settings, tuple(registry.domains()))
+    trained = [
+        fitting.fit(workspace, Recipe(**QUICK, contrastive_weight=weight), ("video", "shop", "grocery"))[0]
+        for weight in (0.0, 0.1)
+    ]
+    assert trained[0].config.contrast is None
+    assert trained[1].config.contrast is not None
+    assert adapters.backbone_hash(trained[0]) != adapters.backbone_hash(trained[1])
+    assert not torch.equal(trained[0].source_items.rows.weight, trained[1].source_items.rows.weight)
 
 
 def test_promotion_refuses_what_the_gate_held_back_and_says_why(launched):
@@ -205,7 +222,7 @@ KILLED = """
     import sys
     from pathlib import Path
     from domains.registry import Registry
-    from orchestrator import use_cases
+    from orchestrator import fitting, use_cases
     from orchestrator.settings import Settings
 
     settings = Settings(home=Path(sys.argv[1]))
