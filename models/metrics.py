@@ -112,6 +112,11 @@ def mrr(label: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
     return _list_mean(_mrr_values, label, score, group, None)
 
 
+def mean_score(label: ArrayLike, score: ArrayLike) -> float:
+    """Mean of the scores, where they are themselves what a row is worth, such as the reciprocal rank of a question."""
+    return _ratio(_score_sums(*_rows(label, score)))
+
+
 # Intervals
 
 
@@ -226,6 +231,10 @@ def _logloss_sums(y: Array, p: Array) -> Array:
 
 def _mae_sums(y: Array, s: Array) -> Array:
     return np.stack([np.abs(y - s), np.ones_like(y)], 1)
+
+
+def _score_sums(y: Array, s: Array) -> Array:
+    return np.stack([s, np.ones(len(s))], 1)
 
 
 def _rmse_sums(y: Array, s: Array) -> Array:
@@ -351,6 +360,7 @@ def _list_mean(values: _ListValues, label: ArrayLike, score: ArrayLike, group: A
 _ROW_SUMS: dict[Any, Callable[..., Array]] = {
     logloss: _logloss_sums,
     mae: _mae_sums,
+    mean_score: _score_sums,
     rmse: _rmse_sums,
     pcoc: _pcoc_sums,
     ece: _ece_sums,

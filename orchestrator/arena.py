@@ -29,6 +29,7 @@ from scipy import stats
 
 from models import metrics
 from models.metrics import Interval
+from models.placement import WORTH, places
 
 SAMPLED_EVERY_S = 0.02
 LOWER_IS_BETTER = ("mae", "rmse", "logloss", "ece")
@@ -40,19 +41,25 @@ class Case:
 
     Attributes:
         given: whatever models learn from; it holds no test label.
-        label, user: (N,) the answers to the test rows and whose rows they are.
+        label, user: (N,) the answers to the test rows and whose rows they are. In the task ``ranking`` a row is a
+            question and its answer the position of the right one among its candidates, which models see shuffled.
         bounds: labels cannot lie outside, so scores are also judged clipped to them; None for no bounds.
+        segments: (N,) bool each; the rows so named are also judged by themselves, as ``segment/metric``.
     """
 
     given: Any
     label: np.ndarray
     user: np.ndarray
     bounds: tuple[float, float] | None = None
+    segments: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A model's answers to the test rows, (N,) in their order, and what it says of itself: parameters, chosen epoch."""
+    """A model's answers to the test rows, and what it says of itself: parameters, chosen epoch.
+
+    ``score`` is (N,) in the rows' order, or in the task ``ranking`` (N, candidates).
+    """
 
     score: np.ndarray
     detail: Mapping[str, Any] = field(default_factory=dict)
@@ -76,7 +83,7 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Cell:
-    """One result. ``seconds`` and ``megabytes`` (the growth of resident memory) are of the training it came of."""
+    """One result. ``seconds`` of processor time and ``megabytes`` (the growth of resident memory) are of training."""
 
     setting: str
     seed: int
@@ -120,7 +127,7 @@ class Table:
     def add(self, cell: Cell, score: np.ndarray) -> None:
         """Keep a cell and its test scores; one of the same place is replaced."""
         scores = self._scores_path(cell.setting, cell.seed, cell.model)
-        _write_array(scores, score.astype(np.float32))
+        _write_array(scores, score)
         with self._path.open("a") as file:
             file.write(json.dumps(asdict(cell), default=float) + "\n")
             file.flush()
@@ -129,16 +136,24 @@ class Table:
 
     def keep_answers(self, setting: str, seed: int, case: Case) -> None:
         """Keep what scores are judged on, for intervals over users."""
-        for name, array in (("label", case.label), ("user", case.user)):
+        parts = {"label": case.label, "user": case.user}
+        parts |= {f"segment-{_plain(name)}": rows for name, rows in case.segments.items()}
+        for name, array in parts.items():
             _write_array(self._folder(setting, seed) / f"answers-{name}.npy", np.asarray(array))
 
     def scores(self, setting: str, seed: int, model: str) -> np.ndarray:
+        """What is kept of a model's answers: scores (N,), in the task ``ranking`` places (N, 2)."""
         return np.load(self._scores_path(setting, seed, model))
 
     def answers(self, setting: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Labels and users of the test rows."""
         folder = self._folder(setting, seed)
         return np.load(folder / "answers-label.npy"), np.load(folder / "answers-user.npy")
+
+    def segment(self, setting: str, seed: int, name: str) -> np.ndarray:
+        """Which test rows a segment holds, (N,) bool."""
+        rows: np.ndarray = np.load(self._folder(setting, seed) / f"answers-segment-{_plain(name)}.npy")
+        return rows
 
     def settings(self) -> list[str]:
         return list(dict.fromkeys(cell.setting for cell in self.cells()))
@@ -158,8 +173,7 @@ class Table:
         return self.folder / "scores" / setting / str(seed)
 
     def _scores_path(self, setting: str, seed: int, model: str) -> Path:
-        name = "".join(letter if letter.isalnum() else "-" for letter in model)
-        return self._folder(setting, seed) / f"{name}.npy"
+        return self._folder(setting, seed) / f"{_plain(model)}.npy"
 
 
 def run(
@@ -199,25 +213,46 @@ def run(
                         megabytes=round(used.megabytes, 1),
                         detail=dict(answers[name].detail),
                     )
-                    table.add(cell, answers[name].score)
+                    table.add(cell, _kept(case, answers[name].score, task))
                     if on_cell is not None:
                         on_cell(cell)
 
 
 def judge(case: Case, score: np.ndarray, task: str) -> dict[str, float]:
-    """The metrics of a task; where labels have bounds the headline is clipped to them and ``raw_...`` is not.
+    """The metrics of a task (rating, ctr or ranking) over all rows, and over each segment as ``segment/metric``.
+
+    Where labels have bounds the headline is clipped to them and ``raw_...`` is not.
 
     Raises:
-        ValueError: not one finite number a test row.
+        ValueError: not one finite number a test row, or a candidate of it.
     """
-    score = np.asarray(score, np.float64)
-    if score.shape != case.label.shape or not np.isfinite(score).all():
+    score = np.asarray(score, np.float32 if task == "ranking" else np.float64)
+    ranked = task == "ranking" and score.ndim == 2 and len(score) == len(case.label)
+    if not (ranked or (task != "ranking" and score.shape == case.label.shape)) or not np.isfinite(score).all():
         raise ValueError(f"expected {len(case.label)} finite scores, got shape {score.shape}")
-    raw = metrics.summary(task, case.label, score, case.user)  # type: ignore[arg-type]
-    if case.bounds is None:
+    kept = places(score, case.label) if task == "ranking" else score
+    found = _judged(case.label, kept, case.user, case.bounds, task)
+    for name, rows in case.segments.items():
+        own = _judged(case.label[rows], kept[rows], case.user[rows], case.bounds, task)
+        found |= {f"{name}/{metric}": value for metric, value in own.items()}
+    return found
+
+
+def _judged(
+    label: np.ndarray, kept: np.ndarray, user: np.ndarray, bounds: tuple[float, float] | None, task: str
+) -> dict[str, float]:
+    if task == "ranking":
+        return {name: float(worth(kept).mean()) for name, worth in WORTH.items()} | {"rows": float(len(label))}
+    raw = metrics.summary(task, label, kept, user)  # type: ignore[arg-type]
+    if bounds is None:
         return raw
-    clipped = metrics.summary(task, case.label, np.clip(score, *case.bounds), case.user)  # type: ignore[arg-type]
+    clipped = metrics.summary(task, label, np.clip(kept, *bounds), user)  # type: ignore[arg-type]
     return clipped | {f"raw_{name}": value for name, value in raw.items() if name != "rows"}
+
+
+def _kept(case: Case, score: np.ndarray, task: str) -> np.ndarray:
+    """What the table keeps of answers: places for questions, which are a five hundredth of their scores."""
+    return places(score, case.label) if task == "ranking" else np.asarray(score, np.float32)
 
 
 @dataclass
@@ -228,7 +263,7 @@ class Used:
 
 @contextmanager
 def measured() -> Iterator[Used]:
-    """Wall time and the growth of resident memory at its peak, sampled."""
+    """Processor time of this process, which a busy machine does not stretch, and the growth of its resident memory."""
     process, used, done = psutil.Process(), Used(), threading.Event()
     before = peak = process.memory_info().rss
 
@@ -238,14 +273,14 @@ def measured() -> Iterator[Used]:
             peak = max(peak, process.memory_info().rss)
 
     watcher = threading.Thread(target=watch, daemon=True)
-    begun = time.perf_counter()
+    begun = time.process_time()
     watcher.start()
     try:
         yield used
     finally:
         done.set()
         watcher.join()
-        used.seconds = time.perf_counter() - begun
+        used.seconds = time.process_time() - begun
         used.megabytes = (max(peak, process.memory_info().rss) - before) / 2**20
 
 
@@ -275,7 +310,7 @@ def paired_over_seeds(table: Table, setting: str, metric: str, subject: str, riv
 def paired_over_users(
     table: Table,
     setting: str,
-    metric: Callable[..., float],
+    metric: str,
     subject: str,
     rival: str,
     *,
@@ -285,17 +320,31 @@ def paired_over_users(
     """Interval of metric(subject) - metric(rival), each draw taking the same users again with replacement.
 
     Users of all seeds are drawn together, a user as often as he was a test user.
+
+    Args:
+        metric: its name, perhaps of one segment: ``auc``, ``mrr``, ``cold/auc``.
     """
+    segment, _, name = metric.rpartition("/")
     low, high = bounds or (-np.inf, np.inf)
-    labels, first, second, users = [], [], [], []
+    labels: list[np.ndarray] = []
+    users: list[np.ndarray] = []
+    both: dict[str, list[np.ndarray]] = {subject: [], rival: []}
     for seed in sorted(table.values(setting, subject, "rows").keys() & table.values(setting, rival, "rows").keys()):
         label, user = table.answers(setting, seed)
-        labels.append(label)
-        users.append(user)  # the same person in two seeds is drawn with both: seeds do not make people
-        first.append(np.clip(table.scores(setting, seed, subject), low, high))
-        second.append(np.clip(table.scores(setting, seed, rival), low, high))
-    parts = [np.concatenate(part) for part in (labels, first, second, users)]
-    return metrics.paired_difference(metric, *parts, draws=draws)
+        chosen = table.segment(setting, seed, segment) if segment else slice(None)
+        labels.append(label[chosen])
+        users.append(user[chosen])  # the same person in two seeds is drawn with both: seeds do not make people
+        for model, scores in both.items():
+            kept = table.scores(setting, seed, model)[chosen]
+            scores.append(WORTH[name](kept) if name in WORTH else np.clip(kept, low, high))
+    parts = [np.concatenate(part) for part in (labels, both[subject], both[rival], users)]
+    judge_by = metrics.mean_score if name in WORTH else getattr(metrics, name)
+    return metrics.paired_difference(judge_by, *parts, draws=draws)
+
+
+def _plain(name: str) -> str:
+    """A name as part of a file's name."""
+    return "".join(letter if letter.isalnum() else "-" for letter in name)
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from models import metrics
 from orchestrator.arena import LOWER_IS_BETTER, Table, paired_over_seeds, paired_over_users
 
 WIDTH, ROW, LEFT = 760, 20, 290
@@ -51,7 +50,7 @@ def _results(table: Table, metric: str, subject: str) -> str:
     A row with fewer seeds than others says how many and is not compared: seeds differ more than models do.
     """
     settings, models = table.settings(), table.models()
-    sign = 1 if metric.removeprefix("raw_") in LOWER_IS_BETTER else -1
+    sign = _sign(metric)
     lines = [f"{metric} (mean ± sd over seeds)\n", _row(["model", *settings]), _row(["---"] * (len(settings) + 1))]
     best, seeds = {}, {}
     for setting in settings:
@@ -92,7 +91,7 @@ def _tests(
     rivals = [model for model in table.models() if model != subject and model not in not_rivals]
     for setting in table.settings():
         for metric in measures:
-            sign = 1 if metric in LOWER_IS_BETTER else -1
+            sign = _sign(metric)
             paired = {rival: paired_over_seeds(table, setting, metric, subject, rival) for rival in rivals}
             paired = {rival: over for rival, over in paired.items() if over.seeds}
             named = sorted(paired, key=lambda rival: -sign * paired[rival].difference.value)[:1]
@@ -100,7 +99,7 @@ def _tests(
                 named.append(plain)
             for rival in named:
                 over = paired[rival]
-                users = paired_over_users(table, setting, getattr(metrics, metric), subject, rival, bounds=bounds)
+                users = paired_over_users(table, setting, metric, subject, rival, bounds=bounds)
                 gap, won = over.difference, over.lower if sign == 1 else over.seeds - over.lower
                 lines.append(
                     _row(
@@ -121,7 +120,7 @@ def _tests(
 
 def _cost(table: Table) -> str:
     """Median over all cells."""
-    lines = [_row(["model", "seconds", "memory, MB", "parameters"]), _row(["---"] * 4)]
+    lines = [_row(["model", "processor seconds", "memory, MB", "parameters"]), _row(["---"] * 4)]
     for model in table.models():
         cells = [cell for cell in table.cells() if cell.model == model]
         parameters = [cell.detail["parameters"] for cell in cells if "parameters" in cell.detail]
@@ -178,6 +177,11 @@ def plot(table: Table, metric: str, path: Path, *, subject: str) -> None:
         + "".join(shape for shape in shapes if shape.startswith("<text"))
         + "</svg>\n"
     )
+
+
+def _sign(metric: str) -> int:
+    """1 where less is better, -1 where more is; of a segment's metric and of a raw one as of the metric itself."""
+    return 1 if metric.rpartition("/")[2].removeprefix("raw_") in LOWER_IS_BETTER else -1
 
 
 def _row(cells: Sequence[str]) -> str:
