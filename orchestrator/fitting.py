@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,17 @@ import torch
 
 from domains.histories import ACTIONS
 from models import training
+from models.baselines.inputs import Rival, RivalConfig
 from models.contrast import ContrastConfig
 from models.distributed import Alone
+from models.embeddings import ItemTable, RowTable
 from models.evidence import LEVELS
 from models.ranker import DomainConfig, Ranker, RankerConfig
 from orchestrator.encoding import Layout
 from orchestrator.evidence_fit import fit_evidence
 from orchestrator.item_means import ItemMeans, item_means, without_itself
 from orchestrator.recipe import Recipe
-from orchestrator.training_data import EpochOfDomains, Examples
+from orchestrator.training_data import Assembler, EpochOfDomains, Examples
 from orchestrator.workspace import Workspace
 
 EVALUATED_ROWS = 50_000
@@ -41,6 +43,49 @@ def fit(
 
     Where ``peers`` train it together, it is whole in the first of them only.
     """
+    learnt = lessons(workspace, recipe, slots)
+    layout, assembler = learnt.layout, workspace.assembler(learnt.layout, slots)
+    ranker = new_ranker(workspace, layout, recipe, mean_label=learnt.mean_label)
+    prepare(ranker, learnt, assembler, seed=recipe.seed)
+    learn(
+        ranker,
+        learnt,
+        assembler,
+        recipe,
+        parameters=searched_parameters(ranker),
+        consider_start=ranker.config.wide,
+        auxiliary_weight=recipe.contrastive_weight,
+        sample_weigher=sample_weigher,
+        checkpoint_dir=checkpoint_dir,
+        on_progress=on_progress,
+        peers=peers,
+    )
+    if ranker.users is not None and peers.leads:
+        forget_unmet_users(ranker.users, learnt)
+    return ranker.cpu().eval(), layout
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a network of a layout learns from.
+
+    ``train`` and ``validation`` are rows with their slots; training rows start from their item's mean without
+    themselves. ``means`` holds each domain's mean label by local item index, ``values`` the mean value of events.
+    """
+
+    layout: Layout
+    train: list[tuple[Examples, int]]
+    validation: list[tuple[Examples, int]]
+    means: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
+
+    @property
+    def mean_label(self) -> float:
+        return float(np.concatenate([rows.label for rows, _ in self.train]).mean())
+
+
+def lessons(workspace: Workspace, recipe: Recipe, slots: Sequence[str]) -> Lessons:
+    """Training and held-out rows of the named domains, sources first; one slot each, in that order."""
     layout = workspace.fit_layout(
         task=recipe.task,
         slots=slots,
@@ -51,8 +96,8 @@ def fit(
     )
     means: dict[str, ItemMeans] = {}
     values: dict[str, np.ndarray] = {}
-    train_parts: list[tuple[Examples, int]] = []
-    validation_parts: list[tuple[Examples, int]] = []
+    train: list[tuple[Examples, int]] = []
+    validation: list[tuple[Examples, int]] = []
     newest_us = None
     for slot, name in enumerate(slots):
         rows = workspace.examples(layout, name)
@@ -60,47 +105,52 @@ def fit(
         known = rows.take(split.train)
         means[name] = item_means(known, len(workspace.data(name).item_vocabulary), recipe.task)
         values[name] = item_means(replace(known, label=known.value), len(means[name].means), "rating").means
-        train_parts.append((without_itself(known, means[name]), slot))
-        validation_parts.append((rows.take(sample(split.validation, EVALUATED_ROWS)), slot))
+        train.append((without_itself(known, means[name]), slot))
+        validation.append((rows.take(sample(split.validation, EVALUATED_ROWS)), slot))
         if len(known):
             newest_us = max(newest_us or 0, int(known.time_us.max()))
     layout = replace(layout, trained_until_us=newest_us)
-    assembler = workspace.assembler(layout, slots)
-    ranker = new_ranker(
-        workspace,
-        layout,
-        recipe,
-        mean_label=float(np.concatenate([rows.label for rows, _ in train_parts]).mean()),
-    )
-    set_means(ranker, layout, {name: found.means for name, found in means.items()}, values)
+    return Lessons(layout, train, validation, {name: found.means for name, found in means.items()}, values)
+
+
+def prepare(ranker: Ranker, learnt: Lessons, assembler: Assembler, *, seed: int) -> None:
+    """Tell a fresh network the plain facts, and solve for their weights where it takes them wide."""
+    set_means(ranker, learnt.layout, learnt.means, learnt.values)
     if ranker.config.wide:
-        set_bands(ranker, np.concatenate([rows.value for rows, slot in train_parts if layout.source(slots[slot])]))
-        fit_evidence(ranker, assembler, train_parts, seed=recipe.seed)
-    validation = EpochOfDomains(
-        assembler,
-        [part for part in validation_parts if len(part[0])],
-        batch_size=4096,
-        seed=0,
-        shuffle=False,
-        share=(peers.rank, peers.world),
-    )
-    training.train(
-        ranker,
-        EpochOfDomains(
-            assembler,
-            train_parts,
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-            share=(peers.rank, peers.world),
-        ),
+        lent = [rows.value for rows, slot in learnt.train if learnt.layout.source(learnt.layout.slots[slot])]
+        set_bands(ranker, np.concatenate(lent))
+        fit_evidence(ranker, assembler, learnt.train, seed=seed)
+
+
+def learn(
+    network: torch.nn.Module,
+    learnt: Lessons,
+    assembler: Assembler,
+    recipe: Recipe,
+    *,
+    auxiliary_weight: float,
+    parameters: Sequence[torch.nn.Parameter] | None = None,
+    consider_start: bool = False,
+    sample_weigher: training.SampleWeigher | None = None,
+    checkpoint_dir: Path | None = None,
+    on_progress: Callable[[training.Progress], None] | None = None,
+    peers: Alone = training.ALONE,
+) -> training.TrainResult:
+    """Train a network, ours or a rival, on its lessons as the recipe says."""
+    share = (peers.rank, peers.world)
+    held = [part for part in learnt.validation if len(part[0])]
+    validation = EpochOfDomains(assembler, held, batch_size=4096, seed=0, shuffle=False, share=share)
+    return training.train(
+        network,
+        EpochOfDomains(assembler, learnt.train, batch_size=recipe.batch_size, seed=recipe.seed, share=share),
         config=training.TrainConfig(
             task=recipe.task,
             epochs=recipe.epochs,
             learning_rate=recipe.learning_rate,
             weight_decay=recipe.weight_decay,
             patience=recipe.patience,
-            auxiliary_weight=recipe.contrastive_weight,
-            consider_start=ranker.config.wide,
+            auxiliary_weight=auxiliary_weight,
+            consider_start=consider_start,
             seed=recipe.seed,
             checkpoint_every_steps=recipe.checkpoint_every_steps,
             prefetch=2,
@@ -109,17 +159,61 @@ def fit(
         validation=validation if len(validation) else None,
         checkpoint_dir=checkpoint_dir,
         on_progress=on_progress,
-        parameters=searched_parameters(ranker),
+        parameters=parameters,
         sample_weigher=sample_weigher,
         peers=peers,
     )
-    if ranker.users is not None and peers.leads:
-        # A user whom training never met must be read as unknown, not as the noise his row started from.
-        unmet = np.ones(layout.users, bool)
-        unmet[np.concatenate([rows.user[rows.user < layout.users] for rows, _ in train_parts])] = False
-        with torch.no_grad():
-            ranker.users.weight[torch.from_numpy(unmet)] = ranker.users.weight[0]
-    return ranker.cpu().eval(), layout
+
+
+def forget_unmet_users(users: RowTable, learnt: Lessons) -> None:
+    """A user whom training never met must be read as unknown, not as the noise his row started from."""
+    unmet = np.ones(learnt.layout.users, bool)
+    unmet[np.concatenate([rows.user[rows.user < learnt.layout.users] for rows, _ in learnt.train])] = False
+    with torch.no_grad():
+        users.weight[torch.from_numpy(unmet)] = users.weight[0].clone()
+
+
+def new_rival(
+    make: Callable[[RivalConfig, torch.Tensor | None], Rival],
+    layout: Layout,
+    recipe: Recipe,
+    *,
+    source: ItemTable,
+    own: Sequence[ItemTable | None],
+    source_values: torch.Tensor,
+    mean_label: float,
+) -> Rival:
+    """A fresh rival that reads what the ranker reads: the same items with the same means, as wide, with the same head.
+
+    Args:
+        source: the source items, their codes and means; ``own`` those of each slot, None where they are source items.
+    """
+    torch.manual_seed(recipe.seed)
+    tables = [source, *(items for items in own if items is not None)]
+    rival = make(
+        RivalConfig(
+            source_items=len(source),
+            domain_items=tuple(0 if items is None else len(items) for items in own),
+            item_fields=tuple(field.size for field in layout.item_fields),
+            user_fields=tuple(field.size for field in layout.user_fields),
+            context_fields=tuple(field.size for field in layout.context_fields),
+            actions=len(ACTIONS),
+            users=layout.users,
+            width=recipe.width,
+            hidden=head_of(recipe),
+            short=layout.short,
+            mean_label=mean_label,
+            task=recipe.task,
+        ),
+        torch.cat([items.codes for items in tables]) if layout.item_fields else None,
+    )
+    rival.inputs.set_means(torch.cat([items.means for items in tables]), source_values)
+    return rival
+
+
+def head_of(recipe: Recipe) -> tuple[int, ...]:
+    """Widths of the head. Beside wide facts little is left to learn, from fewer people: a small one finds it too."""
+    return (64, 32) if recipe.task == "rating" else (256, 128)
 
 
 def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_label: float) -> Ranker:
@@ -139,9 +233,8 @@ def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_lab
             task=recipe.task,
             interest=recipe.interest,
             wide=rating,
-            # Beside wide facts little is left to learn, from fewer people: a small network finds it as well.
             encoder_hidden=32 if rating else 128,
-            head=(64, 32) if rating else (256, 128),
+            head=head_of(recipe),
             mean_label=mean_label,
             contrast=ContrastConfig() if recipe.contrastive_weight else None,
         ),

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from domains.histories import ACTIONS
 from models import adapters, training
 from models.baselines import DNNSingle, SharedBottom
-from models.baselines.inputs import Rival, RivalConfig
-from models.ranker import DomainConfig, Ranker
+from models.baselines.inputs import Rival
+from models.embeddings import ItemTable
+from models.ranker import Ranker
+from orchestrator.fitting import new_rival
 from orchestrator.item_means import item_means, without_itself
 from orchestrator.recipe import Recipe
 from orchestrator.training_data import Assembler, EpochOfDomains, Examples
@@ -60,7 +61,7 @@ def predict(
         adapters.unfreeze(network)
         rate = recipe.fine_tune_learning_rate / (3 if name == "full_fine_tune" else 1)
     elif name in ("single_domain", "shared_bottom"):
-        network = _baseline(name, ranker, slot, means.means, workspace, assembler, recipe.seed)
+        network = _baseline(name, ranker, slot, means.means, recipe, assembler)
         rate = recipe.learning_rate
         if name == "shared_bottom":
             parts += _source_parts(workspace, assembler, ranker.config.task, recipe.seed)
@@ -112,43 +113,20 @@ def _own_items(ranker: Any, slot: int) -> Any:
     return items
 
 
-def _baseline(
-    name: str,
-    ranker: Ranker,
-    slot: int,
-    means: np.ndarray,
-    workspace: Workspace,
-    assembler: Assembler,
-    seed: int,
-) -> Rival:
-    torch.manual_seed(seed)
-    config = ranker.config
-    own: list[DomainConfig] = [ranker.owned(number).config for number in range(slot + 1)]
-    codes = [ranker.source_items.codes]
-    all_means = [ranker.source_items.means]
-    for number, domain in enumerate(own):
-        if domain.items:
-            items = _own_items(ranker, number)
-            codes.append(items.codes)
-            all_means.append(torch.from_numpy(means) if number == slot else items.means)
-    network = (DNNSingle if name == "single_domain" else SharedBottom)(
-        RivalConfig(
-            source_items=config.source_items,
-            domain_items=tuple(domain.items for domain in own),
-            item_fields=config.item_fields,
-            user_fields=config.user_fields,
-            context_fields=config.context_fields,
-            actions=len(ACTIONS),
-            users=config.users,
-            width=config.width,
-            short=assembler.layout.short,
-            mean_label=config.mean_label,
-            task=config.task,
-        ),
-        torch.cat(codes) if config.item_fields else None,
+def _baseline(name: str, ranker: Ranker, slot: int, means: np.ndarray, recipe: Recipe, assembler: Assembler) -> Rival:
+    tables = [ranker.owned(number).items for number in range(slot + 1)]
+    # A stand-in with this launch's means: the ranker itself must not learn of them from a rival.
+    own = ItemTable(len(means), 1, _own_items(ranker, slot).codes, len(ranker.config.item_fields), scale=0.0)
+    own.set_means(torch.from_numpy(means))
+    return new_rival(
+        DNNSingle if name == "single_domain" else SharedBottom,
+        assembler.layout,
+        recipe.model_copy(update={"width": ranker.config.width}),
+        source=ranker.source_items,
+        own=[*tables[:-1], own],
+        source_values=ranker.source_values,
+        mean_label=ranker.config.mean_label,
     )
-    network.inputs.set_means(torch.cat(all_means), ranker.source_values)
-    return network
 
 
 def _source_parts(workspace: Workspace, assembler: Assembler, task: str, seed: int) -> list[tuple[Examples, int]]:

@@ -1,0 +1,183 @@
+"""Any network of the tables by its name, built for a layout, trained by the one loop, asked for its scores.
+
+    found = fit("MMoE", workspace, recipe, slots)
+    found.score(rows, slot)  # click probabilities, or ratings
+
+All of them get what ours gets: the same rows in the same batches, the items' means, the histories, the width, the head,
+the epochs, the early stopping. Names: those of ``MULTI_DOMAIN`` and ``LIFELONG``; ``<lifelong> + CRP`` for LCN's
+contrast beside a lifelong rival; ``Graft`` and ``Graft + CRP``; ``Graft + <loss>`` for a loss of ``SELF_SUPERVISED``
+beside our own network, whose kind of interest the recipe names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from models import training
+from models.baselines import LIFELONG, MULTI_DOMAIN, SELF_SUPERVISED
+from models.baselines.inputs import Rival, RivalConfig
+from models.baselines.self_supervised import WithAuxiliary
+from models.contrast import ContrastConfig
+from models.embeddings import ItemTable, RowTable
+from models.ranker import Ranker
+from orchestrator import fitting
+from orchestrator.encoding import Layout
+from orchestrator.fitting import Lessons
+from orchestrator.recipe import Recipe
+from orchestrator.training_data import Assembler, EpochOfDomains, Examples
+from orchestrator.workspace import Workspace
+
+OURS = "Graft"
+CRP = " + CRP"
+ALONE = ("DNN-single",)
+"""Rivals that know one domain: a network of their own for each."""
+AUXILIARY_WEIGHT = 0.1
+
+RIVALS: dict[str, Callable[[RivalConfig, Tensor | None], Rival]] = {
+    **MULTI_DOMAIN,
+    **LIFELONG,
+    **{name + CRP: partial(make, contrast=ContrastConfig()) for name, make in LIFELONG.items()},
+}
+NAMES = (OURS, OURS + CRP, *RIVALS, *(f"{OURS} + {name}" for name in SELF_SUPERVISED))
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A trained network (several for a rival that knows one domain only: ``networks`` has one a slot)."""
+
+    networks: tuple[nn.Module, ...]
+    layout: Layout
+    assembler: Assembler
+    results: tuple[training.TrainResult, ...]
+
+    def score(self, rows: Examples, slot: int) -> np.ndarray:
+        """Click probabilities or ratings of rows in their order, (N,)."""
+        return score(self.networks[slot], self.assembler, rows, slot)
+
+    @property
+    def detail(self) -> dict[str, Any]:
+        """What the table says of it: numbers trained, the epoch that validation chose and its score there."""
+        parts = {id(part): part.numel() for network in self.networks for part in network.parameters()}
+        return {
+            "parameters": sum(parts.values()),
+            "best_epoch": [result.best_epoch for result in self.results],
+            "validation": [result.best for result in self.results],
+        }
+
+
+def fit(
+    name: str,
+    workspace: Workspace,
+    recipe: Recipe,
+    slots: Sequence[str],
+    *,
+    auxiliary_weight: float = AUXILIARY_WEIGHT,
+    lessons: Lessons | None = None,
+) -> Contender:
+    """Train a network of ``NAMES`` on the training rows of the named domains, sources first; one slot each.
+
+    Args:
+        auxiliary_weight: factor of the loss beside the task's, where the network has one.
+        lessons: what to learn from, where it is not simply the workspace's split.
+    """
+    learnt = lessons or fitting.lessons(workspace, recipe, slots)
+    assembler = workspace.assembler(learnt.layout, slots)
+    parts = [learnt]
+    if name in ALONE:
+        parts = [only(learnt, slot) for slot in range(len(slots))]
+    networks, results = [], []
+    for part in parts:
+        network = build(name, workspace, recipe, part)
+        ranker = _ranker(network)
+        searched = None
+        if ranker is not None:
+            fitting.prepare(ranker, part, assembler, seed=recipe.seed)
+            searched = fitting.searched_parameters(ranker)
+            if isinstance(network, WithAuxiliary):
+                searched += list(network.task.parameters())
+        results.append(
+            fitting.learn(
+                network,
+                part,
+                assembler,
+                recipe,
+                auxiliary_weight=auxiliary_weight,
+                parameters=searched,
+                consider_start=ranker is not None and ranker.config.wide,
+            )
+        )
+        users = _users(network)
+        if users is not None:
+            fitting.forget_unmet_users(users, part)
+        networks.append(network.cpu().eval())
+    return Contender(tuple(networks) * (1 if name in ALONE else len(slots)), learnt.layout, assembler, tuple(results))
+
+
+def only(learnt: Lessons, slot: int) -> Lessons:
+    """The same lessons without the rows of all other domains."""
+    return Lessons(
+        learnt.layout,
+        [part for part in learnt.train if part[1] == slot],
+        [part for part in learnt.validation if part[1] == slot],
+        learnt.means,
+        learnt.values,
+    )
+
+
+def build(name: str, workspace: Workspace, recipe: Recipe, learnt: Lessons) -> nn.Module:
+    """A fresh network for the layout of the lessons, with the items' means set.
+
+    Raises:
+        ValueError: no network of that name.
+    """
+    layout = learnt.layout
+    if name not in NAMES:
+        raise ValueError(f"no network is called {name!r}; there are {', '.join(NAMES)}")
+    if name == OURS:
+        return fitting.new_ranker(workspace, layout, recipe, mean_label=learnt.mean_label)
+    if name == OURS + CRP:
+        with_crp = recipe.model_copy(update={"contrastive_weight": AUXILIARY_WEIGHT})
+        return fitting.new_ranker(workspace, layout, with_crp, mean_label=learnt.mean_label)
+    if name not in RIVALS:
+        backbone = fitting.new_ranker(workspace, layout, recipe, mean_label=learnt.mean_label)
+        make: Any = SELF_SUPERVISED[name.removeprefix(f"{OURS} + ")]
+        codes = (backbone.source_items.codes,) if name.endswith(" SSL") else ()
+        return WithAuxiliary(backbone, make(recipe.width, *codes))
+    # Only to lay the means out as networks hold them; narrow, because nothing of it is trained.
+    shape = fitting.new_ranker(
+        workspace, layout, recipe.model_copy(update={"width": 4, "interest": "dacdr"}), mean_label=learnt.mean_label
+    )
+    fitting.set_means(shape, layout, learnt.means, learnt.values)
+    own: list[ItemTable | None] = [shape.owned(slot).items for slot in range(len(layout.slots))]
+    return fitting.new_rival(
+        RIVALS[name],
+        layout,
+        recipe,
+        source=shape.source_items,
+        own=own,
+        source_values=shape.source_values,
+        mean_label=learnt.mean_label,
+    )
+
+
+def score(network: nn.Module, assembler: Assembler, rows: Examples, slot: int) -> np.ndarray:
+    """Click probabilities or ratings of rows in their order, (N,), calibrated where the network is."""
+    batches = EpochOfDomains(assembler, [(rows, slot)], batch_size=4096, seed=0, shuffle=False).batches(0)
+    task: Any = assembler.layout.task
+    return training.predict(network, batches, task=task)["score"]
+
+
+def _ranker(network: nn.Module) -> Ranker | None:
+    inner = network.backbone if isinstance(network, WithAuxiliary) else network
+    return inner if isinstance(inner, Ranker) else None
+
+
+def _users(network: nn.Module) -> RowTable | None:
+    inner = _ranker(network) or network
+    return inner.inputs.users if isinstance(inner, Rival) else inner.users  # type: ignore[return-value]
