@@ -1,6 +1,5 @@
 """Every network of the tables can be built by name, learns from the same rows and is asked in the same way."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +31,7 @@ class FewRows(Workspace):
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FewRows]:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> FewRows:
     """A source and a target of the simulator's marketplace, ingested."""
     home: Path = tmp_path_factory.mktemp("home")
     settings = Settings(home=home)
@@ -53,7 +52,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FewRows]:
                 by="test",
             )
     Histories.build(settings.data_dir, [(domain.spec, domain.number) for domain in registry.domains()])
-    yield FewRows(settings, tuple(registry.domains()))
+    return FewRows(settings, tuple(registry.domains()))
 
 
 @pytest.mark.parametrize("name", contenders.NAMES)
@@ -64,7 +63,8 @@ def test_every_name_trains_and_answers_each_row_of_each_domain(workspace: FewRow
         rows = workspace.examples(found.layout, domain)
         rows = rows.take(workspace.split(rows).test)
         score = found.score(rows, slot)
-        assert score.shape == (len(rows),) and ((score > 0) & (score < 1)).all()
+        assert score.shape == (len(rows),)
+        assert ((score > 0) & (score < 1)).all()
         half = rows.take(np.arange(len(rows) // 2))
         assert np.allclose(found.score(half, slot), score[: len(half)], atol=1e-5)
     assert found.detail["parameters"] > 0
