@@ -6,7 +6,7 @@ these are stronger than factors found by descent, and a rival should be met at h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +14,16 @@ import numpy as np
 import torch
 
 from models.baselines import BRIDGES
-from models.baselines.factors import BridgeConfig
+from models.baselines.factors import BridgeConfig, latest_liked
 from models.baselines.plain import BiasedFactors, Rows
-from models.batch import Batch
+from models.batch import Batch, Events
 from models.training import TrainConfig, predict
 from orchestrator.encoding import Layout
 from orchestrator.training_data import Assembler, Examples
 
+LIKED_ABOVE = 3.0
+HISTORY = 20
+"""Liked source events that a bridge reads, as in PTUPCDR's own protocol."""
 WARM_SHARE = 0.05
 """Of the known target rows, held out to choose the epochs of the target's factors."""
 
@@ -35,26 +38,64 @@ class BridgeData:
 
 
 class Ready:
-    """Rows as batches that are made once; each epoch walks them in another seeded order: a ``BatchSource``."""
+    """Rows as batches that are made once; each epoch walks them in another seeded order: a ``BatchSource``.
 
-    def __init__(self, data: BridgeData, rows: Examples, slot: int, *, size: int, seed: int) -> None:
-        self._seed = seed
-        order = np.random.default_rng(seed).permutation(len(rows))
+    Of a history a batch keeps what bridges read: the latest ``HISTORY`` events that the user liked.
+    """
+
+    def __init__(
+        self, data: BridgeData, rows: Examples, slot: int, *, size: int, seed: int, shuffle: bool = True
+    ) -> None:
+        self._seed, self._shuffle = seed, shuffle
+        order = np.random.default_rng(seed).permutation(len(rows)) if shuffle else np.arange(len(rows))
         self._batches = [
-            data.assembler.batch(rows.take(order[at : at + size]), slot) for at in range(0, len(rows), size)
+            _with_likes_alone(data.assembler.batch(rows.take(order[at : at + size]), slot))
+            for at in range(0, len(rows), size)
         ]
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._batches))
+        order = np.arange(len(self))
+        if self._shuffle:
+            order = np.random.default_rng([self._seed, epoch]).permutation(order)
         for position in order[start:]:
             yield self._batches[position]
 
 
-def fit_bridge(
-    name: str,
+def _with_likes_alone(batch: Batch) -> Batch:
+    items, liked = latest_liked(batch.lifelong, LIKED_ABOVE, HISTORY)
+    count, width = items.shape
+    nothing = torch.zeros(1, dtype=torch.long).expand(count, width)
+    likes = Events(
+        item=items.flip(1),  # oldest first, and what is no like stands before
+        action=nothing,
+        value=liked.flip(1) * (LIKED_ABOVE + 1),
+        time=nothing,
+        row=torch.arange(count),
+        start=width - liked.sum(1),
+        stop=torch.full((count,), width),
+    )
+    return replace(batch, lifelong=likes, short_source=None, short_target=None)
+
+
+@dataclass(frozen=True)
+class BridgeRows:
+    """Batches of one draw that all bridges share: ``source`` and ``target`` to learn from.
+
+    ``held`` are rows to choose epochs by: ``source`` and ``target`` rows of known users, and ``cold``, target rows of
+    users who are hidden from training. ``asked`` are the test rows in their order.
+    """
+
+    config: BridgeConfig
+    source: Ready
+    target: Ready
+    held: Mapping[str, Ready]
+    asked: Ready
+
+
+def bridge_rows(
     data: BridgeData,
     *,
     source: Examples,
@@ -64,21 +105,10 @@ def fit_bridge(
     asked: Examples,
     seed: int,
     width: int,
-    learning_rate: float,
-    weight_decay: float,
-    epochs: int,
-    patience: int,
     batch_size: int,
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Scores of ``asked``, and facts of the model; ``validation`` are rows of users hidden from training."""
-    held = np.random.default_rng(seed).random(len(known)) < WARM_SHARE
-    lent = Ready(data, source, 0, size=batch_size, seed=seed)
-    learnt = Ready(data, known.take(~held), 1, size=batch_size, seed=seed)
-    chosen_by = {
-        "source": Ready(data, source_validation, 0, size=4096, seed=0),
-        "target": Ready(data, known.take(held), 1, size=4096, seed=0),
-        "cold": Ready(data, validation, 1, size=4096, seed=0),
-    }
+) -> BridgeRows:
+    """Make the batches; no label of ``asked`` is in them."""
+    warm = np.random.default_rng(seed).random(len(known)) < WARM_SHARE
     config = BridgeConfig(
         users=data.layout.users,
         source_items=data.layout.source_rows_total,
@@ -86,34 +116,47 @@ def fit_bridge(
         width=width,
         source_mean=float(source.label.mean()),
         target_mean=float(known.label.mean()),
+        positive_above=LIKED_ABOVE,
+        history=HISTORY,
     )
-    torch.manual_seed(seed)
-    model = BRIDGES[name](config)
-    results = model.fit(
-        lent,
-        learnt,
-        config=TrainConfig(
-            task="rating",
-            epochs=epochs,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            patience=patience,
-            seed=seed,
-        ),
-        validation=chosen_by,  # type: ignore[arg-type]
-    )
-    told = predict(model, chosen_by["cold"].batches(0), task="rating")
-    error = float(np.sqrt(np.square(np.clip(told["score"], 1, 5) - told["label"]).mean()))
     questions = replace(asked, label=np.zeros(len(asked), np.float32))
-    batches = (
-        data.assembler.batch(questions.take(np.arange(at, min(at + 4096, len(questions)))), 1)
-        for at in range(0, len(questions), 4096)
+    return BridgeRows(
+        config,
+        Ready(data, source, 0, size=batch_size, seed=seed),
+        Ready(data, known.take(~warm), 1, size=batch_size, seed=seed),
+        {
+            "source": Ready(data, source_validation, 0, size=4096, seed=0),
+            "target": Ready(data, known.take(warm), 1, size=4096, seed=0),
+            "cold": Ready(data, validation, 1, size=4096, seed=0),
+        },
+        Ready(data, questions, 1, size=4096, seed=0, shuffle=False),
     )
-    score = predict(model, batches, task="rating")["score"]
-    parameters = sum(part.numel() for part in model.parameters())
-    stages = {stage: result.best_epoch for stage, result in results.items()}
-    detail = {"validation_rmse": error, "epochs": stages, "parameters": parameters}
-    return score, detail
+
+
+def fit_bridge(
+    name: str, rows: BridgeRows, *, seed: int, choose_epochs: bool = True, **settings: Any
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Scores of the asked rows, and facts of the model.
+
+    Args:
+        choose_epochs: keep the epoch that is best on held rows; otherwise the last one, as the papers' code does.
+        settings: of the training (``TrainConfig``).
+    """
+    torch.manual_seed(seed)
+    model = BRIDGES[name](rows.config)
+    results = model.fit(
+        rows.source,
+        rows.target,
+        config=TrainConfig(task="rating", seed=seed, **settings),
+        validation=rows.held if choose_epochs else None,  # type: ignore[arg-type]
+    )
+    told = predict(model, rows.held["cold"].batches(0), task="rating")
+    detail = {
+        "validation_rmse": float(np.sqrt(np.square(np.clip(told["score"], 1, 5) - told["label"]).mean())),
+        "epochs": {stage: result.best_epoch for stage, result in results.items()},
+        "parameters": sum(part.numel() for part in model.parameters()),
+    }
+    return predict(model, rows.asked.batches(0), task="rating")["score"], detail
 
 
 RIDGES = (5.0, 20.0)

@@ -74,7 +74,7 @@ class SSCDR(Bridge):
 
     def mapped(self, batch: Batch) -> Tensor:
         items, liked = latest_liked(batch.lifelong, self.config.positive_above, self.config.history)
-        neighbours = self.carried(self.source.items(items)) * liked[..., None]  # [B, K, D]
+        neighbours = self._carried_items(items) * liked[..., None]  # [B, K, D]
         count = liked.sum(-1, keepdim=True)
         middle = neighbours.sum(1) / count.clamp(min=1)
         own = self.carried(self.source.user(batch.user))
@@ -83,6 +83,13 @@ class SSCDR(Bridge):
     def carried(self, vector: Tensor) -> Tensor:
         """f of points of the source's space."""
         return in_unit_ball(self.map(in_unit_ball(vector)))
+
+    def _carried_items(self, items: Tensor) -> Tensor:
+        """f of source items, through whichever is fewer: the items asked for, or all there are."""
+        table = self.source.items
+        if items.numel() < len(table.weight):
+            return self.carried(table(items))
+        return self.carried(table(torch.arange(len(table.weight), device=items.device)))[items]
 
     def train_factors(
         self,
@@ -121,14 +128,18 @@ class SSCDR(Bridge):
             parameters=self.map.parameters(),
         )
         line = [self.slope, self.level, *([] if self.item_bias is None else self.item_bias.parameters())]
-        return train(
-            self,
-            OnlySharedUsers(target, shared, self.config.users),  # as if they were cold, for whom the line is needed
-            config=config,
-            validation=validation,
-            checkpoint_dir=checkpoint_dir and checkpoint_dir / "scale",
-            parameters=line,
-        )
+        self.map.requires_grad_(False)
+        try:
+            return train(
+                self,
+                OnlySharedUsers(target, shared, self.config.users),  # as if cold: for such users the line is needed
+                config=config,
+                validation=validation,
+                checkpoint_dir=checkpoint_dir and checkpoint_dir / "scale",
+                parameters=line,
+            )
+        finally:
+            self.map.requires_grad_(True)
 
 
 class _Points(nn.Module):

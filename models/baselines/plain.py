@@ -155,16 +155,17 @@ class MappedSourceBias:
     def fit(self, user: NDArray, item: NDArray, label: NDArray, source: Rows | None = None) -> Self:
         if source is None:
             raise ValueError("the mapped source bias needs source rows")
-        rows = Rows.of(user, item, label)
-        self._items = ItemMean(self.smoothing).fit(user, item, label)
-        in_source = np.bincount(source.user) > 0
-        bias = ItemUserBias(self.source_ridge, self.source_ridge).fit(source.user, source.item, source.label).user_bias
-        self._source_bias = np.where(in_source, bias, np.nan)
-        borrowed = looked_up(self._source_bias, rows.user, np.nan)
+        items = ItemMean(self.smoothing).fit(user, item, label)
+        return self.fit_line(Rows.of(user, item, label), items, source_bias(source, self.source_ridge))
+
+    def fit_line(self, rows: Rows, items: ItemMean, bias: Floats) -> Self:
+        """Fit the line alone, between item means and source biases (NaN for the unknown) that are there already."""
+        self._items, self._source_bias = items, bias
+        borrowed = looked_up(bias, rows.user, np.nan)
         shared = ~np.isnan(borrowed)
         self.slope = self.intercept = 0.0
         if np.unique(borrowed[shared]).size > 1:  # a line needs two points
-            residual = rows.label - self._items.predict(rows.user, rows.item)
+            residual = rows.label - items.predict(rows.user, rows.item)
             line = LinearRegression().fit(borrowed[shared, None], residual[shared])
             self.slope, self.intercept = float(line.coef_[0]), float(line.intercept_)
         return self
@@ -173,6 +174,12 @@ class MappedSourceBias:
         borrowed = looked_up(self._source_bias, user, np.nan)
         personal = np.where(np.isnan(borrowed), 0.0, self.intercept + self.slope * borrowed)
         return self._items.predict(user, item) + personal
+
+
+def source_bias(source: Rows, ridge: float) -> Floats:
+    """Each user's bias in the source beside the items' own, by user index; NaN for users without rows."""
+    bias = ItemUserBias(ridge, ridge).fit(source.user, source.item, source.label).user_bias
+    return np.where(np.bincount(source.user) > 0, bias, np.nan)
 
 
 @dataclass
@@ -275,17 +282,14 @@ class BiasedFactors:
         shape = (int(users.max()) + 1, int(items.max()) + 1)
         generator = np.random.default_rng(self.seed)
         self.item_bias, self.item_factors = np.zeros(shape[1]), generator.normal(0, 0.1, (shape[1], self.width))
-        by_user = np.lexsort((items, users))
-        by_item = np.lexsort((users, items))
+        weight = sparse.csr_matrix((weights, (users, items)), shape)
+        told = sparse.csr_matrix((weights * labels, (users, items)), shape)
+        of_item, told_of_item = weight.T.tocsr(), told.T.tocsr()
         for _ in range(self.sweeps):
-            self.user_bias, self.user_factors = _ridge_side(
-                users[by_user], items[by_user], labels[by_user], weights[by_user],
-                self.item_bias, self.item_factors, shape[0], self.ridge,
-            )  # fmt: skip
+            self.user_bias, self.user_factors = _ridge_side(weight, told, self.item_bias, self.item_factors, self.ridge)
             self.item_bias, self.item_factors = _ridge_side(
-                items[by_item], users[by_item], labels[by_item], weights[by_item],
-                self.user_bias, self.user_factors, shape[1], self.ridge,
-            )  # fmt: skip
+                of_item, told_of_item, self.user_bias, self.user_factors, self.ridge
+            )
         return self
 
     def predict(self, user: NDArray, item: NDArray) -> Floats:
@@ -297,32 +301,24 @@ class BiasedFactors:
 
 
 def _ridge_side(
-    own: Integers,
-    other: Integers,
-    label: Floats,
-    weight: Floats,
-    other_bias: Floats,
-    other_factors: Floats,
-    size: int,
-    ridge: float,
+    weight: sparse.csr_matrix, told: sparse.csr_matrix, other_bias: Floats, other_factors: Floats, ridge: float
 ) -> tuple[Floats, Floats]:
-    """Bias (size,) and factors (size, width) of one side, given the other; rows are sorted by ``own``."""
-    width = other_factors.shape[1] + 1
-    solved = np.zeros((size, width))
-    bounds = np.searchsorted(own, np.arange(size + 1))
-    for first in range(0, size, 4096):  # bounds the memory of the Gram matrices
-        last = min(size, first + 4096)
-        rows = slice(bounds[first], bounds[last])
-        seen = np.hstack([np.ones((rows.stop - rows.start, 1)), other_factors[other[rows]]])  # the 1 carries the bias
-        member = sparse.csr_matrix(
-            (weight[rows], np.arange(rows.stop - rows.start), bounds[first : last + 1] - bounds[first])
-        )
-        if not rows.stop - rows.start:
-            continue
-        outer = (seen[:, :, None] * seen[:, None, :]).reshape(len(seen), -1)
-        gram = (member @ outer).reshape(-1, width, width) + ridge * np.eye(width)
-        moment = member @ (seen * (label[rows] - other_bias[other[rows]])[:, None])
-        solved[first:last] = np.linalg.solve(gram, moment[:, :, None])[:, :, 0]
+    """Bias (size,) and factors (size, width) of one side, given the other; weights and weighted labels (size, others).
+
+    Squares of the others' vectors are made once for each of them, not for each row, and half of each square is enough.
+    """
+    seen = np.hstack([np.ones((len(other_bias), 1)), other_factors])  # the 1 carries the bias
+    width = seen.shape[1]
+    left, right = np.triu_indices(width)
+    squares = seen[:, left] * seen[:, right]
+    moment = told @ seen - weight @ (seen * other_bias[:, None])
+    solved = np.zeros((weight.shape[0], width))
+    for first in range(0, len(solved), 4096):  # bounds the memory of the Gram matrices
+        part = slice(first, min(len(solved), first + 4096))
+        gram = np.zeros((part.stop - first, width, width))
+        gram[:, left, right] = gram[:, right, left] = weight[part] @ squares
+        gram += ridge * np.eye(width)
+        solved[part] = np.linalg.solve(gram, moment[part, :, None])[:, :, 0]
     return solved[:, 0], solved[:, 1:]
 
 
