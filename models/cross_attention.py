@@ -21,6 +21,8 @@ from models.history import History
 
 Memory = Literal["concat", "cascade", "rescale"]
 Vacated = Literal["drop", "mean"]
+Shares = tuple[Tensor, Tensor]
+"""Attention over what is always there and over a history's events, which sum to one together."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +130,17 @@ class DomainAwareCrossAttention(nn.Module):
         both = config.domain_attention and config.item_attention
         return domain_view, item_view, None if both else self.mean(history)
 
-    def _domain_view(self, history: History, tokens: Tensor, weights: StepWeights) -> tuple[Tensor, Tensor]:
-        """T_d of equation 3 and the attention over [null ; S], (C, V, M, 1 + L)."""
+    def _domain_view(self, history: History, tokens: Tensor, weights: StepWeights) -> tuple[Tensor, Shares]:
+        """T_d of equation 3 and the attention over the null event, (C, V, M, 1), and S, (C, V, M, L)."""
+        history, view = history.distinct()
         query = project(tokens, weights.query_key)[:, None]  # [C, 1, M, D]
-        scores = history.scores(query)
-        null = (query @ self.null)[..., None].expand(*scores.shape[:3], 1)
-        attention = _softmax_beside(null, scores, history.mask)
-        pooled = history.pool(attention[..., 1:]) + attention[..., :1] * self.null
-        return project(pooled, weights.value), attention
+        null = (query @ self.null)[..., None]
+        of_null, of_events = _softmax_beside(null, history.scores(query), history.mask)
+        pooled = history.pool(of_events) + of_null * self.null
+        answer, shares = project(pooled, weights.value), (of_null, of_events)
+        if view is None:
+            return answer, shares
+        return _of_cells(answer, view), (_of_cells(shares[0], view), _of_cells(shares[1], view))
 
     def _item_view(
         self,
@@ -143,7 +148,7 @@ class DomainAwareCrossAttention(nn.Module):
         tokens: Tensor,
         side: Tensor,
         domain_view: Tensor | None,
-        attention: Tensor | None,
+        attention: Shares | None,
         weights: StepWeights,
     ) -> Tensor:
         """T_i of equation 4 over the memory that the config asks for."""
@@ -156,19 +161,19 @@ class DomainAwareCrossAttention(nn.Module):
         # Memory [T_d ; side information ; null ; S]: the first three are few and always valid.
         always = [] if domain_view is None else [domain_view.expand(-1, query.shape[1], -1, -1)]
         always += [side, self.null.expand(*query.shape[:2], 1, -1)]
-        few = torch.cat(always, 2)  # [C, G, M + P + 1, D]
-        share = _softmax_beside(query @ few.transpose(2, 3), history.scores(query), history.mask)
-        count = few.shape[2]
-        return project(share[..., :count] @ few + history.pool(share[..., count:]), weights.value)
+        few = torch.cat(always, 2)[:, :, None]  # [C, G, 1, M + P + 1, D]
+        # Products with so few rows are many times faster as sums than as one small matrix product a cell.
+        of_few, of_events = _softmax_beside((query[..., None, :] * few).sum(-1), history.scores(query), history.mask)
+        return project((of_few[..., None] * few).sum(3) + history.pool(of_events), weights.value)
 
-    def _rescaled(self, history: History, query: Tensor, attention: Tensor) -> Tensor:
+    def _rescaled(self, history: History, query: Tensor, attention: Shares) -> Tensor:
         """Pooled memory L * alpha_l * S_l, alpha the first step's attention averaged over the domain tokens."""
         length = history.mask.sum(-1)[..., None, None] + 1  # valid events and the null one
-        scale = attention.mean(2, keepdim=True) * length  # [C, V, 1, 1 + L]
-        scores = history.scores(query) * scale[..., 1:]
-        null = (query @ self.null)[..., None] * scale[..., :1]
-        share = _softmax_beside(null, scores, history.mask) * scale
-        return history.pool(share[..., 1:]) + share[..., :1] * self.null
+        null_scale, scale = (part.mean(2, keepdim=True) * length for part in attention)  # [C, V, 1, 1 or L]
+        scores = history.scores(query) * scale
+        null = (query @ self.null)[..., None] * null_scale
+        of_null, of_events = _softmax_beside(null, scores, history.mask)
+        return history.pool(of_events * scale) + of_null * null_scale * self.null
 
     def mean(self, history: History) -> Tensor:
         """Mean of the valid events and the null one, (C, V, 1, D)."""
@@ -231,24 +236,33 @@ class _SoftmaxBeside(Function):
     """Softmax of [few ; many] where some of the many are hidden; these get exactly no share and so no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, few: Tensor, many: Tensor, hidden: Tensor) -> Tensor:
+    def forward(ctx: Any, few: Tensor, many: Tensor, hidden: Tensor) -> Shares:
+        count = few.shape[-1]
         joined = torch.cat([few, many], -1)
-        joined[..., few.shape[-1] :].masked_fill_(hidden, -torch.inf)
+        joined[..., count:].masked_fill_(hidden, -torch.inf)
         share = joined.softmax(-1)
         ctx.save_for_backward(share)
-        ctx.few, ctx.kind = few.shape[-1], joined.dtype
-        return share
+        ctx.kind = joined.dtype
+        return share[..., :count], share[..., count:]
 
     @staticmethod
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, of_few: Tensor, of_many: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (share,) = ctx.saved_tensors
+        given = torch.cat([of_few, of_many], -1)
         joined = torch.ops.aten._softmax_backward_data(given, share, -1, share.dtype).to(ctx.kind)
-        return joined[..., : ctx.few], joined[..., ctx.few :], None
+        count = of_few.shape[-1]
+        return joined[..., :count], joined[..., count:], None
 
 
-def _softmax_beside(few: Tensor, many: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over always-valid scores (C, V, Q, F) and those that rows may see, mask (C, V, L): (C, V, Q, F + L)."""
-    cells = max(many.shape[1], mask.shape[1])
+def _of_cells(parts: Tensor, view: Tensor) -> Tensor:
+    """What each cell's view got: (C, V, ...) and (C, G) -> (C, G, ...)."""
+    chunk = torch.arange(len(view), device=view.device)[:, None]
+    return parts.flatten(0, 1).index_select(0, (view + chunk * parts.shape[1]).view(-1)).unflatten(0, view.shape)
+
+
+def _softmax_beside(few: Tensor, many: Tensor, mask: Tensor) -> Shares:
+    """Softmax over always-valid scores (C, V, Q, F) and those that rows may see, (C, V, Q, L), mask (C, V, L)."""
+    cells = max(few.shape[1], many.shape[1], mask.shape[1])
     few, many = (part.expand(-1, cells, -1, -1) for part in (few, many))
     kind = torch.promote_types(few.dtype, many.dtype)
     return _SoftmaxBeside.apply(few.to(kind), many.to(kind), ~mask[:, :, None])

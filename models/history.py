@@ -183,7 +183,7 @@ class History:
     Shapes (C chunks, G cells a chunk, V = G or 1 views a chunk, L events, N rows of the context table, Q queries):
         items:   (C, L, D)
         mask:    (C, V, L) bool
-        codes:   each (C, 1 or V, L) long
+        codes:   each (C, V, L) long; mask and each code have a V of their own
         table:   (N, D)
         joined:  (C, L, D) context vectors, or None
         reads:   of the stored items, as `stored_items` gives it
@@ -199,6 +199,29 @@ class History:
     def only(self, mask: Tensor) -> History:
         """The same history of which only these events, (C, G, L), are seen."""
         return replace(self, mask=mask)
+
+    def distinct(self) -> tuple[History, Tensor | None]:
+        """The history with only the views of a chunk that differ, and which of them each cell has, (C, G).
+
+        Rows minutes apart mostly see the same: the same events, in the same buckets of recency. A view counts as
+        another where it differs from that of the cell before. Without such neighbours it is the same history and None.
+        """
+        own = [part for part in (self.mask, *self.codes) if part.shape[1] > 1]
+        if not own or self.joined is not None:
+            return self, None
+        changed = torch.stack([(part[:, 1:] != part[:, :-1]).any(-1) for part in own]).any(0)
+        view = F.pad(changed.cumsum(1), (1, 0))
+        count = int(view.max()) + 1
+        if count > view.shape[1] // 2:
+            return self, None
+        # A chunk with fewer views than others repeats its first.
+        first = (view[:, None] == torch.arange(count, device=view.device)[:, None]).int().argmax(-1)
+
+        def chosen(part: Tensor) -> Tensor:
+            index = first[..., None].expand(-1, -1, part.shape[2])
+            return part if part.shape[1] == 1 else part.gather(1, index)
+
+        return replace(self, mask=chosen(self.mask), codes=tuple(chosen(code) for code in self.codes)), view
 
     def item_scores(self, query: Tensor) -> Tensor:
         """(C, G, Q, D) queries against item vectors: (C, G, Q, L)."""
@@ -246,6 +269,8 @@ class History:
         """(C, G, Q, L) weights over context vectors: (C, G, Q, D)."""
         if self.joined is not None:
             return _pool(weight, self.joined)
+        cells = max(weight.shape[1], *(code.shape[1] for code in self.codes))
+        weight = weight.expand(-1, cells, -1, -1)
         mass = weight.new_zeros(*weight.shape[:3], self.table.shape[0])
         for code in self.codes:
             mass = mass.scatter_add(3, code[:, :, None].expand_as(weight), weight)

@@ -241,8 +241,20 @@ def _best_mask(scores: Tensor, mask: Tensor, count: int) -> Tensor:
     all of them keeps the choice free of their order and of rounding.
     """
     hidden = scores.detach().masked_fill(~mask, -torch.inf)
-    last = hidden.topk(min(count, scores.shape[-1]), dim=-1, sorted=False).values.amin(-1, keepdim=True)
-    return (hidden >= last - _rounding(scores, mask)) & mask
+    return (hidden >= _threshold(hidden, min(count, scores.shape[-1])) - _rounding(scores, mask)) & mask
+
+
+def _threshold(hidden: Tensor, count: int) -> Tensor:
+    """The ``count``-th largest score of each row, (C, G, 1); anything below all scores where fewer are visible."""
+    if hidden.device.type != "cpu" or hidden.dtype != torch.float32 or not hidden.numel():
+        return hidden.topk(count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    # numpy partitions with the processor's vectors, two to six times faster. Equal numbers would make it slow, so those
+    # that stand for hidden events all differ.
+    length = hidden.shape[-1]
+    below = torch.arange(length, dtype=torch.float32).add_(1).mul_(torch.finfo(torch.float32).min / (2 * length))
+    ranked = torch.maximum(hidden, below).numpy()
+    ranked.partition(length - count, axis=-1)
+    return torch.from_numpy(ranked[..., length - count, None].copy())
 
 
 def _later_first(scores: Tensor, mask: Tensor) -> Tensor:

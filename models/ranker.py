@@ -380,8 +380,9 @@ class Ranker(nn.Module):
         """The lifelong history as attention reads it; one view a chunk where all its rows see the same."""
         events = cells.lifelong
         now, start, stop = (part.view(shape) for part in (cells.time, events.start, events.stop))
-        if shape[1] > 1 and all(bool((part == part[:, :1]).all()) for part in (now, start, stop)):
-            now, start, stop = now[:, :1], start[:, :1], stop[:, :1]
+        if shape[1] > 1 and all(bool((part == part[:, :1]).all()) for part in (start, stop)):
+            start, stop = start[:, :1], stop[:, :1]
+            now = now[:, :1] if bool((now == now[:, :1]).all()) else now
         position = torch.arange(events.item.shape[1], device=events.item.device)
         mask = (position >= start[..., None]) & (position < stop[..., None])
         codes, table = self.event_context.paired(

@@ -165,3 +165,29 @@ def test_the_encoder_takes_what_each_ablation_leaves(
     full = DomainEncoder(AttentionConfig(WIDTH, DOMAIN_TOKENS), item_tokens=1, hidden=10)
     if vacated == "mean":
         assert sum(p.numel() for p in encoder.parameters()) == sum(p.numel() for p in full.parameters())
+
+
+@pytest.mark.parametrize("memory", ["concat", "cascade", "rescale"])
+def test_cells_that_see_the_same_are_read_as_if_each_were_alone(memory: str) -> None:
+    """Answers and gradients are those of a history in which every cell has a view of its own."""
+    case = Case(ia_memory=memory)
+    view = torch.tensor([[0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1]])
+
+    def spread(part: Tensor) -> Tensor:
+        return part if part.shape[1] == 1 else torch.stack([own[at] for own, at in zip(part, view, strict=True)])
+
+    codes = tuple(spread(code) for code in case.history.codes)
+    case.history = History(case.history.items, spread(case.history.mask), codes, case.history.table)
+    found = []
+    for narrow in (True, False):
+        history = case.history
+        assert (history.distinct()[1] is not None) or not narrow
+        if not narrow:
+            history.__dict__["distinct"] = lambda history=history: (history, None)
+        domain_view, item_view, _ = case.views()
+        assert domain_view is not None
+        assert item_view is not None
+        leaves = (case.shared, case.own, case.history.items)
+        found.append([domain_view, item_view, *torch.autograd.grad(domain_view.sin().sum() + item_view.sum(), leaves)])
+    for shared, own in zip(*found, strict=True):
+        torch.testing.assert_close(shared, own)

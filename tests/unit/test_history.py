@@ -116,3 +116,26 @@ def test_half_precision_keeps_full_precision_gradients() -> None:
     for rough, full in zip(case.gradients(), exact, strict=True):
         assert rough.dtype == torch.float32
         assert (rough - full).norm() < 0.03 * full.norm()
+
+
+def test_views_that_do_not_differ_are_read_once() -> None:
+    """Cells that see what their neighbour sees get one view, and each cell finds its own."""
+    stored, cells = torch.randn(CHUNKS, LENGTH, WIDTH), 6
+    mask = torch.ones(CHUNKS, cells, LENGTH, dtype=torch.bool)
+    code = torch.zeros(CHUNKS, cells, LENGTH, dtype=torch.long)
+    code[0, 2:] = 1
+    mask[1, 4:, 0] = False
+    history = History(stored, mask, (code,), torch.randn(2, WIDTH))
+    narrow, view = history.distinct()
+    assert view is not None
+    assert view.tolist()[:2] == [[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]]
+    assert narrow.mask.shape[1] == 2
+    for chunk in range(CHUNKS):
+        assert torch.equal(narrow.mask[chunk][view[chunk]], mask[chunk])
+        assert torch.equal(narrow.codes[0][chunk][view[chunk]], code[chunk])
+
+
+def test_views_that_nearly_all_differ_are_left_as_they_are() -> None:
+    code = torch.arange(4)[None, :, None].expand(CHUNKS, 4, LENGTH)
+    history = History(torch.randn(CHUNKS, LENGTH, WIDTH), code >= 0, (code,), torch.randn(4, WIDTH))
+    assert history.distinct()[1] is None

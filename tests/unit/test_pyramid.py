@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.embeddings import EventContext
 from models.history import History
-from models.pyramid import Pyramid, PyramidConfig
+from models.pyramid import Pyramid, PyramidConfig, _threshold
 
 CHUNKS, CELLS, LENGTH, WIDTH = 2, 3, 20, 8
 
@@ -181,3 +181,16 @@ def test_the_papers_pyramids_have_names() -> None:
         PyramidConfig.named("SIM-50")
     with pytest.raises(ValueError, match="k2 <= k1"):
         PyramidConfig.named("LCN-50-200")
+
+
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_the_threshold_is_the_last_of_the_best(count: int) -> None:
+    """As by a full sort, in either precision; where fewer are visible, it hides none of them."""
+    scores = torch.randn(3, 2, 40) * 100
+    scores[0, 0, 10:] = -torch.inf
+    for kind in (torch.float32, torch.float64):
+        exact = scores.to(kind).sort(-1, descending=True).values[..., count - 1, None]
+        found = _threshold(scores.to(kind), count)
+        visible = exact > -torch.inf
+        assert torch.equal(found[visible], exact[visible])
+        assert (found[~visible] < scores[scores > -torch.inf].min()).all()
