@@ -27,15 +27,17 @@ from torch import Tensor, nn
 from models import metrics, resume
 from models.batch import Batch
 from models.distributed import Alone
+from models.lists import list_losses, mean_reciprocal_rank
 from models.optimisers import Nested, Optimisers
 from models.prefetch import prefetched
 
 Task = Literal["ctr", "rating"]
-MetricName = Literal["auc", "gauc", "logloss", "mae", "rmse"]
+Loss = Literal["pointwise", "listwise"]
+MetricName = Literal["auc", "gauc", "logloss", "mae", "rmse", "mrr"]
 
 ALONE = Alone()
 SPARSE_FROM_ROWS = 1024  # below, a dense gradient is cheaper than sorting ids
-_HIGHER_IS_BETTER = ("auc", "gauc")
+_HIGHER_IS_BETTER = ("auc", "gauc", "mrr")
 _FREE_TO_DIFFER = ("checkpoint_every_steps", "progress_every_steps", "prefetch", "device")
 _LARGEST_COUNTER = 4096
 
@@ -57,7 +59,9 @@ class TrainConfig:
     Attributes:
         embedding_optimiser: rule of tables of at least ``SPARSE_FROM_ROWS`` rows; ``dense`` treats them like the rest.
         weight_decay: decoupled, per step; of a table only on touched rows.
-        metric: what validation chooses by; None is AUC for clicks (logloss if a label is absent), RMSE for ratings.
+        loss: ``pointwise`` judges each row, ``listwise`` where the right row stands in its list (`models.lists`).
+        metric: what validation chooses by; None is AUC for clicks (logloss if a label is absent), RMSE for ratings, MRR
+            for lists.
         patience: epochs without improvement after which to stop; 0 trains all epochs. The best weights are kept.
         consider_start: the weights given count as a candidate too, so that training never returns worse ones.
         clip: longest gradient norm; 0 leaves gradients alone.
@@ -74,6 +78,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     embedding_optimiser: Literal["lazy_adam", "rowwise_adagrad", "dense"] = "lazy_adam"
     task: Task = "ctr"
+    loss: Loss = "pointwise"
     metric: MetricName | None = None
     patience: int = 0
     consider_start: bool = False
@@ -91,6 +96,11 @@ class TrainConfig:
             raise ValueError(f"epochs {self.epochs} and learning rate {self.learning_rate} must be positive")
         if min(self.patience, self.clip, self.checkpoint_every_steps, self.prefetch) < 0:
             raise ValueError("patience, clip, checkpoint_every_steps and prefetch must not be negative")
+        if (self.loss == "listwise" and self.metric not in (None, "mrr")) or (self.loss, self.metric) == (
+            "pointwise",
+            "mrr",
+        ):
+            raise ValueError(f"lists are judged by mrr and single rows are not, so {self.metric} cannot choose here")
 
 
 @dataclass(frozen=True)
@@ -155,9 +165,18 @@ def row_losses(output: Tensor, label: Tensor, task: Task) -> Tensor:
     return F.binary_cross_entropy_with_logits(output.float(), label, reduction="none")
 
 
-def task_loss(output: Tensor, batch: Batch, task: Task, factor: Tensor | None = None) -> Tensor:
-    """Weighted mean of row losses; ``factor`` (B,) scales rows but not the denominator, or small ones would cancel."""
+def task_loss(
+    output: Tensor, batch: Batch, task: Task, factor: Tensor | None = None, loss: Loss = "pointwise"
+) -> Tensor:
+    """Weighted mean of losses; ``factor`` (B,) scales rows but not the denominator, or small ones would cancel.
+
+    A list weighs as its right row does.
+    """
     weight = batch.weight if factor is None else batch.weight * factor
+    if loss == "listwise":
+        right = batch.label > 0
+        losses = list_losses(output, batch.label)
+        return (weight[right] * losses).sum() / batch.weight[right].sum().clamp(min=1e-12)
     return (weight * row_losses(output, batch.label, task)).sum() / batch.weight.sum().clamp(min=1e-12)
 
 
@@ -171,7 +190,7 @@ def objective(
         extra: Callable[[Batch], Tensor | None] | None = getattr(model, "auxiliary_loss", None)
         if config.auxiliary_weight and extra is not None and len(batch):
             auxiliary = extra(batch)
-    loss = task_loss(output, batch, config.task, factor)
+    loss = task_loss(output, batch, config.task, factor, config.loss)
     return loss, loss if auxiliary is None else loss + config.auxiliary_weight * auxiliary.float()
 
 
@@ -225,6 +244,8 @@ def train(
     model.to(device)
     if sample_weigher is not None and peers.world > 1:
         raise ValueError("rows are weighed by networks that train in one process only")
+    if config.loss == "listwise" and peers.world > 1:
+        raise ValueError("processes share batches by rows, which would cut lists: train with loss=pointwise or alone")
     from_rows = None if config.embedding_optimiser == "dense" else SPARSE_FROM_ROWS
     with peers.sharing(model, from_rows=from_rows), sparse_tables(model, config), _own_chance(device):
         run = _Run(
@@ -234,11 +255,18 @@ def train(
 
 
 def predict(
-    model: nn.Module, data: Iterable[Batch], *, task: Task = "ctr", device: str | None = None, bf16: bool = False
+    model: nn.Module,
+    data: Iterable[Batch],
+    *,
+    task: Task = "ctr",
+    device: str | None = None,
+    bf16: bool = False,
+    raw: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """Scores of all rows in order, with their label, user, item and domain.
 
-    Scores are what ``model.probability`` says where the model has it, else the sigmoid of logits or the ratings.
+    Scores are what ``model.probability`` says where the model has it, else the sigmoid of logits or the ratings. With
+    ``raw`` they are the model's own output: a sigmoid makes very good candidates equal.
     """
     where = torch.device(device) if device else next(model.parameters()).device
     parts: dict[str, list[Tensor]] = {name: [] for name in ("score", "label", "user", "item", "domain")}
@@ -246,7 +274,7 @@ def predict(
         for batch in data:
             here = batch.to(where)
             with autocast(where, bf16):
-                score = _score(model, here, task)
+                score = model(here) if raw else _score(model, here, task)
             parts["score"].append(score.float().cpu())
             for name in ("label", "user", "item", "domain"):
                 parts[name].append(getattr(batch, name).cpu())
@@ -378,7 +406,11 @@ class _Run:
         assert self.validation is not None
         now, task = self.standing, self.config.task
         batches = self.peers.following(self.model, self.validation.batches(0))
-        rows = self.peers.gathered(predict(self.model, batches, task=task, bf16=self.config.bf16))
+        listwise = self.config.loss == "listwise"
+        rows = self.peers.gathered(predict(self.model, batches, task=task, bf16=self.config.bf16, raw=listwise))
+        if listwise:
+            now.metric = "mrr"
+            return mean_reciprocal_rank(rows["label"], rows["score"])
         if now.metric is None:
             both = 0 < rows["label"].mean() < 1
             now.metric = self.config.metric or ("rmse" if task == "rating" else "auc" if both else "logloss")
