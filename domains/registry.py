@@ -304,6 +304,23 @@ class Registry:
                     raise Conflict(f"version {version.id!r} is recorded with another {field}", id=version.id)
             return held
 
+    def judge_again(
+        self, id: str, *, metrics: dict[str, Any], report: dict[str, Any], certificate: dict[str, Any], by: str
+    ) -> Version:
+        """Put a newer report in place of a version's own: the same weights came out of a launch again.
+
+        Raises:
+            UnknownVersion: no such version.
+        """
+        with self._database.write() as connection:
+            held = version_of(connection, id)
+            judged = {"metrics": metrics, "report": report, "certificate": certificate}
+            connection.execute(update(versions).where(versions.c.id == id).values(judged))
+            before = (held.report.get("decision") or {}).get("verdict")
+            after = (report.get("decision") or {}).get("verdict")
+            note(connection, by, "judge_again", held.domain, id=id, before=before, after=after)
+            return version_of(connection, id)
+
     def version(self, id: str) -> Version:
         """Raises UnknownVersion."""
         with self._database.read() as connection:

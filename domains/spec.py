@@ -150,9 +150,17 @@ class Gate(_Declared):
     """What a version must show on held-out cold users before it may go live."""
 
     rival: Literal[
-        "popularity", "item_mean", "zero_shot", "single_domain", "shared_bottom", "full_fine_tune", "scratch"
+        "popularity",
+        "item_mean",
+        "zero_shot",
+        "single_domain",
+        "shared_bottom",
+        "full_fine_tune",
+        "scratch",
+        "strongest",
     ] = "popularity"
-    """What the team would otherwise use; the lower bound of the interval must beat it."""
+    """What the team would otherwise use, or the strongest of all rivals that are required; the lower bound of the
+    interval must beat it."""
     metric: Literal["auc", "gauc", "logloss", "mae", "rmse"] = "auc"
     """Judged by: auc, gauc or logloss for ctr (auc unless said); mae or rmse for rating (mae unless said)."""
     minimum_cold_users: Whole = Field(default=30, ge=1)

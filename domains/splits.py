@@ -135,6 +135,7 @@ def scan_for_leaks(
     features: Mapping[str, np.ndarray] | None = None,
     now_us: int | None = None,
     histories: Mapping[str, tuple[HistoryStore, np.ndarray, np.ndarray]] | None = None,
+    new_items: np.ndarray | None = None,
 ) -> list[str]:
     """Look for ways in which a test row could be known in training. Returns a sentence for each; empty is clean.
 
@@ -142,9 +143,14 @@ def scan_for_leaks(
         user, item, time_us, label: (N,) over all rows that the split numbers
         features:  name -> (N,) numbers or category codes, judged against ``label``
         histories: name -> (store, start, stop), the windows that the rows read, each (N,); needs ``time_us``
+        new_items: items of which it is said that training never saw them
     """
     user, item = np.asarray(user), np.asarray(item)
     found = [*_row_leaks(split, user, item, time_us)]
+    for name, part in (("train", split.train), ("validation", split.validation)):
+        crossing = np.intersect1d(item[part], [] if new_items is None else new_items)
+        if len(crossing):
+            found.append(f"{len(crossing)} items that are called new have rows in {name}")
     if time_us is not None:
         found += _time_leaks(split, np.asarray(time_us), now_us)
         for name, (store, start, stop) in (histories or {}).items():

@@ -127,6 +127,29 @@ def over_seeds(
     return found
 
 
+def gain_over_seeds(
+    gate: Gate,
+    subject: Mapping[int, np.ndarray],
+    other: Mapping[int, np.ndarray],
+    *,
+    label: np.ndarray,
+    user: np.ndarray,
+) -> dict[str, Any]:
+    """Mean improvement of the subject over another row on the gate's metric, seed by seed, with its t interval.
+
+    A row that knows no seeds is given under one alone, and stands for all.
+    """
+    by_user = [user] if gate.metric == "gauc" else []
+    sign = -1.0 if gate.metric in LOWER_IS_BETTER else 1.0
+    metric = METRIC[gate.metric]
+    each = {
+        seed: sign
+        * float(metric(label, score, *by_user) - metric(label, other.get(seed, next(iter(other.values()))), *by_user))
+        for seed, score in subject.items()
+    }
+    return {**metrics.seed_interval(list(each.values())).as_dict(), "each": each}
+
+
 def calibration_error(task: str, label: np.ndarray, score: np.ndarray) -> float:
     """How far predictions are off on average, as a share: |predicted / observed - 1|; for ratings |bias| / spread."""
     if task == "ctr":

@@ -57,6 +57,7 @@ def fit_adapter(
             learning_rate=recipe.fine_tune_learning_rate,
             weight_decay=recipe.weight_decay,
             patience=max(recipe.patience, 1),
+            auxiliary_weight=recipe.contrastive_weight,
             consider_start=True,
             seed=recipe.seed,
             checkpoint_every_steps=recipe.checkpoint_every_steps,
@@ -88,23 +89,25 @@ def raw_scores(ranker: Ranker, assembler: Any, rows: Any, slot: int) -> np.ndarr
 
 
 def calibrate(ranker: Ranker, slot: int, score: np.ndarray, label: np.ndarray) -> None:
-    """Fit the domain's calibrator on held-out rows: Platt scaling for clicks, an affine map for ratings.
-
-    A slope that is not positive would turn the ranking round; then only the shift is fitted. Too few rows of either
-    label would send the slope anywhere; then outputs stay as they are.
-    """
+    """Fit the domain's calibrator on held-out rows."""
     calibrator = ranker.owned(slot).calibrator
-    if ranker.config.task == "ctr":
-        if min((label > 0).sum(), (label <= 0).sum()) < FEWEST_TO_CALIBRATE:
-            return
-        fit = LogisticRegression(C=1e4).fit(score[:, None], label)
-        scale, shift = float(fit.coef_[0, 0]), float(fit.intercept_[0])
-    else:
-        scale, shift = (float(value) for value in np.polyfit(score, label, 1)) if score.std() > 1e-6 else (0.0, 0.0)
-        if scale <= 0:
-            scale, shift = 1.0, float(label.mean() - score.mean())
-    if scale <= 0:
-        return
+    scale, shift = calibration(ranker.config.task, score, label)
     with torch.no_grad():
         calibrator.scale.fill_(scale)
         calibrator.shift.fill_(shift)
+
+
+def calibration(task: str, score: np.ndarray, label: np.ndarray) -> tuple[float, float]:
+    """Scale and shift of scores that fit held-out rows: Platt scaling for clicks, an affine map for ratings.
+
+    A slope that is not positive would turn the ranking round; then only the shift of ratings is fitted. Too few rows of
+    either label would send the slope of clicks anywhere; then outputs stay as they are.
+    """
+    if task == "ctr":
+        if min((label > 0).sum(), (label <= 0).sum()) < FEWEST_TO_CALIBRATE:
+            return 1.0, 0.0
+        fit = LogisticRegression(C=1e4).fit(score[:, None], label)
+        scale, shift = float(fit.coef_[0, 0]), float(fit.intercept_[0])
+        return (scale, shift) if scale > 0 else (1.0, 0.0)
+    scale, shift = (float(value) for value in np.polyfit(score, label, 1)) if score.std() > 1e-6 else (0.0, 0.0)
+    return (scale, shift) if scale > 0 else (1.0, float(label.mean() - score.mean()))

@@ -17,6 +17,7 @@ from models.contrast import ContrastConfig
 from models.distributed import Alone
 from models.embeddings import ItemTable, RowTable
 from models.evidence import LEVELS
+from models.pyramid import PyramidConfig
 from models.ranker import DomainConfig, Ranker, RankerConfig
 from orchestrator.encoding import Layout
 from orchestrator.evidence_fit import fit_evidence
@@ -232,6 +233,7 @@ def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_lab
             actions=len(ACTIONS),
             task=recipe.task,
             interest=recipe.interest,
+            pyramid=PyramidConfig.named(recipe.pyramid),
             wide=rating,
             encoder_hidden=32 if rating else 128,
             head=head_of(recipe),

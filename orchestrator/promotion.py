@@ -11,6 +11,10 @@ from domains.spec import Gate
 LOWER_IS_BETTER = frozenset({"logloss", "mae", "rmse"})
 ON_ITS_OWN = ("popularity", "item_mean", "single_domain", "scratch")
 """Rows of a report that learn from the domain's own rows alone."""
+ANSWERING = {"zero_shot": "the shared model without any fine-tuning", "live": "the version that is live now"}
+"""Rows of a report that answer already: a version that is worse than they for certain would be a step back."""
+STRONGEST = "strongest"
+"""A gate that names no rival of its own: the best of all that are required."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +33,30 @@ class Decision:
         return "ship" if self.promote else "hold"
 
 
-def decide(report: Mapping[str, Any], gate: Gate) -> Decision:
-    """Ship only when the interval's lower bound beats the rival that the spec names, on enough cold users, calibrated.
+def row_of(rival: str, task: str | None) -> str:
+    """The row of a report that stands for a rival: of ratings there is no popularity, only the item's mean."""
+    return "item_mean" if rival == "popularity" and task == "rating" else rival
 
-    Where a rival that borrows nothing is better for certain, the verdict is not to borrow, whatever else holds.
+
+def rival_of(report: Mapping[str, Any], gate: Gate) -> str:
+    """The row that the gate compares with: the one it names, or the strongest of all that are required."""
+    if gate.rival != STRONGEST:
+        return row_of(gate.rival, report.get("task"))
+    known = [name for name in report.get("required", {}).get("rivals", {}) if name in report["gain"]]
+    return min(known, key=lambda name: report["gain"][name]["value"], default=STRONGEST)
+
+
+def decide(report: Mapping[str, Any], gate: Gate) -> Decision:
+    """Ship only when the interval's lower bound beats the gate's rival, on enough cold users, calibrated, not by luck.
+
+    Where a rival that borrows nothing is better for certain, the verdict is not to borrow, whatever else holds. A rival
+    that borrows as well and is better for certain is named among the reasons, and holds nothing back: Graft could not
+    serve it without moving other domains.
 
     Args:
-        report: what ``evaluation.cold_start_report`` returns: ``cold_users``, ``leaks``, ``rows[rival][metric]``,
+        report: what ``comparison.cold_start_report`` returns: ``cold_users``, ``leaks``, ``rows[rival][metric]``,
             ``gain[rival]`` (improvement of the adapter over the rival with its interval, positive is better),
+            ``gain_over_seeds[rival]``, ``required`` (the rivals without which there is no verdict),
             ``calibration_error``.
     """
     refused: list[str] = []
@@ -48,33 +68,55 @@ def decide(report: Mapping[str, Any], gate: Gate) -> Decision:
         )
     if not report.get("certificate_ok", True):
         refused.append("the freeze certificate failed: a frozen tensor changed")
-    gain = report["gain"].get(gate.rival)
-    if gain is None:
-        refused.append(f"the report has no row for the rival {gate.rival!r}")
-    elif not gain["low"] > 0:
+    rival = rival_of(report, gate)
+    required = {rival, *report.get("required", {}).get("rivals", {})}
+    refused += [
+        f"the report has no row for the rival {name!r}" for name in sorted(required) if name not in report["gain"]
+    ]
+    gain = report["gain"].get(rival)
+    if gain is not None and not gain["low"] > 0:
         refused.append(
-            f"{gate.metric} on cold users does not beat {gate.rival}: improvement {gain['value']:+.4f}, "
+            f"{gate.metric} on cold users does not beat {rival}: improvement {gain['value']:+.4f}, "
             f"95% interval {gain['low']:+.4f} to {gain['high']:+.4f} reaches zero or below"
+        )
+    seeds = report.get("gain_over_seeds", {}).get(rival)
+    if seeds is not None and not seeds["value"] > 0:
+        refused.append(
+            f"over {len(seeds['each'])} seeds {gate.metric} does not beat {rival}: mean improvement "
+            f"{seeds['value']:+.4f}; the seed on offer was lucky"
         )
     error = report.get("calibration_error")
     if error is not None and error > gate.maximum_calibration_error:
         refused.append(
             f"predictions are off by {error:.0%} on average; the gate allows {gate.maximum_calibration_error:.0%}"
         )
-    better_alone = [name for name in ON_ITS_OWN if name in report["gain"] and report["gain"][name]["high"] < 0]
-    for name in better_alone:
-        gap = report["gain"][name]
-        refused.append(
-            f"{name}, which borrows nothing, is better on {gate.metric} by {-gap['value']:.4f}, "
-            f"95% interval {-gap['high']:.4f} to {-gap['low']:.4f}: do not borrow"
-        )
+    better = {name: lost for name, lost in report["gain"].items() if lost["high"] < 0}
+    refused += [
+        f"{name}, which is {ANSWERING[name]}, is better on {gate.metric} {_by(better[name])}"
+        for name in ANSWERING
+        if name in better
+    ]
+    better_alone = [name for name in ON_ITS_OWN if name in better]
+    refused += [
+        f"{name}, which borrows nothing, is better on {gate.metric} {_by(better[name])}: do not borrow"
+        for name in better_alone
+    ]
     if refused:
         return Decision(False, tuple(refused), borrow=not better_alone)
     assert gain is not None
     return Decision(
         True,
         (
-            f"{gate.metric} on {report['cold_users']} cold users beats {gate.rival} by {gain['value']:+.4f}, "
+            f"{gate.metric} on {report['cold_users']} cold users beats {rival} by {gain['value']:+.4f}, "
             f"95% interval {gain['low']:+.4f} to {gain['high']:+.4f}",
+            *(
+                f"{name}, which moves weights that other domains share, would be better still {_by(better[name])}"
+                for name in ("full_fine_tune", "shared_bottom")
+                if name in better
+            ),
         ),
     )
+
+
+def _by(lost: Mapping[str, float]) -> str:
+    return f"by {-lost['value']:.4f}, 95% interval {-lost['high']:.4f} to {-lost['low']:.4f}"

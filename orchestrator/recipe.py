@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -15,6 +16,9 @@ RATING = {
     "fine_tune_batch_size": 1024,
 }
 """Where ratings differ from clicks: warm users are few, so the network is small and stops early."""
+
+OF_THE_SHARED_MODEL = ("interest", "pyramid", "width", "lifelong", "short", "user_embedding", "contrastive_weight")
+"""Choices that shared training makes and a launch takes over: what the network is built of and learns by."""
 
 
 class Recipe(BaseModel):
@@ -33,8 +37,11 @@ class Recipe(BaseModel):
     """Domains to keep out of shared training."""
     task: Literal["ctr", "rating"] = "ctr"
     """Clicks or ratings; a shared model has one head."""
-    interest: Literal["dacdr", "lcn", "both"] = "dacdr"
-    """How the source history is read: cross-attention, lifelong pyramid, or both views side by side."""
+    interest: Literal["dacdr", "lcn", "both", "domain_over_pyramid"] = "dacdr"
+    """How the source history is read: cross-attention, lifelong pyramid, both views side by side, or cross-attention
+    over the events that the pyramid selects, beside the pyramid's view."""
+    pyramid: Literal["LCN-200-50", "LCN-500-100"] = "LCN-200-50"
+    """Events that the pyramid's second and third level read, where the interest has a pyramid."""
     width: int = Field(default=32, ge=4, le=512)
     """Embedding width."""
     lifelong: int = Field(default=100, ge=1, le=2000)
@@ -57,9 +64,12 @@ class Recipe(BaseModel):
     fine_tune_learning_rate: float = Field(default=3e-3, gt=0)
     fine_tune_batch_size: int = Field(default=256, ge=8)
     rivals: tuple[Literal["single_domain", "shared_bottom", "full_fine_tune", "scratch"], ...] = ()
-    """Rivals to train for a launch's report, beside the one that the spec's gate names."""
+    """Rivals to train for a launch's report, beside those that the policy and the domain's gate name."""
+    rival_source_rows: int = Field(default=100_000, ge=1)
+    """Rows of each source that the shared-bottom rival learns from, at most, so that a launch takes minutes."""
     seeds: int = Field(default=1, ge=1, le=20)
-    """How often a launch fine-tunes, under seeds that follow each other; the version offered is always the first."""
+    """How often a launch fine-tunes and trains its rivals, under seeds that follow each other, where that is more than
+    the policy asks; the version offered is always the first seed's."""
     seed: int = 0
     checkpoint_every_steps: int = Field(default=200, ge=1)
     processes: int = Field(default=1, ge=1, le=64)
@@ -70,3 +80,19 @@ class Recipe(BaseModel):
         if self.borrowing == "weighed" and self.processes > 1:
             raise ValueError("weighed borrowing trains in one process: choose borrowing=uniform or processes=1")
         return self
+
+    @classmethod
+    def of_launch(cls, task: str, asked: Mapping[str, Any], shared: Mapping[str, Any]) -> Self:
+        """What a launch does: what is asked of it, on a shared model that was trained by the recipe ``shared``.
+
+        Raises:
+            ValueError: it asks for a network that the shared model is not.
+        """
+        built = {name: shared[name] for name in OF_THE_SHARED_MODEL if name in shared}
+        for name in built.keys() & asked.keys():
+            if asked[name] != built[name]:
+                raise ValueError(
+                    f"{name}={asked[name]} is a choice of the shared model, which was trained with {built[name]}; "
+                    f"train it anew (graft train --set {name}={asked[name]}) or leave the choice out of the launch"
+                )
+        return cls.model_validate({"task": task, **asked, **built})

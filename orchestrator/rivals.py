@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import nn
 
 from models import adapters, training
@@ -19,15 +20,14 @@ from models.baselines import DNNSingle, SharedBottom
 from models.baselines.inputs import Rival
 from models.embeddings import ItemTable
 from models.ranker import Ranker
-from orchestrator.fitting import new_rival
+from orchestrator.evidence_fit import fit_evidence, fit_own_evidence
+from orchestrator.fine_tuning import calibration
+from orchestrator.fitting import new_rival, searched_parameters
 from orchestrator.item_means import item_means, without_itself
+from orchestrator.opened_launch import TRAINED_RIVALS as TRAINED
 from orchestrator.recipe import Recipe
 from orchestrator.training_data import Assembler, EpochOfDomains, Examples
 from orchestrator.workspace import Workspace
-
-TRAINED = ("single_domain", "shared_bottom", "full_fine_tune", "scratch")
-SOURCE_ROWS = 100_000
-"""Rows of each source that shared-bottom learns from, drawn by the seed, so that a launch stays a matter of minutes."""
 
 
 def predict(
@@ -51,46 +51,68 @@ def predict(
     Raises:
         ValueError: no such rival.
     """
-    means = item_means(known, len(workspace.data(known.domain).item_vocabulary), ranker.config.task)
+    task = ranker.config.task
+    means = item_means(known, len(workspace.data(known.domain).item_vocabulary), task)
     rows = without_itself(known, means)
     network: nn.Module
     parts = [(rows, slot)]
+    epochs, batch_size, searched = recipe.fine_tune_epochs, recipe.fine_tune_batch_size, None
     if name in ("full_fine_tune", "scratch"):
-        network = ranker if name == "full_fine_tune" else _from_scratch(ranker, slot, recipe.seed)
-        _own_items(network, slot).set_means(torch.from_numpy(means.means))
-        adapters.unfreeze(network)
+        network = whole = ranker if name == "full_fine_tune" else _from_scratch(ranker, slot, recipe.seed)
+        _own_items(whole, slot).set_means(torch.from_numpy(means.means))
+        adapters.unfreeze(whole)
+        if whole.config.wide:
+            solve = fit_own_evidence if name == "full_fine_tune" else _fit_alone
+            solve(whole, assembler, rows, slot, seed=recipe.seed)
+        searched = searched_parameters(whole)
         rate = recipe.fine_tune_learning_rate / (3 if name == "full_fine_tune" else 1)
     elif name in ("single_domain", "shared_bottom"):
         network = _baseline(name, ranker, slot, means.means, recipe, assembler)
         rate = recipe.learning_rate
         if name == "shared_bottom":
-            parts += _source_parts(workspace, assembler, ranker.config.task, recipe.seed)
+            # It learns as the shared model did, from as many rows at a time: most of them are the sources'.
+            parts += _source_parts(workspace, assembler, task, recipe)
+            epochs, batch_size = recipe.epochs, recipe.batch_size
     else:
         raise ValueError(f"no rival is called {name!r}; there are {', '.join(TRAINED)}")
     held = EpochOfDomains(assembler, [(validation, slot)], batch_size=4096, seed=0, shuffle=False)
     training.train(
         network,
-        EpochOfDomains(assembler, parts, batch_size=recipe.fine_tune_batch_size, seed=recipe.seed),
+        EpochOfDomains(assembler, parts, batch_size=batch_size, seed=recipe.seed),
         config=training.TrainConfig(
-            task=ranker.config.task,
-            epochs=recipe.fine_tune_epochs,
+            task=task,
+            epochs=epochs,
             learning_rate=rate,
             weight_decay=recipe.weight_decay,
             patience=max(recipe.patience, 1),
+            auxiliary_weight=recipe.contrastive_weight,
             consider_start=True,
             seed=recipe.seed,
+            prefetch=2,
         ),
         validation=held if len(validation) else None,
+        parameters=searched,
         on_progress=on_progress,
     )
+    score = _scores(network, assembler, test, slot)
+    if len(validation) and not ranker.config.wide:
+        # As for the adapter: a report that calibrated one side alone would flatter it.
+        scale, shift = calibration(task, _scores(network, assembler, validation, slot), validation.label)
+        score = score * scale + shift
+    return expit(score) if task == "ctr" else score
+
+
+def _scores(network: nn.Module, assembler: Assembler, rows: Examples, slot: int) -> np.ndarray:
+    """Uncalibrated outputs of rows in their order, (N,)."""
     network.eval()
+    epoch = EpochOfDomains(assembler, [(rows, slot)], batch_size=4096, seed=0, shuffle=False)
     with torch.inference_mode():
-        scores = [
-            network(batch)
-            for batch in EpochOfDomains(assembler, [(test, slot)], batch_size=4096, seed=0, shuffle=False).batches(0)
-        ]
-    score = torch.cat(scores).float()
-    return (score.sigmoid() if ranker.config.task == "ctr" else score).numpy()
+        return torch.cat([network(batch).float() for batch in epoch.batches(0)]).numpy()
+
+
+def _fit_alone(ranker: Ranker, assembler: Assembler, rows: Examples, slot: int, *, seed: int) -> None:
+    """The facts' weights from this domain's rows alone: there is no shared model to add to."""
+    fit_evidence(ranker, assembler, [(rows, slot)], seed=seed)
 
 
 def _from_scratch(ranker: Ranker, slot: int, seed: int) -> Ranker:
@@ -129,7 +151,7 @@ def _baseline(name: str, ranker: Ranker, slot: int, means: np.ndarray, recipe: R
     )
 
 
-def _source_parts(workspace: Workspace, assembler: Assembler, task: str, seed: int) -> list[tuple[Examples, int]]:
+def _source_parts(workspace: Workspace, assembler: Assembler, task: str, recipe: Recipe) -> list[tuple[Examples, int]]:
     """Training rows of every source of the layout, and their slots."""
     parts = []
     layout = assembler.layout
@@ -137,6 +159,6 @@ def _source_parts(workspace: Workspace, assembler: Assembler, task: str, seed: i
         rows = workspace.examples(layout, source.domain)
         rows = rows.take(workspace.split(rows).train)
         means = item_means(rows, source.size, task)
-        drawn = np.random.default_rng(seed).permutation(len(rows))[:SOURCE_ROWS]
+        drawn = np.random.default_rng(recipe.seed).permutation(len(rows))[: recipe.rival_source_rows]
         parts.append((without_itself(rows, means).take(np.sort(drawn)), layout.slots.index(source.domain)))
     return parts

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Rival = Literal["popularity", "single_domain", "shared_bottom", "full_fine_tune", "scratch"]
+
+
+def _listed(value: Any) -> Any:
+    """``popularity, scratch`` as the environment writes it."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -38,6 +45,22 @@ class Settings(BaseSettings):
     """Where tensors live; auto takes a GPU when there is one."""
     threads: int = Field(default=0, ge=0)
     """Threads for training; 0 means one per core. The service always uses one per worker."""
+    required_rivals: Annotated[tuple[Rival, ...], NoDecode, BeforeValidator(_listed)] = (
+        "popularity",
+        "single_domain",
+        "shared_bottom",
+        "full_fine_tune",
+        "scratch",
+    )
+    """What every launch is compared with, separated by commas; neither a spec nor a launch can leave one out."""
+    required_seeds: int = Field(default=3, ge=1, le=20)
+    """Seeds under which a launch fine-tunes and trains its rivals, at least."""
+    price_per_processor_hour: float = Field(default=0.0, ge=0)
+    """What an hour of one processor costs, for the reports; 0 where nobody knows."""
+    currency: str = ""
+    """The money of that price, such as EUR."""
+    keep_predictions_days: float = Field(default=0.0, ge=0)
+    """Days that the log of answers and feedback goes back; what is older is deleted. 0 keeps all."""
 
     @property
     def registry_url(self) -> str:

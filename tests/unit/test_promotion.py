@@ -60,8 +60,47 @@ def test_what_borrows_nothing_and_is_better_for_certain_says_do_not_borrow(alone
     assert any(alone in reason and "0.0100 to 0.0500" in reason for reason in decision.reasons)
 
 
-def test_a_better_rival_that_borrows_too_is_no_reason_not_to():
+def test_a_better_rival_that_borrows_too_is_told_and_is_no_reason_not_to():
     """Full fine-tuning borrows as well; and an interval that reaches zero proves nothing."""
     near = {"value": -0.01, "low": -0.03, "high": 0.01}
     gain = {**a_report()["gain"], "single_domain": near, "full_fine_tune": {"value": -0.2, "low": -0.3, "high": -0.1}}
-    assert decide(a_report(gain=gain), Gate()).verdict == "ship"
+    decision = decide(a_report(gain=gain), Gate())
+    assert decision.verdict == "ship"
+    assert [reason for reason in decision.reasons if "full_fine_tune" in reason and "0.1000 to 0.3000" in reason]
+
+
+@pytest.mark.parametrize("answering", ["zero_shot", "live"])
+def test_what_answers_already_and_is_better_for_certain_holds(answering):
+    """A retrain or a fine-tuning that makes answers worse is no reason to change them."""
+    gain = {**a_report()["gain"], answering: {"value": -0.03, "low": -0.05, "high": -0.01}}
+    decision = decide(a_report(gain=gain), Gate())
+    assert decision.verdict == "hold"
+    assert answering in decision.reasons[0]
+
+
+def test_a_required_rival_without_a_row_holds():
+    """No verdict rests on a report that somebody left something out of."""
+    report = a_report(required={"rivals": {"popularity": ["policy"], "scratch": ["policy"]}, "seeds": 1})
+    assert decide(report, Gate()).reasons == ("the report has no row for the rival 'scratch'",)
+
+
+def test_the_strongest_of_the_required_rivals_can_be_the_gates():
+    """A team that wants to beat them all says so once; the report then says which one it was."""
+    gain = {**a_report()["gain"], "shared_bottom": {"value": 0.02, "low": -0.01, "high": 0.05}}
+    report = a_report(gain=gain, required={"rivals": {"popularity": ["policy"], "shared_bottom": ["policy"]}})
+    assert decide(report, Gate()).promote
+    held = decide(report, Gate(rival="strongest"))
+    assert not held.promote
+    assert "does not beat shared_bottom" in held.reasons[0]
+
+
+def test_a_lucky_seed_does_not_ship():
+    """Where the mean over seeds does not beat the rival, the one on offer was chance."""
+    report = a_report(gain_over_seeds={"popularity": {"value": -0.01, "each": {"0": 0.05, "1": -0.07}}})
+    assert "lucky" in decide(report, Gate()).reasons[0]
+
+
+def test_of_ratings_the_items_mean_stands_for_popularity():
+    """A rating domain whose gate names nothing has something to beat."""
+    report = a_report(task="rating", gain={"item_mean": {"value": 0.05, "low": 0.02, "high": 0.08}})
+    assert decide(report, Gate(metric="mae")).promote
