@@ -6,6 +6,7 @@ Douban book -> music and music -> book and Amazon category 1 -> 2, with 20, 50 a
 target rows of cold users are the test; a tenth of the other shared users is held out to choose by; every source row is
 visible, without times. ``...-timed`` settings (Amazon) are point in time: only the last fifth of the target rows is
 tested, rivals learn from rows before that moment, and ours sees of a user's source what came before the tested row.
+Amazon's original review files (``amazon/``: Movies_and_TV, CDs_and_Vinyl, Books) are read where a user has them.
 
 Stopped, it goes on where it was. Under ``--out``: ``cells.jsonl``, ``cold-start-ratings.md`` and ``.svg`` files.
 """
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.rating_bridges import BridgeData, BridgeRows, bridge_rows, fit_bridge, ridge_cmf, ridge_emcdr
+from domains.errors import InvalidData
 from domains.histories import Histories
 from domains.public import LOADERS
 from domains.registry import Domain, Registry
@@ -46,13 +48,14 @@ from orchestrator.fitting import fit, score_rows
 from orchestrator.launching import fit_adapter
 from orchestrator.recipe import Recipe
 from orchestrator.settings import Settings
-from orchestrator.training_data import Examples
+from orchestrator.training_data import Assembler, Examples
 from orchestrator.workspace import Workspace
 
 BOUNDS = (1.0, 5.0)
 SHARES = (20, 50, 80)
 HISTORY = 300
 SHARED, ADAPTER = "Graft, shared", "Graft, shared + adapter"
+FACTS = "Graft, wide facts alone"
 RIVAL, TUNED = "mapped source bias", "mapped source bias, tuned"
 LAST = ", last epoch"
 EPOCHS, EPOCHS_AT_MOST = 10, 15
@@ -66,21 +69,55 @@ WIDTH = 10
 
 @dataclass(frozen=True)
 class Pair:
-    """A source and a target of a public set: which loader reads which folder, and how."""
+    """A source and a target of a public set: which loader reads which folder, and how.
+
+    ``files`` are patterns that each must match a file of the folder: a pair is offered where they do.
+    """
 
     loader: str
     folder: str
     options: Mapping[str, Any]
+    files: tuple[str, ...]
     timed: bool = False
 
+    def lies_in(self, data: Path) -> bool:
+        return all(any((data / self.folder).glob(pattern)) for pattern in self.files)
 
+
+def _amazon(source: str, target: str, *, timed: bool = False) -> Pair:
+    """Two categories in McAuley's original review files, as in PTUPCDR's own tables."""
+    files = tuple(f"[!m]*{category}*" for category in (source, target))  # beside the files of metadata
+    return Pair("amazon", "amazon", {"sources": [source], "targets": [target]}, files, timed)
+
+
+_DOUBAN = ("*book*", "*music*")
+_CATEGORIES = {
+    "amazon-movies-to-cds": ("Movies_and_TV", "CDs_and_Vinyl"),
+    "amazon-books-to-movies": ("Books", "Movies_and_TV"),
+    "amazon-books-to-cds": ("Books", "CDs_and_Vinyl"),
+}
 PAIRS = {
-    "douban-book-to-music": Pair("douban", "douban", {"sources": ["book"], "targets": ["music"]}),
-    "douban-music-to-book": Pair("douban", "douban", {"sources": ["music"], "targets": ["book"]}),
-    "amazon-1-to-2": Pair("amazon-heterogeneous", "amazon_movie_tv", {}),
-    "amazon-1-to-2-timed": Pair("amazon-heterogeneous", "amazon_movie_tv", {}, timed=True),
+    "douban-book-to-music": Pair("douban", "douban", {"sources": ["book"], "targets": ["music"]}, _DOUBAN),
+    "douban-music-to-book": Pair("douban", "douban", {"sources": ["music"], "targets": ["book"]}, _DOUBAN),
+    "amazon-1-to-2": Pair("amazon-heterogeneous", "amazon_movie_tv", {}, ("user_item.dat",)),
+    "amazon-1-to-2-timed": Pair("amazon-heterogeneous", "amazon_movie_tv", {}, ("user_item.dat",), timed=True),
+    **{name: _amazon(*pair) for name, pair in _CATEGORIES.items()},
+    **{f"{name}-timed": _amazon(*pair, timed=True) for name, pair in _CATEGORIES.items()},
 }
 SETTINGS = tuple(f"{pair}-{share}" for pair in PAIRS for share in SHARES)
+
+
+def offered(data: Path) -> list[str]:
+    """The settings whose files lie under ``data``.
+
+    Raises:
+        InvalidData: of no setting.
+    """
+    found = [setting for setting in SETTINGS if PAIRS[setting.rsplit("-", 1)[0]].lies_in(data)]
+    if not found:
+        folders = ", ".join(sorted({f"{pair.folder}/" for pair in PAIRS.values()}))
+        raise InvalidData(f"{data}: holds no files of {folders}", file=str(data))
+    return found
 
 
 @dataclass(frozen=True)
@@ -247,7 +284,10 @@ def solved_bridge(name: str, make: Any, case: Case, seed: int) -> dict[str, Scor
 
 
 def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
-    """Ours as the product trains it: the shared model, then the target's adapter with all else frozen."""
+    """Ours as the product trains it: the shared model, then the target's adapter with all else frozen.
+
+    A third row is what the facts in closed form say without the network, so that the network is not thanked for it.
+    """
     given: Given = case.given
     recipe = recipe.model_copy(update={"seed": seed})
     ranker, layout = fit(given.workspace, recipe, given.slots)
@@ -266,7 +306,18 @@ def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
                 "validation_rmse": _rmse(given.validation, score_rows(ranker, assembler, given.validation, 1)),
             },
         ),
+        FACTS: Scored(_facts_alone(ranker, assembler, given.asked)),
     }
+
+
+def _facts_alone(ranker: Ranker, assembler: Assembler, rows: Examples) -> np.ndarray:
+    """Item means and the weighed facts, without the deep part, (N,)."""
+    scores = []
+    with torch.inference_mode():
+        for at in range(0, len(rows), 4096):
+            batch = assembler.batch(rows.take(np.arange(at, min(at + 4096, len(rows)))), 1)
+            scores.append((ranker.facts(batch)[1] + batch.prior).numpy())
+    return np.concatenate(scores)
 
 
 def entrants(recipe: Recipe | None = None) -> list[Entrant]:
@@ -288,14 +339,14 @@ def entrants(recipe: Recipe | None = None) -> list[Entrant]:
         Entrant((name,), partial(solved_bridge, name, make), {"width": WIDTH, "map": "by rating error"})
         for name, make in solved.items()
     ]
-    return [*rows, Entrant((SHARED, ADAPTER), partial(graft, recipe), recipe.model_dump(mode="json"))]
+    return [*rows, Entrant((FACTS, SHARED, ADAPTER), partial(graft, recipe), recipe.model_dump(mode="json"))]
 
 
 def measure(
     data: Path,
     out: Path,
     *,
-    settings: Sequence[str] = SETTINGS,
+    settings: Sequence[str] = (),
     seeds: int = 5,
     models: Sequence[str] = (),
     recipe: Recipe | None = None,
@@ -303,13 +354,14 @@ def measure(
     """Fill the table under ``out`` and write its page; returns it. What ``graft bench cold-start-ratings`` calls.
 
     Args:
+        settings: all whose files lie under ``data`` where empty.
         models: rows to train, or all where empty; what other rows the folder already holds stays in the table.
     """
     table = Table(out)
     chosen = [one for one in entrants(recipe) if not models or set(one.names) & set(models)]
     run(
         table,
-        settings=settings,
+        settings=settings or offered(Path(data)),
         seeds=range(seeds),
         entrants=chosen,
         open_case=partial(open_case, Path(data), out),
@@ -322,7 +374,7 @@ def measure(
 def write(table: Table, out: Path) -> None:
     """The page and the plots of a table, whole or not yet."""
     page = arena_report.markdown(
-        table, subject=ADAPTER, plain=RIVAL, measures=("mae", "rmse"), not_rivals=(SHARED,), bounds=BOUNDS
+        table, subject=ADAPTER, plain=RIVAL, measures=("mae", "rmse"), not_rivals=(SHARED, FACTS), bounds=BOUNDS
     )
     (out / "cold-start-ratings.md").write_text(page)
     for metric in ("mae", "rmse"):
@@ -355,9 +407,13 @@ def _say(cell: Cell) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds douban/ and amazon_movie_tv/")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder that holds douban/, amazon_movie_tv/ or amazon/"
+    )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="SETTING")
+    parser.add_argument(
+        "--settings", nargs="+", default=[], choices=SETTINGS, metavar="SETTING", help="; ".join(SETTINGS)
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="rows to train; all by default")
     parser.add_argument("--json", type=Path, help="also write the cells as one JSON file")

@@ -19,8 +19,9 @@ from models.baselines.plain import BiasedFactors, Rows
 from models.batch import Batch, Events
 from models.training import TrainConfig, predict
 from orchestrator.encoding import Layout
-from orchestrator.training_data import Assembler, Examples
+from orchestrator.training_data import Assembler, Examples, empty_events
 
+TARGET_SLOT = 1
 LIKED_ABOVE = 3.0
 HISTORY = 20
 """Liked source events that a bridge reads, as in PTUPCDR's own protocol."""
@@ -49,8 +50,7 @@ class Ready:
         self._seed, self._shuffle = seed, shuffle
         order = np.random.default_rng(seed).permutation(len(rows)) if shuffle else np.arange(len(rows))
         self._batches = [
-            _with_likes_alone(data.assembler.batch(rows.take(order[at : at + size]), slot))
-            for at in range(0, len(rows), size)
+            _as_read(data.assembler.batch(rows.take(order[at : at + size]), slot)) for at in range(0, len(rows), size)
         ]
 
     def __len__(self) -> int:
@@ -64,7 +64,10 @@ class Ready:
             yield self._batches[position]
 
 
-def _with_likes_alone(batch: Batch) -> Batch:
+def _as_read(batch: Batch) -> Batch:
+    """The batch with the latest likes alone, and with none where the row is the source's own."""
+    if not bool((batch.domain == TARGET_SLOT).any()):
+        return replace(batch, lifelong=empty_events(len(batch)), short_source=None, short_target=None)
     items, liked = latest_liked(batch.lifelong, LIKED_ABOVE, HISTORY)
     count, width = items.shape
     nothing = torch.zeros(1, dtype=torch.long).expand(count, width)
@@ -114,6 +117,7 @@ def bridge_rows(
         source_items=data.layout.source_rows_total,
         target_items=data.target_items,
         width=width,
+        target_slot=TARGET_SLOT,
         source_mean=float(source.label.mean()),
         target_mean=float(known.label.mean()),
         positive_above=LIKED_ABOVE,

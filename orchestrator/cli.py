@@ -419,6 +419,34 @@ def data(
     _list_prepared(LOADERS[name](path, out))
 
 
+@app.command(
+    "bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def run_benchmark(ctx: typer.Context, name: Annotated[str | None, typer.Argument()] = None) -> None:
+    """Run a benchmark: `graft bench NAME [--data DIR] [--out DIR] ...`; without a name, list them and their data."""
+    from orchestrator import bench
+
+    benchmarks, sets = bench.catalogue()
+    if name is None or name.startswith("-"):
+        _say("graft bench NAME [--data DIR] [--out DIR] [--seeds N] [--settings ...] [--models ...] [--json FILE]")
+        _say("graft bench NAME --help tells what options a benchmark has")
+    elif name in benchmarks:
+        bench.run(name, ctx.args, out=Settings().home / "benchmarks")
+        return
+    terminal.table(
+        "benchmarks",
+        ["name", "what it measures", "reads any of"],
+        ([one, held.measures, ", ".join(held.sets) or "what it makes itself"] for one, held in benchmarks.items()),
+    )
+    terminal.table(
+        "public sets, one folder each under --data",
+        ["folder", "files", "from"],
+        ([folder, held.files, held.origin] for folder, held in sets.items()),
+    )
+    if name is not None and not name.startswith("-"):
+        bench.run(name, ctx.args, out=Settings().home)  # says what is wrong with the name
+
+
 def _ingest(
     name: str, interactions: list[Path], items: Path | None, users: Path | None, *, settings: Settings, by: str
 ) -> None:
