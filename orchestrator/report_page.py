@@ -23,9 +23,11 @@ ROWS = {
     "shared_bottom": "shared-bottom model",
     "full_fine_tune": "full fine-tune",
     "scratch": "trained from scratch",
+    "live": "version live before",
     "best_reachable": "best reachable (simulated truth)",
 }
 SEGMENTS = {
+    "cold_user": "cold users: all that decide",
     "warm_user": "warm users: later rows of users in training",
     "cold_item": "cold items: never seen in training",
     "head_item": "head items: the most frequent fifth of rows",
@@ -33,6 +35,7 @@ SEGMENTS = {
     "short_history": "users with under 20 source events",
     "long_history": "users with 20 or more source events",
 }
+ASKED_BY = {"policy": "policy", "gate": "the gate", "launch": "this launch"}
 METRICS = {"auc": "AUC", "gauc": "GAUC", "logloss": "log loss", "mae": "MAE", "rmse": "RMSE"}
 VERDICTS = {
     "ship": ("Ship", "It passed the gate."),
@@ -42,6 +45,7 @@ VERDICTS = {
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#17231f;max-width:60rem;margin:2rem auto;padding:0 1rem;background:#fff}
 h1{margin:0}h2{margin:2.2rem 0 .4rem;font-size:1.15rem}p{margin:.4rem 0}.quiet{color:#5b6b66}
+.dense td,.dense th{font-size:.82em;padding-right:.4rem}.dense .quiet{display:block;white-space:nowrap}
 table{border-collapse:collapse;width:100%;margin:.6rem 0;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.3rem .6rem .3rem 0;border-bottom:1px solid #dde5e2;vertical-align:top}
 th{font-weight:600}.own td{font-weight:600;background:#ecfdf5}code{font-size:.85em;overflow-wrap:anywhere}
@@ -52,6 +56,7 @@ svg{max-width:100%;height:auto;display:block}svg text{font:12px system-ui,sans-s
 @media print{body{margin:0}h2{break-after:avoid}table,svg{break-inside:avoid}}
 """
 OWN, OTHER, RIVAL = "#0f766e", "#94a3b8", "#d97706"
+LINES = (OWN, RIVAL, "#7c3aed", "#b91c1c", "#0369a1", "#4d7c0f")
 
 
 def render(version: Version, *, rival: str | None = None) -> str:
@@ -76,10 +81,12 @@ def render(version: Version, *, rival: str | None = None) -> str:
         _facts(version),
         _comparison(report, rival),
         _seeds(report),
-        _segments(report, rival),
+        _segments(report),
         _calibration(report),
         _leaks(report),
         _certificate(version),
+        _borrowing(report),
+        _cost(report),
         _training(version),
     ]
     return (
@@ -113,8 +120,12 @@ def _facts(version: Version) -> str:
         ("weights trained" + share, _count(trained)),
         ("fine-tuning", _minutes(report.get("fine_tune_seconds"))),
         ("whole launch", _minutes(report.get("launch_seconds"))),
+        ("processors", _minutes(report.get("cost", {}).get("processor_seconds"))),
         ("predictions off by", f"{report['calibration_error']:.0%}"),
     ]
+    money = report.get("cost", {}).get("money")
+    if money is not None:
+        facts.append(("cost", escape(f"{money:.3f} {report['cost']['currency']}".strip())))
     return '<div class="facts">' + "".join(f"<div><b>{value}</b>{name}</div>" for name, value in facts) + "</div>"
 
 
@@ -122,19 +133,21 @@ def _comparison(report: Mapping[str, Any], rival: str | None) -> str:
     rows, metric, subject, gain = report["rows"], report["metric"], report["subject"], report["gain"]
     metrics = list(rows[subject])
     head = "".join(f"<th>{_metric(name)}</th>" for name in metrics)
+    required = report.get("required", {}).get("rivals", {})
     body = ""
     for name in _order(rows, metric):
         cells = "".join(f"<td>{_interval(rows[name].get(one))}</td>" for one in metrics)
         won = _interval(gain.get(name), signed=True)
         own = ' class="own"' if name == subject else ""
-        body += f"<tr{own}><td>{_row(name)}</td>{cells}<td>{won}</td></tr>"
+        asked = ", ".join(ASKED_BY.get(who, who) for who in required.get(name, []))
+        body += f"<tr{own}><td>{_row(name)}</td>{cells}<td>{won}</td><td class='quiet'>{escape(asked)}</td></tr>"
     chart = _forest({name: rows[name][metric] for name in _order(rows, metric) if metric in rows[name]}, subject, rival)
     gains = _forest({name: gain[name] for name in _order(rows, metric) if name in gain}, subject, rival, zero=True)
     return (
         "<h2>On cold users, beside what one would otherwise use</h2>"
-        '<p class="quiet">Users of whom training saw no row in this domain; 95% intervals over users. The last column '
+        '<p class="quiet">Users of whom training saw no row in this domain; 95% intervals over users. The gain '
         f"is how much better this version is on {METRICS.get(metric, metric)} than each row, on the same users.</p>"
-        f"<table><tr><th></th>{head}<th>gain</th></tr>{body}</table>"
+        f"<table><tr><th></th>{head}<th>gain</th><th>asked for by</th></tr>{body}</table>"
         f"<p><b>{_metric(metric)}</b></p>{chart}<p><b>Gain over each row</b>: right of the line it is better</p>{gains}"
     )
 
@@ -143,39 +156,55 @@ def _seeds(report: Mapping[str, Any]) -> str:
     seeds = report.get("seeds")
     if not seeds:
         return ""
+    metric, subject = report["metric"], report["subject"]
     each = list(next(iter(seeds.values()))["each"])
     head = "".join(f"<th>seed {escape(str(seed))}</th>" for seed in each)
-    body = "".join(
-        f"<tr><td>{_metric(name)}</td><td>{_interval(found)}</td>"
-        + "".join(f"<td>{_number(found['each'][seed])}</td>" for seed in each)
+    body = ""
+    for row, found in {subject: seeds, **report.get("rivals_over_seeds", {})}.items():
+        for name, measured in found.items() if row == subject else [(metric, found[metric])]:
+            values = "".join(f"<td>{_number(measured['each'].get(seed))}</td>" for seed in each)
+            own = ' class="own"' if row == subject else ""
+            body += f"<tr{own}><td>{_row(row)}</td><td>{_metric(name)}</td><td>{_interval(measured)}</td>{values}</tr>"
+    gained = "".join(
+        f"<tr><td>{_row(row)}</td><td>{_interval(found, signed=True)}</td>"
+        + "".join(f"<td>{_number(found['each'].get(seed), signed=True)}</td>" for seed in each)
         + "</tr>"
-        for name, found in seeds.items()
+        for row, found in report.get("gain_over_seeds", {}).items()
+    )
+    over = (
+        f"<p><b>Gain over each row, seed by seed</b> ({_metric(metric)})</p>"
+        f"<table><tr><th></th><th>mean</th>{head}</tr>{gained}</table>"
+        if gained
+        else ""
     )
     return (
         f"<h2>Fine-tuned {len(each)} times</h2>"
-        '<p class="quiet">Mean over seeds with its 95% interval. The version offered is the first seed\'s; that was '
-        "settled before any was judged.</p>"
-        f"<table><tr><th></th><th>mean</th>{head}</tr>{body}</table>"
+        '<p class="quiet">Mean over seeds with its 95% interval (Student\'s t). The version offered is the first '
+        "seed's; that was settled before any was judged.</p>"
+        f"<table><tr><th></th><th></th><th>mean</th>{head}</tr>{body}</table>{over}"
     )
 
 
-def _segments(report: Mapping[str, Any], rival: str | None) -> str:
-    metric, subject = report["metric"], report["subject"]
-    shown = [subject, *dict.fromkeys(name for name in (rival, "popularity", "item_mean", "zero_shot") if name)]
-    shown = [name for name in shown if name in report["rows"]]
-    cold = {"examples": report["examples"], "users": report["users"], "rows": report["rows"]}
+def _segments(report: Mapping[str, Any]) -> str:
+    metric, rows = report["metric"], report["rows"]
+    cold = {"examples": report["examples"], "users": report["users"], "rows": rows}
+    segments = {"cold_user": cold, **report["segments"]}
+    head = "".join(
+        f"<th>{escape(SEGMENTS.get(name, name.replace('_', ' ')))}"
+        f"<span class='quiet'>{part['examples']:,} events, {part['users']:,} users</span></th>"
+        for name, part in segments.items()
+    )
     body = ""
-    for title, segment in [
-        ("cold users: all that are judged on", cold),
-        *((SEGMENTS.get(name, name.replace("_", " ")), segment) for name, segment in report["segments"].items()),
-    ]:
-        cells = "".join(f"<td>{_interval(segment['rows'].get(name, {}).get(metric), digits=3)}</td>" for name in shown)
-        body += f"<tr><td>{escape(title)}</td><td>{segment['examples']:,}</td><td>{segment['users']:,}</td>{cells}</tr>"
-    head = "".join(f"<th>{_row(name)}</th>" for name in shown)
+    for row in _order(rows, metric):
+        cells = "".join(
+            f"<td>{_interval(part['rows'].get(row, {}).get(metric), digits=3)}</td>" for part in segments.values()
+        )
+        own = ' class="own"' if row == report["subject"] else ""
+        body += f"<tr{own}><td>{_row(row)}</td>{cells}</tr>"
     return (
         f"<h2>For whom it works ({_metric(metric)})</h2>"
         '<p class="quiet">A segment with too few events to measure is left out. Warm users decide nothing.</p>'
-        f"<table><tr><th></th><th>events</th><th>users</th>{head}</tr>{body}</table>"
+        f'<table class="dense"><tr><th></th>{head}</tr>{body}</table>'
     )
 
 
@@ -192,12 +221,52 @@ def _calibration(report: Mapping[str, Any]) -> str:
 
 
 def _leaks(report: Mapping[str, Any]) -> str:
+    looked_at = "".join(f"<li>{escape(check)}</li>" for check in report.get("leak_scan", []))
+    checks = f'<p class="quiet">Looked at:</p><ul class="quiet">{looked_at}</ul>' if looked_at else ""
     if not report["leaks"]:
         return (
             "<h2>Leak scan</h2><p>Clean: no row, user or moment crosses the split, no feature knows the label, and no "
-            "history holds an event of its row's future.</p>"
+            f"history holds an event of its row's future.</p>{checks}"
         )
-    return "<h2>Leak scan</h2><ul>" + "".join(f"<li>{escape(leak)}</li>" for leak in report["leaks"]) + "</ul>"
+    leaks = "".join(f"<li>{escape(leak)}</li>" for leak in report["leaks"])
+    return f"<h2>Leak scan</h2><ul>{leaks}</ul>{checks}"
+
+
+def _borrowing(report: Mapping[str, Any]) -> str:
+    """What the shared model learned of its sources, where it weighed them."""
+    told = report.get("borrowing")
+    if not told or not told.get("verdicts"):
+        return ""
+    body = "".join(
+        f"<tr><td>{escape(source)}</td><td>{'borrow' if found['borrow'] else 'do not borrow'}</td>"
+        f"<td>{_number(found['weight'], 2)}</td><td>{escape(found['reason'])}</td></tr>"
+        for source, found in told["verdicts"].items()
+    )
+    return (
+        "<h2>What the shared model borrowed from each source</h2>"
+        '<p class="quiet">Weights of source rows in shared training, learned by what they give the targets. Lines: the '
+        "middle of each source's weights over the steps; bands: from their tenth to their ninetieth percentile.</p>"
+        f"<table><tr><th></th><th>verdict</th><th>weight</th><th></th></tr>{body}</table>{_weights(told['weights'])}"
+    )
+
+
+def _cost(report: Mapping[str, Any]) -> str:
+    cost = report.get("cost")
+    if not cost:
+        return ""
+    body = "".join(
+        f"<tr><td>{escape(ROWS.get(what, what))}</td><td>{seconds:,.1f} s</td></tr>"
+        for what, seconds in cost["parts"].items()
+    )
+    price, currency = cost.get("price_per_processor_hour"), cost.get("currency", "")
+    money = " Nobody has set the price of an hour of a processor (GRAFT_PRICE_PER_PROCESSOR_HOUR)."
+    if price:
+        of_price, of_all = (f"{amount} {currency}".strip() for amount in (f"{price:g}", f"{cost['money']:.4f}"))
+        money = escape(f" At {of_price} an hour of a processor that is {of_all}.")
+    return (
+        f"<h2>Cost</h2><p>{cost['processor_seconds'] / 60:.1f} processor minutes, measured.{money}</p>"
+        f"<table><tr><th></th><th>processor time</th></tr>{body}</table>"
+    )
 
 
 def _certificate(version: Version) -> str:
@@ -269,6 +338,41 @@ def _forest(
         )
     label = ", ".join(f"{ROWS.get(name, name)} {_number(row['value'])}" for name, row in known.items())
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{"".join(drawn)}</svg>'
+
+
+def _weights(rows: Sequence[Mapping[str, Any]], width: int = 860, height: int = 220) -> str:
+    """Percentiles of each source's weights over the steps of training."""
+    sources = list(dict.fromkeys(row["source"] for row in rows))
+    steps = sorted({row["step"] for row in rows})
+    if len(steps) < 2:
+        return ""
+    top = max(max(row["p90"] for row in rows), 1e-9)
+    left, right, base = 40, 150, height - 30
+
+    def point(row: Mapping[str, Any], part: str) -> str:
+        x = left + (row["step"] - steps[0]) / (steps[-1] - steps[0]) * (width - left - right)
+        return f"{x:.1f},{10 + (1 - row[part] / top) * (base - 10):.1f}"
+
+    drawn = [f'<path d="M{left} 10V{base}H{width - right}" fill="none" stroke="{OTHER}"/>']
+    for place, source in enumerate(sources):
+        own = sorted((row for row in rows if row["source"] == source), key=lambda row: row["step"])
+        colour = LINES[place % len(LINES)]
+        band = " ".join([*(point(row, "p90") for row in own), *(point(row, "p10") for row in reversed(own))])
+        drawn.append(f'<polygon points="{band}" fill="{colour}" opacity="0.15"/>')
+        line = " ".join(point(row, "p50") for row in own)
+        drawn.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        y = 20 + 18 * place
+        drawn.append(f'<text x="{width - right + 10}" y="{y}" style="fill:{colour}">{escape(str(source))}</text>')
+    drawn.append(f'<text x="{left - 6}" y="16" text-anchor="end">{_number(top, 2)}</text>')
+    drawn.append(f'<text x="{left - 6}" y="{base}" text-anchor="end">0</text>')
+    drawn += [
+        f'<text x="{x}" y="{height - 12}" text-anchor="middle">step {step:,}</text>'
+        for x, step in ((left + 30, steps[0]), (width - right - 30, steps[-1]))
+    ]
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="weights of each source over the steps">'
+        f"{''.join(drawn)}</svg>"
+    )
 
 
 def _reliability(bins: Sequence[Mapping[str, float]], size: int = 300) -> str:

@@ -76,11 +76,20 @@ def cold_start_table(domain: str, report: Mapping[str, Any]) -> None:
 
 
 def decision_lines(report: Mapping[str, Any]) -> None:
-    """The gate's verdict and its reasons."""
+    """The gate's verdict and its reasons, and what it cost to find out."""
     decision = report.get("decision")
     if decision:
         verdict = decision.get("verdict", "ship" if decision["promote"] else "hold")
         console.print(f"gate: [bold]{verdict}[/bold]; " + "; ".join(decision["reasons"]), highlight=False)
+    cost = report.get("cost")
+    if cost:
+        money = "" if cost["money"] is None else f", {cost['money']:.4f} {cost['currency']}".rstrip()
+        seeds = report.get("required", {}).get("seeds", 1)
+        console.print(
+            f"compared under {seeds} seeds; {cost['processor_seconds'] / 60:.1f} processor minutes{money}",
+            highlight=False,
+            markup=False,
+        )
 
 
 @contextmanager

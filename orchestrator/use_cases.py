@@ -25,7 +25,7 @@ from domains.readiness import Readiness
 from domains.records import FINISHED
 from domains.registry import Domain, Promotion, Registry, Run, Version
 from domains.spec import DomainSpec
-from orchestrator import flow_client, runs
+from orchestrator import flow_client, promotion, runs
 from orchestrator.errors import Refused, Unavailable
 from orchestrator.runs import OnProgress, RunContext, Step
 from orchestrator.settings import Settings
@@ -165,7 +165,8 @@ def report_page(name: str, version_id: str | None = None, *, registry: Registry)
         version_id = max(judged.values(), key=lambda version: version.created_at).id
     elif version_id not in judged:
         raise UnknownVersion(f"domain {name!r} has no version {version_id[:12]!r} with a cold-start report")
-    return judged[version_id], page.render(judged[version_id], rival=spec.gate.rival)
+    version = judged[version_id]
+    return version, page.render(version, rival=promotion.rival_of(version.report, spec.gate))
 
 
 def build_features(*, registry: Registry, settings: Settings, on_progress: OnProgress | None = None) -> None:

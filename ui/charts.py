@@ -106,6 +106,20 @@ def growing(curve: Mapping[str, Any], metric: str) -> alt.LayerChart:
     return (band + line).properties(height=280)
 
 
+def weights(rows: Sequence[Mapping[str, Any]]) -> alt.LayerChart:
+    """Weights of each source's rows over the steps of shared training: the middle, and the tenth to the ninetieth."""
+    table = pd.DataFrame(rows)
+    across = alt.X("step:Q", title="step of shared training")
+    colour = alt.Color("source:N", legend=alt.Legend(title=None, orient="bottom"))
+    base = alt.Chart(table).encode(x=across, color=colour)
+    band = base.mark_area(opacity=0.15).encode(y=alt.Y("p10:Q", title="weight of a source's rows"), y2="p90:Q")
+    line = base.mark_line(point=True).encode(
+        y="p50:Q",
+        tooltip=["source:N", "step:Q", *(alt.Tooltip(f"{part}:Q", format=".2f") for part in ("p10", "p50", "p90"))],
+    )
+    return (band + line).properties(height=240)
+
+
 def _curve(table: pd.DataFrame, column: str, title: str, colour: str) -> alt.Chart:
     return (
         alt.Chart(table)

@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from domains.records import Domain, Version
-from orchestrator import use_cases
+from orchestrator import promotion, use_cases
 from ui import charts, session, wording
 
 
@@ -52,6 +52,9 @@ def show(domain: Domain, live: Version | None) -> None:
         _comparison(domain, version)
         _segments(domain, version)
         _quality(version)
+        _leaks(version)
+        _cost(version)
+        borrowing(version.report.get("borrowing"))
     else:
         _trained_together(domain, version)
     _certificate(version)
@@ -87,8 +90,9 @@ def _decision(version: Version) -> None:
         ("Own weights", wording.count(report.get("trained_parameters"))),
         ("Predictions off by", f"{report['calibration_error']:.0%}"),
         ("Fine-tuned in", wording.duration(report.get("fine_tune_seconds", 0.0))),
+        ("Processors", wording.duration(report["cost"]["processor_seconds"]) if "cost" in report else "–"),
     )
-    for column, (title, value) in zip(st.columns(6), figures, strict=True):
+    for column, (title, value) in zip(st.columns(len(figures)), figures, strict=True):
         column.metric(title, value)
     for note in report.get("notes", []):
         st.caption(note[:1].upper() + note[1:] + ".")
@@ -97,12 +101,26 @@ def _decision(version: Version) -> None:
 
 
 def _seeds(version: Version) -> None:
-    found = version.report.get("seeds", {}).get(version.report["metric"])
-    if found:
-        st.markdown(
-            f"Fine-tuned **{len(found['each'])} times** under other seeds: mean "
-            f"{wording.words(wording.METRICS, version.report['metric'])} {wording.interval(found)}. This is the first, "
-            "as settled beforehand."
+    report = version.report
+    found = report.get("seeds", {}).get(report["metric"])
+    if not found:
+        return
+    metric = wording.words(wording.METRICS, report["metric"])
+    st.markdown(
+        f"Fine-tuned **{len(found['each'])} times** under other seeds: mean {metric} {wording.interval(found)}. "
+        "This is the first, as settled beforehand."
+    )
+    with st.expander("Gain over each row, seed by seed"):
+        st.dataframe(
+            [
+                {
+                    "": wording.words(wording.ROWS, row),
+                    f"Mean gain in {metric} over seeds": wording.interval(gained),
+                    **{f"Seed {seed}": f"{value:+.4f}" for seed, value in gained["each"].items()},
+                }
+                for row, gained in report.get("gain_over_seeds", {}).items()
+            ],
+            hide_index=True,
         )
 
 
@@ -126,19 +144,19 @@ def _comparison(domain: Domain, version: Version) -> None:
         label_visibility="collapsed",
         key=f"metric-{version.id}",
     )
-    st.altair_chart(
-        charts.forest(report["rows"], metric, subject=report["subject"], rival=domain.spec.gate.rival), width="stretch"
-    )
+    rival = promotion.rival_of(report, domain.spec.gate)
+    st.altair_chart(charts.forest(report["rows"], metric, subject=report["subject"], rival=rival), width="stretch")
     if report["gain"]:
-        st.altair_chart(charts.gains(report["gain"], report["metric"], rival=domain.spec.gate.rival), width="stretch")
-    with st.expander("The same as a table"):
-        st.dataframe(_table(report["rows"]), hide_index=True)
+        st.altair_chart(charts.gains(report["gain"], report["metric"], rival=rival), width="stretch")
+    with st.expander("The same as a table, and who asked for each row"):
+        st.dataframe(_table(report["rows"], report.get("required", {}).get("rivals", {})), hide_index=True)
 
 
-def _table(rows: dict[str, Any]) -> list[dict[str, str]]:
+def _table(rows: dict[str, Any], required: dict[str, list[str]]) -> list[dict[str, str]]:
     return [
         {
             "": wording.words(wording.ROWS, name),
+            "Asked for by": ", ".join(wording.words(wording.ASKED_BY, who) for who in required.get(name, [])),
             **{wording.words(wording.METRICS, metric): wording.interval(value) for metric, value in measured.items()},
         }
         for name, measured in rows.items()
@@ -149,22 +167,77 @@ def _segments(domain: Domain, version: Version) -> None:
     report = version.report
     if not report["segments"]:
         return
-    metric, rival, subject = report["metric"], domain.spec.gate.rival, report["subject"]
-    st.subheader("For whom it works", anchor=False)
-    rival_title = wording.words(wording.ROWS, rival)
+    metric, subject = report["metric"], report["subject"]
+    rival = promotion.rival_of(report, domain.spec.gate)
+    asked = report.get("required", {}).get("rivals", {})
+    rows = [name for name in dict.fromkeys([subject, rival, *asked, "zero_shot"]) if name in report["rows"]]
+    st.subheader(f"For whom it works: {wording.words(wording.METRICS, metric)}", anchor=False)
     st.dataframe(
         [
             {
                 "Segment": wording.words(wording.SEGMENTS, name),
                 "Events": segment["examples"],
                 "Users": segment["users"],
-                "This version": wording.interval(segment["rows"][subject][metric], 3),
-                rival_title: wording.interval(segment["rows"][rival][metric], 3) if rival in segment["rows"] else "–",
+                **{
+                    wording.words(wording.ROWS, row): wording.interval(segment["rows"][row][metric], 3)
+                    if row in segment["rows"]
+                    else "–"
+                    for row in rows
+                },
             }
             for name, segment in report["segments"].items()
         ],
         hide_index=True,
     )
+    st.caption("A segment with too few events to measure is left out. Warm users decide nothing.")
+
+
+def _leaks(version: Version) -> None:
+    looked_at = version.report.get("leak_scan")
+    if looked_at:
+        clean = not version.report["leaks"]
+        with st.expander(f"Leak scan: {'clean' if clean else 'the evaluation leaks'}"):
+            for leak in version.report["leaks"]:
+                st.error(leak)
+            st.markdown("Looked at:\n" + "\n".join(f"- {check}" for check in looked_at))
+
+
+def _cost(version: Version) -> None:
+    cost = version.report.get("cost")
+    if not cost:
+        return
+    money = "" if cost["money"] is None else f", {cost['money']:.4f} {cost['currency']}".rstrip()
+    with st.expander(f"Cost: {wording.duration(cost['processor_seconds'])} of processors{money}"):
+        st.dataframe(
+            [
+                {"": wording.words(wording.ROWS, what), "Processor time": wording.duration(seconds)}
+                for what, seconds in cost["parts"].items()
+            ],
+            hide_index=True,
+        )
+        if cost["money"] is None:
+            st.caption("In money too, once `GRAFT_PRICE_PER_PROCESSOR_HOUR` says what an hour of a processor costs.")
+
+
+def borrowing(told: dict[str, Any] | None) -> None:
+    """What the shared model learned of its sources, where it weighed them: verdicts, and weights over time."""
+    if not told or not told.get("verdicts"):
+        return
+    st.subheader("What the shared model borrowed from each source", anchor=False)
+    st.dataframe(
+        [
+            {
+                "Source": source,
+                "Verdict": "borrow" if found["borrow"] else "do not borrow",
+                "Weight": f"{found['weight']:.2f}",
+                "Why": found["reason"],
+            }
+            for source, found in told["verdicts"].items()
+        ],
+        hide_index=True,
+    )
+    if told["weights"]:
+        st.altair_chart(charts.weights(told["weights"]), width="stretch")
 
 
 def _quality(version: Version) -> None:

@@ -60,9 +60,12 @@ ROWS = {
     "shared_bottom": "Shared-bottom model",
     "full_fine_tune": "Full fine-tune",
     "scratch": "Trained from scratch",
+    "live": "Version live before",
+    "strongest": "The strongest of the required rivals",
     "best_reachable": "Best reachable",
 }
 SEGMENTS = {
+    "cold_user": "Cold users: all that decide",
     "warm_user": "Users known from training, later rows",
     "cold_item": "Items never seen in training",
     "head_item": "Popular items",
@@ -70,6 +73,7 @@ SEGMENTS = {
     "short_history": "Users with under 20 source events",
     "long_history": "Users with 20 or more source events",
 }
+ASKED_BY = {"policy": "policy", "gate": "the gate", "launch": "this launch"}
 METRICS = {"auc": "AUC", "gauc": "GAUC", "logloss": "Log loss", "mae": "MAE", "rmse": "RMSE"}
 LOWER_IS_BETTER = frozenset({"logloss", "mae", "rmse"})
 REASONS = {
@@ -88,6 +92,7 @@ DEEDS = {
     "add_version": "new version",
     "promote": "put a version live",
     "roll_back": "rolled back",
+    "judge_again": "judged a version again",
     "resume_run": "resumed a run",
 }
 TASKS = {"ctr": "Clicks", "rating": "Ratings"}
@@ -161,7 +166,10 @@ def interval(measured: Mapping[str, float], digits: int = 4) -> str:
 
 def said(reason: str) -> str:
     """A reason of the gate as a sentence: metrics and rivals by their names, not their keys."""
-    names = {**METRICS, **{key: name.lower() for key, name in ROWS.items() if key not in ("adapter", "shared")}}
+    names = {
+        **METRICS,
+        **{key: name.lower() for key, name in ROWS.items() if key not in ("adapter", "shared", "live", "strongest")},
+    }
     text = re.sub(r"\b(" + "|".join(names) + r")\b", lambda found: names[found.group()], reason)
     return text[:1].upper() + text[1:]
 

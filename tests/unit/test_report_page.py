@@ -136,6 +136,70 @@ def test_several_seeds_are_shown_with_their_mean_and_interval():
     assert "[0.6800, 0.7200]" in text
 
 
+def test_who_asked_for_each_rival_stands_beside_its_row():
+    """A team reads that it was not chosen for it, and what the same launch gains over each seed."""
+    rows = {"popularity": a_row(0.6), "scratch": a_row(0.55)}
+    report = a_report(
+        required={"rivals": {"popularity": ["policy", "gate"], "scratch": ["policy"]}, "seeds": 2},
+        seeds={"auc": {**a_row(0.70), "each": {"0": 0.71, "1": 0.69}}},
+        rivals_over_seeds={"single_domain": {"auc": {**a_row(0.61), "each": {"0": 0.62, "1": 0.60}}}},
+        gain_over_seeds={"single_domain": {**a_row(0.09), "each": {"0": 0.0901, "1": 0.0899}}},
+    )
+    report["rows"] |= {name: {"auc": row} for name, row in rows.items()}
+    text = Page(report_page.render(a_version(report))).text
+    for told in ("policy, the gate", "trained from scratch", "Gain over each row, seed by seed", "+0.0901", "0.6200"):
+        assert told in text, told
+
+
+def test_every_row_is_shown_for_every_segment():
+    """Cold, warm, new, popular and rare: no rival is left out where it does better."""
+    part = {"examples": 300, "users": 80, "rows": {"adapter": {"auc": a_row(0.7)}, "popularity": {"auc": a_row(0.81)}}}
+    names = ("warm_user", "cold_item", "head_item", "tail_item")
+    text = Page(report_page.render(a_version(a_report(segments=dict.fromkeys(names, part))))).text
+    for told in ("cold users: all that decide", "warm users", "cold items", "head items", "tail items"):
+        assert told in text, told
+    assert text.count("0.810") == len(names)
+
+
+def test_cost_is_told_in_processor_minutes_and_in_money_where_there_is_a_price():
+    """Piece by piece; without a price the page says which setting it would take."""
+    cost = {"processor_seconds": 90.0, "parts": {"fine-tuning": 30.0, "scratch": 60.0}, "currency": "EUR"}
+    bare = {**cost, "price_per_processor_hour": None, "money": None}
+    text = Page(report_page.render(a_version(a_report(cost=bare)))).text
+    assert "1.5 processor minutes" in text
+    assert "GRAFT_PRICE_PER_PROCESSOR_HOUR" in text
+    text = Page(
+        report_page.render(a_version(a_report(cost={**cost, "price_per_processor_hour": 2.0, "money": 0.05})))
+    ).text
+    for told in ("At 2 EUR an hour", "0.0500 EUR", "trained from scratch", "60.0 s"):
+        assert told in text, told
+
+
+def test_the_leak_scan_says_what_it_looked_at():
+    """Clean means little to whoever does not know what was searched."""
+    text = Page(report_page.render(a_version(a_report(leak_scan=["12 rows: none on two sides"])))).text
+    assert "12 rows: none on two sides" in text
+
+
+def test_what_was_borrowed_of_each_source_is_drawn_over_time():
+    """Verdicts in words, and percentiles of the weights as lines and bands."""
+    weights = [
+        {"step": step, "source": source, "rows": 9, "mean": 0.5, "p10": 0.2, "p50": 0.5, "p90": 0.9}
+        for step in (100, 200)
+        for source in ("video", "lies")
+    ]
+    verdicts = {
+        "video": {"weight": 0.9, "borrow": True, "reason": "its samples help the target"},
+        "lies": {"weight": 0.1, "borrow": False, "reason": "its samples push the target the wrong way"},
+    }
+    told = {"verdicts": verdicts, "weights": weights, "windows": []}
+    page = Page(report_page.render(a_version(a_report(borrowing=told))))
+    assert page.tags.count("svg") == 4
+    assert page.tags.count("polygon") == 2
+    assert "do not borrow" in page.text
+    assert "step 200" in page.text
+
+
 def test_words_of_others_are_text_and_never_markup():
     """A reason, a leak or a name with angle brackets comes out as it was written."""
     nasty = "<script>alert(1)</script>"

@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from domains.records import Domain, Live, Run, Version
-from ui import components, session, wording
+from ui import components, session, version_report, wording
 
 PAGE_SIZE = 25
 
@@ -83,6 +83,7 @@ def _shared_model(domains: list[Domain], live: Live | None) -> None:
         if live is not None and version.metrics:
             with st.expander("How good is it?"):
                 _shared_metrics(version)
+                version_report.borrowing(version.report.get("borrowing"))
 
 
 def _shared_metrics(version: Version) -> None:
