@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Table, and_, bindparam, select, update
+from sqlalchemy import Connection, Table, and_, bindparam, delete, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from domains.database import advance, finite, in_utc, now
@@ -108,6 +108,19 @@ def feedback(connection: Connection, domain: str, *, after_id: int, limit: int) 
     )
     chosen = select(feedback_table, *columns).select_from(joined).where(given.domain == domain, given.id > after_id)
     return [dict(row._mapping) for row in connection.execute(chosen.order_by(given.id).limit(limit))]
+
+
+def forget(connection: Connection, domain: str | None, before: datetime, *, limit: int) -> int:
+    """Delete up to so many answers, and as many rows of feedback, that are older; says how many rows went.
+
+    ``domain`` None means feedback whose request never became known. Both tables are read along their indices.
+    """
+    gone = 0
+    for table, order in ((predictions, predictions.c.at), (feedback_table, feedback_table.c.id)):
+        key = list(table.primary_key.columns)
+        old = select(*key).where(table.c.domain == domain, table.c.at < before).order_by(order).limit(limit)
+        gone += connection.execute(delete(table).where(tuple_(*key).in_(old))).rowcount
+    return gone
 
 
 def _numbered(rows: Iterable[dict[str, Any]]) -> Iterable[tuple[int, dict[str, Any]]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -464,6 +465,23 @@ class Registry:
         """Feedback joined with its prediction, oldest first, from after ``after_id``: page with the last ``id``."""
         with self._database.read() as connection:
             return prediction_log.feedback(connection, domain, after_id=after_id, limit=limit)
+
+    def forget_answers(self, before: datetime, *, batch: int = 2_000) -> int:
+        """Delete answers and feedback older than ``before``, some at a time so that no request waits; says how many.
+
+        It may be stopped at any moment and goes on with the next call.
+        """
+        gone = 0
+        with self._database.read() as connection:
+            names = list(connection.execute(select(domains.c.name)).scalars())
+        for domain in (*names, None):
+            while True:
+                with self._database.write(lock="feedback") as connection:
+                    some = prediction_log.forget(connection, domain, before, limit=batch)
+                gone += some
+                if not some:
+                    break
+        return gone
 
 
 _GENERATION = text("SELECT value FROM counters WHERE name = 'generation'")

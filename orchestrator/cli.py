@@ -388,6 +388,20 @@ def rank(
     terminal.ranking(use_cases.rank(name, user_id=user, item_ids=wanted, settings=settings, top_k=top))
 
 
+@app.command()
+def prune(
+    days: Annotated[
+        float | None, typer.Option(min=0, help="Days to keep; GRAFT_KEEP_PREDICTIONS_DAYS where none are named.")
+    ] = None,
+) -> None:
+    """Delete old answers and feedback from the log; while `graft up` runs, the setting does it every hour."""
+    from orchestrator import use_cases
+
+    settings = Settings()
+    gone = use_cases.prune(registry=_registry(settings), settings=settings, days=days)
+    _say(f"{gone:,} old rows of answers and feedback deleted")
+
+
 # ------------------------------------------------------------------------------------------------------------- data
 
 

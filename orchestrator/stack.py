@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
 
@@ -37,6 +38,7 @@ STOP_LIMIT_S = 15
 RESTARTS_ALLOWED = 5
 """A server that dies more often than this stays down; its log says why."""
 CHORES_EVERY_S = 5
+PRUNE_EVERY_S = 3600
 LOST_AFTER_S = 30
 """A flow run that ended this long ago without the registry knowing is not going to be resumed."""
 
@@ -178,6 +180,7 @@ class _Supervisor:
         self._schedules: dict[str, str | None] = {}
         self._ended_since: dict[str, float] = {}
         self._chores_next = 0.0
+        self._prune_next = 0.0
 
     def run(self) -> None:
         try:
@@ -294,6 +297,7 @@ class _Supervisor:
             for flow_run in flow_client.resume_crashed(api_url=self._settings.prefect_url):
                 self._say(f"the process of flow run {flow_run} died; it goes on where it stopped")
             self._close_lost_runs()
+            self._prune()
         except Exception:  # the stack outlives a locked registry or a Prefect server that restarts
             logger.warning("chores put off", exc_info=True)
 
@@ -304,6 +308,15 @@ class _Supervisor:
             if self._schedules.get(domain.name) != cron:
                 flow_client.schedule_retrain(domain.name, cron, api_url=self._settings.prefect_url)
                 self._schedules[domain.name] = cron
+
+    def _prune(self) -> None:
+        days = self._settings.keep_predictions_days
+        if not days or time.monotonic() < self._prune_next:
+            return
+        self._prune_next = time.monotonic() + PRUNE_EVERY_S
+        gone = self._registry.forget_answers(datetime.now(UTC) - timedelta(days=days))
+        if gone:
+            self._say(f"{gone:,} rows of answers and feedback older than {days:g} days deleted")
 
     def _close_lost_runs(self) -> None:
         """A run whose process ended without a word, and which nothing resumes, fails in the registry too."""

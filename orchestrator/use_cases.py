@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,18 @@ def rung(name: str, *, registry: Registry) -> str:
     return "prior" if live is None else registry.version(live.version_id).rung or "adapter"
 
 
+def prune(*, registry: Registry, settings: Settings, days: float | None = None) -> int:
+    """Delete answers and feedback older than so many days, the setting's where none are named; says how many rows.
+
+    Raises:
+        ValueError: no number of days is named, here or by the setting.
+    """
+    days = settings.keep_predictions_days if days is None else days
+    if days <= 0:
+        raise ValueError("say how many days of answers to keep: --days, or the setting GRAFT_KEEP_PREDICTIONS_DAYS")
+    return registry.forget_answers(datetime.now(UTC) - timedelta(days=days))
+
+
 def sample_users(name: str, *, settings: Settings, registry: Registry, most: int = 50) -> list[dict[str, Any]]:
     """Users to try in the playground: some with long histories, some with short ones, some new to the domain."""
     data = DomainData(settings.data_dir, name)
@@ -443,6 +456,7 @@ __all__ = [
     "launch",
     "preview",
     "promote",
+    "prune",
     "rank",
     "readiness",
     "recent_events",

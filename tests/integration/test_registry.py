@@ -691,6 +691,24 @@ class TestPredictionLog:
         (late,) = registry.feedback("live-rooms", after_id=first["id"])
         assert (late["request_id"], late["user_id"], late["score"]) == ("early", "u1", 0.5)
 
+    def test_old_answers_are_forgotten_and_young_ones_kept(self, registry: Registry) -> None:
+        """In batches, with their feedback, also feedback whose request never became known; again changes nothing."""
+        registry.register_domain(spec(), by="ann")
+        today = datetime.now(UTC)
+        for number in range(25):
+            at = today - timedelta(days=10 if number < 20 else 1, seconds=number)
+            registry.log_predictions([prediction(request=f"q{number}", at=at)])
+            registry.log_feedback([click(request=f"q{number}", at=at)])
+        registry.log_feedback([click(request="never-asked", at=today - timedelta(days=10))])
+        assert registry.forget_answers(today - timedelta(days=5), batch=3) == 20 + 20 + 1
+        left = registry.feedback("live-rooms")
+        assert sorted(row["request_id"] for row in left) == ["q20", "q21", "q22", "q23", "q24"]
+        assert {row["score"] for row in left} == {0.5}
+        assert set(registry.answered({f"q{number}" for number in range(25)})) == {
+            f"q{number}" for number in range(20, 25)
+        }
+        assert registry.forget_answers(today - timedelta(days=5)) == 0
+
     def test_a_reader_that_pages_misses_nothing(self, registry: Registry) -> None:
         """Ids appear in the order of commits, whoever writes at the same time."""
         seen: list[tuple[int, str]] = []
