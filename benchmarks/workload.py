@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ from torch import nn
 from domains.histories import HistoryStore
 from models import adapters, training
 from models.batch import Batch
+from models.kept import keep
 from models.optimisers import Optimisers
 from models.ranker import DomainConfig, Ranker, RankerConfig
 from orchestrator.encoding import Field, Layout, SourceRange
+from orchestrator.fine_tuning import KEPT_BYTES
 from orchestrator.training_data import Assembler, EpochOfDomains, EventSource, Examples
 
 WIDTH = 64
@@ -110,16 +113,20 @@ class Workload:
             for name, number, items in (("video", 1, shape.items), ("live", 2, TARGET_ITEMS))
         }
 
-    def batches(self, domain: str = "video", slot: int = 0, epoch: int = 0) -> Iterator[Batch]:
-        """An epoch of batches, made as shared training (``video``) or fine-tuning (``live``) makes them."""
-        source = EpochOfDomains(
+    def epochs(self, domain: str = "video", slot: int = 0) -> EpochOfDomains:
+        """Batches as shared training (``video``) or fine-tuning (``live``) makes them."""
+        return EpochOfDomains(
             self._assembler,
             [(self._rows[domain], slot)],
             batch_size=self.shape.batch,
             seed=0,
             session_rows=self.shape.session,
+            first_key=0 if domain == "live" else None,
         )
-        return source.batches(epoch)
+
+    def batches(self, domain: str = "video", slot: int = 0, epoch: int = 0) -> Iterator[Batch]:
+        """An epoch of batches."""
+        return self.epochs(domain, slot).batches(epoch)
 
     def ranker(self, interest: str) -> Ranker:
         """A fresh network for these rows: slot 0 is "video", slot 1 "live"."""
@@ -161,11 +168,22 @@ def shared(work: Workload, interest: str) -> Ours:
 
 
 def fine_tuning(work: Workload, interest: str, *, whole: bool = False) -> Ours:
-    """Fine-tuning of the target's adapter; ``whole`` trains everything on the same rows instead."""
-    ranker = work.ranker(interest)
-    if not whole:
-        adapters.freeze_all_but(ranker, 1)
-    return Ours(ranker, next(work.batches("live", 1)))
+    """Fine-tuning of the target's adapter as a launch does it; ``whole`` trains everything on the same rows instead."""
+    ranker, data = work.ranker(interest), work.epochs("live", 1)
+    if whole:
+        return Ours(ranker, next(data.batches(0)))
+    adapters.freeze_all_but(ranker, 1)
+    return FineTuning(ranker, data)
+
+
+class FineTuning(Ours):
+    """Steps of a fine-tune, and the pass before its first epoch in which what stands still is made of each row."""
+
+    def __init__(self, ranker: Ranker, data: EpochOfDomains) -> None:
+        super().__init__(ranker, next(data.batches(0)))
+        began = time.process_time()
+        ranker.kept = keep(ranker, data.each_row_once(), len(data) * len(self.batch), limit=KEPT_BYTES)
+        self.ahead_ms = (time.process_time() - began) / len(data) * 1e3
 
 
 def zipf(random: np.random.Generator, items: int, count: int) -> np.ndarray:

@@ -55,7 +55,7 @@ def freeze_all_but(ranker: Ranker, slot: int) -> list[nn.Parameter]:
     adapter.requires_grad_(True)
     # A gradient left over from before would move a frozen tensor at the next step.
     ranker.zero_grad(set_to_none=True)
-    ranker.tuned_slot = slot
+    ranker.tuned_slot, ranker.kept = slot, None
     ranker.train()
     return list(adapter.parameters())
 
@@ -63,7 +63,7 @@ def freeze_all_but(ranker: Ranker, slot: int) -> list[nn.Parameter]:
 def unfreeze(ranker: Ranker) -> None:
     """Everything trains again."""
     ranker.requires_grad_(True)
-    ranker.tuned_slot = None
+    ranker.tuned_slot, ranker.kept = None, None
     ranker.train()
 
 

@@ -70,6 +70,7 @@ class Batch:
         lifelong:      the long source history, up to 2,000 events
         short_source:  the latest source events, or None
         short_target:  the latest events in the row's own domain, or None; items of the row's own domain table
+        key:           (B,) long, which row of the data this is, the same in every epoch; None where nobody asks
     """
 
     domain: Tensor
@@ -85,6 +86,7 @@ class Batch:
     lifelong: Events
     short_source: Events | None = None
     short_target: Events | None = None
+    key: Tensor | None = None
 
     def __len__(self) -> int:
         return self.item.shape[0]

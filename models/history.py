@@ -187,6 +187,7 @@ class History:
         table:   (N, D)
         joined:  (C, L, D) context vectors, or None
         reads:   of the stored items, as `stored_items` gives it
+        moment:  (C, D, D), sum of e e^T over the item vectors of a chunk's only view, where it is known
     """
 
     items: Tensor
@@ -195,10 +196,11 @@ class History:
     table: Tensor
     joined: Tensor | None = None
     reads: Reads | None = None
+    moment: Tensor | None = None
 
     def only(self, mask: Tensor) -> History:
         """The same history of which only these events, (C, G, L), are seen."""
-        return replace(self, mask=mask)
+        return replace(self, mask=mask, moment=None)
 
     def distinct(self) -> tuple[History, Tensor | None]:
         """The history with only the views of a chunk that differ, and which of them each cell has, (C, G).

@@ -93,6 +93,10 @@ class Pyramid(nn.Module):
         self.msa = MedianScopeAttention(width, config.norm) if "msa" in config.levels else None
         self.fsa = FocusedScopeAttention(config, width) if "fsa" in config.levels else None
 
+    def reads_moments(self) -> bool:
+        """Whether CSA is linear in the history's second moment, so that it needs no more than that."""
+        return "csa" in self.config.levels and self.config.norm != "softmax"
+
     def forward(self, history: History, candidate: Tensor) -> Tensor:
         return self.read(history, candidate)[0]
 
@@ -101,9 +105,14 @@ class Pyramid(nn.Module):
         config = self.config
         query = candidate[:, :, None]
         mask = history.mask.expand(-1, candidate.shape[1], -1)
-        raw = history.item_scores(query)[:, :, 0]  # [C, G, L]
+        moment = history.moment if self.reads_moments() else None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and moment is None):
+            raw = history.item_scores(query)[:, :, 0]  # [C, G, L]; where CSA does not pool them, they only choose
         answers: dict[Level, Tensor] = {}
-        if "csa" in config.levels:
+        if moment is not None:
+            count = history.mask.sum(-1, keepdim=True).clamp(min=1)
+            answers["csa"] = candidate @ moment / (count if config.norm == "1/n_valid" else 1)
+        elif "csa" in config.levels:
             answers["csa"] = history.item_pool(_weights(raw, mask, config.norm)[:, :, None])[:, :, 0]
         if self.msa is not None:
             narrowed = mask

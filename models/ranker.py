@@ -12,7 +12,7 @@ in one `DomainAdapter`. All of it is zero or the identity at first, so a fresh d
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -26,6 +26,7 @@ from models.domain_weights import DomainAdapter, DomainStack
 from models.embeddings import EventContext, FieldEmbedding, ItemTable, RowTable, context_vectors
 from models.evidence import EVIDENCE, LEVELS, WIDE, as_score, history_evidence, value_shares, wide_facts
 from models.history import History, Reads, stored_items
+from models.kept import Kept
 from models.pyramid import Pyramid
 from models.ranker_config import DomainConfig, RankerConfig
 from models.target_attention import TargetAttention
@@ -109,6 +110,7 @@ class Ranker(nn.Module):
             nn.init.zeros_(self.head[-1].weight)  # type: ignore[arg-type]
         self.domains = nn.ModuleList()
         self.tuned_slot: int | None = None
+        self.kept: Kept | None = None
 
     def _head_inputs(self) -> int:
         config = self.config
@@ -234,14 +236,21 @@ class Ranker(nn.Module):
         candidate = items.candidate.view(*shape, -1)
         tokens = stack.tokens.expand(layout.chunks, -1, -1) if domain is None else stack.tokens[domain]
 
+        kept = self.kept if self.kept is not None and cells.key is not None else None
         history = self._history(cells, shape, items)
+        if kept is not None and cells.key is not None and history.mask.shape[1] == 1:
+            history = replace(history, moment=kept.moment(cells.key[:: layout.per_chunk]))
         profile = self._profile(cells, shape)
-        inputs = [candidate, profile.flatten(2), self.context_fields.tokens(cells.context).view(*shape, -1)]
+        inputs = [candidate]
+        if kept is None:
+            inputs += [profile.flatten(2), self.context_fields.tokens(cells.context).view(*shape, -1)]
         if self.pyramid is not None:
             view, selection = self.pyramid.read(history, candidate)
-            inputs += [view, *self._short_views(cells, candidate, items)]
+            inputs.append(view)
             if self.config.interest == "domain_over_pyramid":
                 history = history.only(selection.mask(history.items.shape[1]))
+        if self.config.climbs:
+            inputs += self._short_views(cells, candidate, items)
         if self.attention is not None and self.encoder is not None:
             domain_weights = stack.domain_weights and stack.domain_weights.of(domain)
             item_weights = stack.item_weights and stack.item_weights.of(domain)
@@ -250,11 +259,14 @@ class Ranker(nn.Module):
             inputs += [transferred, transferred * candidate] if self.config.product else [transferred]
         else:
             inputs.append(tokens.flatten(1)[:, None].expand(-1, layout.per_chunk, -1))
-        evidence, expected = self._facts(cells, present)
-        inputs.append(evidence.view(*shape, -1))
-        state = self.head[:-1](torch.cat(inputs, -1))
-        score = last(state).view(-1) + expected
-        return layout.back(state.flatten(0, 1)), layout.back(score) + batch.prior
+        if kept is None or cells.key is None:
+            facts, mean = self._facts(cells, present)
+            state = self.head[:-1](torch.cat([*inputs, facts.view(*shape, -1)], -1)).flatten(0, 1)
+        else:
+            facts, mean = kept.facts.index_select(0, cells.key), kept.mean.index_select(0, cells.key)
+            state = self.head[1:-1](kept.first_layer(torch.cat(inputs, -1).flatten(0, 1), cells.key))
+        score = last(state).view(-1) + self._expected(facts, mean, cells.domain, present)
+        return layout.back(state), layout.back(score) + batch.prior
 
     def facts(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What is known before any interest is read, and what is expected of it.
@@ -262,28 +274,60 @@ class Ranker(nn.Module):
         Shapes: (B, EVIDENCE or WIDE) facts of each row, and (B,) the score that they give with the item's mean, to
         which ``batch.prior`` is not yet added.
         """
+        present = torch.unique(batch.domain).tolist()
+        facts, mean = self._facts(batch, present)
+        return facts, self._expected(facts, mean, batch.domain, present)
+
+    def facts_and_mean(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The facts of `facts`, and each item's mean in the score's unit, (B,)."""
         return self._facts(batch, torch.unique(batch.domain).tolist())
+
+    def standing(self, batch: Batch, facts: Tensor) -> Tensor:
+        """The head's inputs that no weight of a target domain has a part in, (B, I), in the head's order."""
+        alone = (len(batch), 1)
+        context = self.context_fields.tokens(batch.context).flatten(1)
+        return torch.cat([self._profile(batch, alone).flatten(1), context, facts], 1)
+
+    def still_inputs(self) -> Tensor:
+        """Which columns of the head's first layer read `standing`, (inputs,) bool."""
+        first, facts = self.head[0], self.evidence.shape[0]
+        assert isinstance(first, nn.Linear)
+        vectors = len(self.config.user_fields) + (self.users is not None) + len(self.config.context_fields)
+        still = torch.zeros(first.in_features, dtype=torch.bool)
+        still[self.config.width : (1 + vectors) * self.config.width] = True
+        still[first.in_features - facts :] = True
+        return still
+
+    def reads_moments(self) -> bool:
+        """Whether second moments of histories stand for something that is read."""
+        return self.pyramid is not None and self.pyramid.reads_moments()
 
     def _facts(self, cells: Batch, present: list[int]) -> tuple[Tensor, Tensor]:
         evidence = history_evidence(cells.lifelong, self.source_values)
         shares = value_shares(cells.lifelong, self.value_edges, self.usual_shares) if self.config.wide else None
-        given, expected = evidence, evidence.new_zeros(len(cells))
+        given, means = evidence, evidence.new_zeros(len(cells))
         if shares is not None:
             given = evidence.new_zeros(len(cells), WIDE)
         for number in present:
-            adapter = self.owned(number)
-            items = adapter.items or self.source_items
+            items = self.owned(number).items or self.source_items
             mean = as_score(items.mean_of(cells.item), self.config.task)
             facts = evidence
             if shares is not None:
                 # The prior is what a training row does without of its item's mean: the facts do without it too.
                 overall = as_score(items.means[0], self.config.task)
                 facts = wide_facts(evidence, shares, mean + cells.prior - overall)
-            own = mean + facts @ (self.evidence + adapter.evidence)
             here = cells.domain == number
             given = facts if len(present) == 1 else torch.where(here[:, None], facts, given)
-            expected = own if len(present) == 1 else torch.where(here, own, expected)
-        return given, expected
+            means = mean if len(present) == 1 else torch.where(here, mean, means)
+        return given, means
+
+    def _expected(self, facts: Tensor, mean: Tensor, domain: Tensor, present: list[int]) -> Tensor:
+        """Scores that facts and the items' means give by each domain's weights, (n,)."""
+        expected = mean
+        for number in present:
+            own = mean + facts @ (self.evidence + self.owned(number).evidence)
+            expected = own if len(present) == 1 else torch.where(domain == number, own, expected)
+        return expected
 
     def probability(self, batch: Batch, stack: DomainStack | None = None) -> Tensor:
         """Calibrated answers, (B,): click probabilities, or ratings."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from models import adapters, training
+from models.kept import keeping
 from models.ranker import Ranker
 from orchestrator.evidence_fit import fit_own_evidence
 from orchestrator.fitting import searched_parameters
@@ -18,6 +20,8 @@ from orchestrator.item_means import item_means, without_itself
 from orchestrator.recipe import Recipe
 from orchestrator.training_data import Assembler, EpochOfDomains, Examples
 
+KEPT_BYTES = 1 << 30
+"""Memory for what frozen weights make of rows, where nothing else is asked for."""
 FEWEST_TO_CALIBRATE = 20
 """Held-out rows of each label from which a calibrator of clicks is fitted."""
 
@@ -32,8 +36,13 @@ def fit_adapter(
     *,
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[training.Progress], None] | None = None,
+    keep_at_most: int = KEPT_BYTES,
 ) -> training.TrainResult:
-    """Train what the domain in this slot owns on its known rows, and fit its calibrator; leaves the rest frozen."""
+    """Train what the domain in this slot owns on its known rows, and fit its calibrator; leaves the rest frozen.
+
+    Args:
+        keep_at_most: bytes for what the frozen weights make of rows, computed once for all epochs (`models.kept`).
+    """
     items = ranker.owned(slot).items
     assert items is not None, "a target domain owns its items"
     task = ranker.config.task
@@ -43,33 +52,34 @@ def fit_adapter(
     adapters.freeze_all_but(ranker, slot)
     if ranker.config.wide:
         fit_own_evidence(ranker, assembler, learnt, slot, seed=recipe.seed)
-    result = training.train(
-        ranker,
-        EpochOfDomains(
-            assembler,
-            [(learnt, slot)],
-            batch_size=recipe.fine_tune_batch_size,
-            seed=recipe.seed,
-        ),
-        config=training.TrainConfig(
-            task=task,
-            epochs=recipe.fine_tune_epochs,
-            learning_rate=recipe.fine_tune_learning_rate,
-            weight_decay=recipe.weight_decay,
-            patience=max(recipe.patience, 1),
-            auxiliary_weight=recipe.contrastive_weight,
-            consider_start=True,
-            seed=recipe.seed,
-            checkpoint_every_steps=recipe.checkpoint_every_steps,
-            prefetch=2,
-        ),
-        validation=EpochOfDomains(assembler, [(validation, slot)], batch_size=4096, seed=0, shuffle=False)
-        if len(validation)
-        else None,
-        checkpoint_dir=checkpoint_dir,
-        on_progress=on_progress,
-        parameters=searched_parameters(ranker),
+    data = EpochOfDomains(
+        assembler, [(learnt, slot)], batch_size=recipe.fine_tune_batch_size, seed=recipe.seed, first_key=0
     )
+    held_out = EpochOfDomains(
+        assembler, [(validation, slot)], batch_size=4096, seed=0, shuffle=False, first_key=len(learnt)
+    )
+    every_row = chain(data.each_row_once(), held_out.each_row_once())
+    with keeping(ranker, every_row, len(learnt) + len(validation), limit=keep_at_most):
+        result = training.train(
+            ranker,
+            data,
+            config=training.TrainConfig(
+                task=task,
+                epochs=recipe.fine_tune_epochs,
+                learning_rate=recipe.fine_tune_learning_rate,
+                weight_decay=recipe.weight_decay,
+                patience=max(recipe.patience, 1),
+                auxiliary_weight=recipe.contrastive_weight,
+                consider_start=True,
+                seed=recipe.seed,
+                checkpoint_every_steps=recipe.checkpoint_every_steps,
+                prefetch=2,
+            ),
+            validation=held_out if len(validation) else None,
+            checkpoint_dir=checkpoint_dir,
+            on_progress=on_progress,
+            parameters=searched_parameters(ranker),
+        )
     if len(validation) and not ranker.config.wide:
         # Wide facts are solved for on many more users than are held out here: a map fitted to these adds noise.
         calibrate(ranker, slot, raw_scores(ranker, assembler, validation, slot), validation.label)

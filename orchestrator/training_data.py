@@ -187,7 +187,8 @@ class EpochOfDomains:
 
     Rows of one user that stand close in time stay together up to ``session_rows``, so that they share one stored
     history; everything else is shuffled anew in each epoch, the same way for the same seed. With ``share`` (k, n), each
-    batch is the k-th of n parts of the whole one, for one of n processes; the last batch's part may be empty.
+    batch is the k-th of n parts of the whole one, for one of n processes; the last batch's part may be empty. With
+    ``first_key``, rows carry keys: that number and on, in the order in which they were given.
     """
 
     def __init__(
@@ -200,6 +201,7 @@ class EpochOfDomains:
         shuffle: bool = True,
         session_rows: int = 8,
         share: tuple[int, int] = (0, 1),
+        first_key: int | None = None,
     ) -> None:
         self._assembler = assembler
         self._parts = parts
@@ -209,6 +211,8 @@ class EpochOfDomains:
         self._share = share
         self._session_rows = session_rows
         self._sessions = [_sessions(rows, session_rows) for rows, _ in parts]
+        counts = [len(rows) for rows, _ in parts]
+        self._first_keys = None if first_key is None else first_key + np.cumsum([0, *counts])[:-1]
 
     def __len__(self) -> int:
         return sum(-(-len(rows) // self._size) for rows, _ in self._parts)
@@ -223,10 +227,19 @@ class EpochOfDomains:
         if self._shuffle:
             plan = [plan[position] for position in random.permutation(len(plan))]
         for part, index in plan[start:]:
-            rows, slot = self._parts[part]
             place, of = self._share
-            own = index[len(index) * place // of : len(index) * (place + 1) // of]
-            yield self._assembler.batch(rows.take(own), slot)
+            yield self._batch(part, index[len(index) * place // of : len(index) * (place + 1) // of])
+
+    def each_row_once(self) -> Iterator[Batch]:
+        """All rows in an order that no epoch changes, those of one user together."""
+        for part, (order, _) in enumerate(self._sessions):
+            for at in range(0, len(order), self._size):
+                yield self._batch(part, order[at : at + self._size])
+
+    def _batch(self, part: int, index: np.ndarray) -> Batch:
+        rows, slot = self._parts[part]
+        batch = self._assembler.batch(rows.take(index), slot)
+        return batch if self._first_keys is None else replace(batch, key=_long(self._first_keys[part] + index))
 
     def _order(self, part: int, rows: int, random: np.random.Generator) -> np.ndarray:
         if not self._shuffle:
