@@ -6,18 +6,16 @@ Each learns what a user who is known to the source alone is worth in the target.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from models.baselines.factors import Bridge, BridgeConfig, Interleaved, OnlySharedUsers, latest_liked
+from models.baselines.factors import Bridge, BridgeConfig, Interleaved, Lessons, OnlySharedUsers, latest_liked
 from models.baselines.inputs import masked_softmax
 from models.batch import Batch
-from models.training import BatchSource, Moment, TrainConfig, TrainResult, row_losses, train
+from models.training import Moment, TrainResult, row_losses
 
 
 class CMF(Bridge):
@@ -44,25 +42,18 @@ class CMF(Bridge):
     def score_target(self, batch: Batch) -> Tensor:
         return self.target.score(self.user_vectors(batch), batch.item)
 
-    def train_factors(
-        self,
-        source: BatchSource,
-        target: BatchSource,
-        config: TrainConfig,
-        validation: Mapping[Literal["source", "target", "cold"], BatchSource],
-        checkpoint_dir: Path | None,
-    ) -> dict[str, TrainResult]:
-        result = train(
+    def train_factors(self, given: Lessons) -> dict[str, TrainResult]:
+        result = given.train(
+            "both",
             self,
-            Interleaved(source, target, seed=config.seed),
-            config=config,
-            validation=validation.get("cold", validation.get("target")),
-            checkpoint_dir=checkpoint_dir and checkpoint_dir / "both",
-            sample_weigher=_ShareWeigher(self.source_share, self.config.target_slot),
+            Interleaved(given.source, given.target, seed=given.config.seed),
+            None,
+            chosen_by="cold" if "cold" in given.held else "target",
+            weigher=_ShareWeigher(self.source_share, self.config.target_slot),
         )
         return {"both": result}
 
-    def train_mapping(self, *_: Any) -> None:
+    def train_mapping(self, given: Lessons) -> None:
         """There is no mapping."""
 
 
@@ -103,14 +94,7 @@ class EMCDR(Bridge):
         vector = self.source.user(batch.user)
         return self.map(vector) * self.source.seen[batch.user][:, None]
 
-    def train_mapping(
-        self,
-        source: BatchSource,
-        target: BatchSource,
-        config: TrainConfig,
-        validation: BatchSource | None,
-        checkpoint_dir: Path | None,
-    ) -> None:
+    def train_mapping(self, given: Lessons) -> None:
         shared = self.shared_users()
         if not len(shared):
             raise ValueError("no user has training rows in both domains: there is nothing to fit a mapping on")
@@ -119,7 +103,7 @@ class EMCDR(Bridge):
         if isinstance(self.map, nn.Linear):
             self._solve(self.map, borrowed, own)
         else:
-            fit_map(self.map, borrowed, own, seed=config.seed)
+            fit_map(self.map, borrowed, own, seed=given.config.seed)
 
     @torch.no_grad()
     def _solve(self, linear: nn.Linear, borrowed: Tensor, own: Tensor) -> None:
@@ -190,22 +174,10 @@ class PTUPCDR(Bridge):
         bridge = self.bridge(self.characteristic(batch)).view(-1, width, width)
         return torch.einsum("bij,bj->bi", bridge, self.source.user(batch.user))
 
-    def train_mapping(
-        self,
-        source: BatchSource,
-        target: BatchSource,
-        config: TrainConfig,
-        validation: BatchSource | None,
-        checkpoint_dir: Path | None,
-    ) -> TrainResult:
-        return train(
-            self,
-            OnlySharedUsers(target, self.shared_users(), self.config.users),
-            config=config,
-            validation=validation,
-            checkpoint_dir=checkpoint_dir and checkpoint_dir / "map",
-            parameters=[*self.attend.parameters(), *self.bridge.parameters()],
-        )
+    def train_mapping(self, given: Lessons) -> TrainResult:
+        rows = OnlySharedUsers(given.target, self.shared_users(), self.config.users)
+        learnt = [*self.attend.parameters(), *self.bridge.parameters()]
+        return given.train("map", self, rows, learnt, chosen_by="cold")
 
 
 class TMCDR(Bridge):
@@ -232,23 +204,10 @@ class TMCDR(Bridge):
         vector = functional_call(self.map, dict(weights), (self.source.user(batch.user),))
         return vector * self.source.seen[batch.user][:, None]
 
-    def train_mapping(
-        self,
-        source: BatchSource,
-        target: BatchSource,
-        config: TrainConfig,
-        validation: BatchSource | None,
-        checkpoint_dir: Path | None,
-    ) -> TrainResult:
-        learner = _MetaStep(self, config.task)
-        return train(
-            learner,
-            OnlySharedUsers(target, self.shared_users(), self.config.users),
-            config=replace(config, auxiliary_weight=1.0),
-            validation=validation,
-            checkpoint_dir=checkpoint_dir and checkpoint_dir / "map",
-            parameters=self.map.parameters(),
-        )
+    def train_mapping(self, given: Lessons) -> TrainResult:
+        rows = OnlySharedUsers(given.target, self.shared_users(), self.config.users)
+        learner = _MetaStep(self, given.config.task)
+        return given.train("map", learner, rows, self.map.parameters(), chosen_by="cold", own_loss=True)
 
 
 class _MetaStep(nn.Module):

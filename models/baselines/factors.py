@@ -9,7 +9,7 @@ prior and the item.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.batch import Batch, Events
 from models.embeddings import INITIAL_SCALE, RowTable
-from models.training import BatchSource, TrainConfig, TrainResult, train
+from models.training import BatchSource, SampleWeigher, TrainConfig, TrainResult, train
 
 Stage = Literal["factors", "map", "done"]
 
@@ -82,6 +82,48 @@ class Factors(nn.Module):
         if self.item_bias is not None:
             score = score + vector[:, -1] + self.item_bias(item)[:, 0]
         return score
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a stage of training is given: training rows of both domains, rows to choose epochs by, and how to train.
+
+    ``held`` may have ``source`` and ``target`` rows for the factors, and ``cold`` (target rows of users held out of
+    ``target``) for the mapping.
+    """
+
+    source: BatchSource
+    target: BatchSource
+    held: Mapping[str, BatchSource]
+    config: TrainConfig
+    folder: Path | None = None
+
+    def train(
+        self,
+        stage: str,
+        model: nn.Module,
+        data: BatchSource,
+        parameters: Iterable[nn.Parameter] | None,
+        *,
+        chosen_by: str | None = None,
+        own_loss: bool = False,
+        weigher: SampleWeigher | None = None,
+    ) -> TrainResult:
+        """One stage by the one loop.
+
+        Args:
+            chosen_by: which of ``held`` chooses the epoch; the last epoch stays where it is absent.
+            own_loss: the whole loss is the model's ``auxiliary_loss``.
+        """
+        return train(
+            model,
+            data,
+            config=replace(self.config, auxiliary_weight=1.0) if own_loss else self.config,
+            validation=None if chosen_by is None else self.held.get(chosen_by),
+            checkpoint_dir=self.folder and self.folder / stage,
+            parameters=parameters,
+            sample_weigher=weigher,
+        )
 
 
 class Bridge(nn.Module):
@@ -152,50 +194,30 @@ class Bridge(nn.Module):
         if config.task != self.config.task:
             raise ValueError(f"the bridge answers {self.config.task}, the training is for {config.task}")
         self._remember_users(source, target)
-        held = validation or {}
+        given = Lessons(
+            source, target, {str(of): rows for of, rows in (validation or {}).items()}, config, checkpoint_dir
+        )
         try:
             self.stage = "factors"
-            results = self.train_factors(source, target, config, held, checkpoint_dir)
+            results = self.train_factors(given)
             self.stage = "map"
             for factors in (self.source, self.target):
                 factors.requires_grad_(False)
-            mapping = self.train_mapping(source, target, map_config or config, held.get("cold"), checkpoint_dir)
+            mapping = self.train_mapping(replace(given, config=map_config or config))
         finally:
             self.stage = "done"
             for factors in (self.source, self.target):
                 factors.requires_grad_(True)
         return results if mapping is None else {**results, "map": mapping}
 
-    def train_factors(
-        self,
-        source: BatchSource,
-        target: BatchSource,
-        config: TrainConfig,
-        validation: Mapping[Literal["source", "target", "cold"], BatchSource],
-        checkpoint_dir: Path | None,
-    ) -> dict[str, TrainResult]:
+    def train_factors(self, given: Lessons) -> dict[str, TrainResult]:
         """One domain after the other, each with its own factors."""
-        parts = (("source", source, self.source), ("target", target, self.target))
+        parts = (("source", given.source, self.source), ("target", given.target, self.target))
         return {
-            name: train(
-                self,
-                data,
-                config=config,
-                validation=validation.get("source" if name == "source" else "target"),
-                checkpoint_dir=checkpoint_dir and checkpoint_dir / name,
-                parameters=factors.parameters(),
-            )
-            for name, data, factors in parts
+            name: given.train(name, self, data, factors.parameters(), chosen_by=name) for name, data, factors in parts
         }
 
-    def train_mapping(
-        self,
-        source: BatchSource,
-        target: BatchSource,
-        config: TrainConfig,
-        validation: BatchSource | None,
-        checkpoint_dir: Path | None,
-    ) -> TrainResult | None:
+    def train_mapping(self, given: Lessons) -> TrainResult | None:
         """Learn the bridge from shared users, the factors being frozen; None where the loop does not learn it."""
         raise NotImplementedError
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -65,13 +66,16 @@ class ExactSearch(nn.Module):
         return self.out(torch.einsum("bhk,bkhd->bhd", weight, values).flatten(1))
 
 
-class Lifelong(Rival):
-    """The common part: features, what the long history says of the candidate, and the MLP over both.
+class LifelongOptions(TypedDict, total=False):
+    """What every lifelong rival takes: K, the heads, and LCN's cross representation production ("+CRP") or None."""
 
-    Args:
-        handed_on: K
-        contrast: train with LCN's cross representation production beside the task ("+CRP"); None for the rival alone
-    """
+    handed_on: int
+    heads: int
+    contrast: ContrastConfig | None
+
+
+class Lifelong(Rival):
+    """The common part: features, what the long history says of the candidate, and the MLP over both."""
 
     def __init__(
         self,
@@ -120,16 +124,10 @@ class TwoStage(Lifelong):
     """GSU, then ESU. Subclasses say how the GSU scores events."""
 
     def __init__(
-        self,
-        config: RivalConfig,
-        item_codes: Tensor | None = None,
-        *,
-        handed_on: int = 50,
-        heads: int = 4,
-        contrast: ContrastConfig | None = None,
+        self, config: RivalConfig, item_codes: Tensor | None = None, **options: Unpack[LifelongOptions]
     ) -> None:
-        super().__init__(config, item_codes, handed_on=handed_on, heads=heads, contrast=contrast)
-        self.exact = ExactSearch(config.width, heads)
+        super().__init__(config, item_codes, **options)
+        self.exact = ExactSearch(config.width, self.heads)
 
     def search(self, candidate: Tensor, events: Tensor) -> Tensor:
         """GSU scores: candidate (B, D), event items (B, L, D) -> (B, L)."""
@@ -164,15 +162,9 @@ class SIMSoft(TwoStage):
     """
 
     def __init__(
-        self,
-        config: RivalConfig,
-        item_codes: Tensor | None = None,
-        *,
-        handed_on: int = 50,
-        heads: int = 4,
-        contrast: ContrastConfig | None = None,
+        self, config: RivalConfig, item_codes: Tensor | None = None, **options: Unpack[LifelongOptions]
     ) -> None:
-        super().__init__(config, item_codes, handed_on=handed_on, heads=heads, contrast=contrast)
+        super().__init__(config, item_codes, **options)
         self.ask = nn.Linear(config.width, config.width, bias=False)
         self.answer = nn.Linear(config.width, config.width, bias=False)
         self.judge = mlp([2 * config.width, config.hidden[-1], 1], last_linear=True)
@@ -212,12 +204,10 @@ class ETA(TwoStage):
         config: RivalConfig,
         item_codes: Tensor | None = None,
         *,
-        handed_on: int = 50,
-        heads: int = 4,
         bits: int = 32,
-        contrast: ContrastConfig | None = None,
+        **options: Unpack[LifelongOptions],
     ) -> None:
-        super().__init__(config, item_codes, handed_on=handed_on, heads=heads, contrast=contrast)
+        super().__init__(config, item_codes, **options)
         self.register_buffer("rotation", torch.randn(config.width, bits))
 
     @torch.no_grad()
@@ -247,9 +237,9 @@ class SDIM(Lifelong):
         *,
         signs: int = 48,
         bits: int = 3,
-        contrast: ContrastConfig | None = None,
+        **options: Unpack[LifelongOptions],
     ) -> None:
-        super().__init__(config, item_codes, contrast=contrast)
+        super().__init__(config, item_codes, **options)
         if signs % bits:
             raise ValueError(f"{signs} signs cannot be parted into hashes of {bits}")
         self.bits = bits
@@ -278,16 +268,10 @@ class TWIN(Lifelong):
     """
 
     def __init__(
-        self,
-        config: RivalConfig,
-        item_codes: Tensor | None = None,
-        *,
-        handed_on: int = 50,
-        heads: int = 4,
-        contrast: ContrastConfig | None = None,
+        self, config: RivalConfig, item_codes: Tensor | None = None, **options: Unpack[LifelongOptions]
     ) -> None:
-        super().__init__(config, item_codes, handed_on=handed_on, heads=heads, contrast=contrast)
-        width = config.width
+        super().__init__(config, item_codes, **options)
+        width, heads = config.width, self.heads
         if width % heads:
             raise ValueError(f"width {width} cannot be split into {heads} heads")
         self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))

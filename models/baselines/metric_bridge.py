@@ -13,19 +13,17 @@ neighbours, with one hop.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from models.baselines.bridges import user_map
-from models.baselines.factors import Bridge, BridgeConfig, Factors, OnlySharedUsers, latest_liked
+from models.baselines.factors import Bridge, BridgeConfig, Factors, Lessons, OnlySharedUsers, latest_liked
 from models.batch import Batch
 from models.embeddings import INITIAL_SCALE, RowTable
-from models.training import BatchSource, TrainConfig, TrainResult, train
+from models.training import TrainResult
 
 
 def in_unit_ball(vector: Tensor) -> Tensor:
@@ -91,53 +89,23 @@ class SSCDR(Bridge):
             return self.carried(table(items))
         return self.carried(table(torch.arange(len(table.weight), device=items.device)))[items]
 
-    def train_factors(
-        self,
-        source: BatchSource,
-        target: BatchSource,
-        config: TrainConfig,
-        validation: Mapping[Literal["source", "target", "cold"], BatchSource],
-        checkpoint_dir: Path | None,
-    ) -> dict[str, TrainResult]:
-        parts = (("source", source, self.source), ("target", target, self.target))
-        return {
-            name: train(
-                _Points(self, factors),
-                data,
-                config=replace(config, auxiliary_weight=1.0),
-                checkpoint_dir=checkpoint_dir and checkpoint_dir / name,
-                parameters=[*factors.users.parameters(), *factors.items.parameters()],
-            )
-            for name, data, factors in parts
-        }
+    def train_factors(self, given: Lessons) -> dict[str, TrainResult]:
+        results = {}
+        for name, data, factors in (("source", given.source, self.source), ("target", given.target, self.target)):
+            learnt = [*factors.users.parameters(), *factors.items.parameters()]
+            results[name] = given.train(name, _Points(self, factors), data, learnt, own_loss=True)
+        return results
 
-    def train_mapping(
-        self,
-        source: BatchSource,
-        target: BatchSource,
-        config: TrainConfig,
-        validation: BatchSource | None,
-        checkpoint_dir: Path | None,
-    ) -> TrainResult:
+    def train_mapping(self, given: Lessons) -> TrainResult:
         shared = self.shared_users()
-        train(
-            _Mapping(self),
-            OnlySharedUsers(source, shared, self.config.users),
-            config=replace(config, auxiliary_weight=1.0),
-            checkpoint_dir=checkpoint_dir and checkpoint_dir / "map",
-            parameters=self.map.parameters(),
-        )
+        of_shared = OnlySharedUsers(given.source, shared, self.config.users)
+        given.train("map", _Mapping(self), of_shared, self.map.parameters(), own_loss=True)
         line = [self.slope, self.level, *([] if self.item_bias is None else self.item_bias.parameters())]
+        # As if they were cold: for such users the line is needed.
+        of_shared = OnlySharedUsers(given.target, shared, self.config.users)
         self.map.requires_grad_(False)
         try:
-            return train(
-                self,
-                OnlySharedUsers(target, shared, self.config.users),  # as if cold: for such users the line is needed
-                config=config,
-                validation=validation,
-                checkpoint_dir=checkpoint_dir and checkpoint_dir / "scale",
-                parameters=line,
-            )
+            return given.train("scale", self, of_shared, line, chosen_by="cold")
         finally:
             self.map.requires_grad_(True)
 

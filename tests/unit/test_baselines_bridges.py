@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.baselines.bridges import CMF, EMCDR, PTUPCDR, TMCDR, _MetaStep, _ShareWeigher, fit_map, user_map
-from models.baselines.factors import BridgeConfig, Interleaved, OnlySharedUsers, latest_liked
+from models.baselines.factors import BridgeConfig, Interleaved, Lessons, OnlySharedUsers, latest_liked
 from models.baselines.metric_bridge import SSCDR, _Points, in_unit_ball, triplet
 from models.batch import Batch, Events
 from models.training import TrainConfig
@@ -164,12 +164,13 @@ def test_the_mapping_stage_leaves_all_factors_bit_equal(kind, world):
     model = kind(CONFIG)
     config = TrainConfig(epochs=1, learning_rate=1e-2, task="rating")
     model._remember_users(Batches(world["source"]), Batches(world["target"]))
-    model.train_factors(Batches(world["source"]), Batches(world["target"]), config, {}, None)
+    given = Lessons(Batches(world["source"]), Batches(world["target"]), {}, config)
+    model.train_factors(given)
     before = {n: p.clone() for n, p in model.named_parameters()}
     model.stage = "map"
     for factors in (model.source, model.target):
         factors.requires_grad_(False)
-    model.train_mapping(Batches(world["source"]), Batches(world["target"]), config, None, None)
+    model.train_mapping(given)
     for name, part in model.named_parameters():
         own = name.startswith(("source.", "target."))
         assert torch.equal(part, before[name]) == own, name
