@@ -20,7 +20,7 @@ from orchestrator import evaluation, promotion
 from orchestrator.artifacts import Artifacts
 from orchestrator.encoding import Layout
 from orchestrator.fitting import score_rows
-from orchestrator.opened_launch import OpenedLaunch
+from orchestrator.opened_launch import FINE_TUNING, OpenedLaunch
 from orchestrator.runs import RunContext
 from orchestrator.settings import Settings
 from orchestrator.training_data import Examples
@@ -166,11 +166,17 @@ def leak_scan(
 
 def cost(spent: dict[str, dict[str, float]], settings: Settings) -> dict[str, Any]:
     """What a launch took of processors, piece by piece, and in money where somebody has set a price."""
-    total = sum(piece["processor_seconds"] for piece in spent.values())
+    parts: dict[str, float] = {}
+    for what, piece in spent.items():
+        name, _, repeated = what.partition(", seed ")
+        if repeated and name == FINE_TUNING:
+            name = f"{FINE_TUNING} under other seeds"
+        parts[name] = parts.get(name, 0.0) + piece["processor_seconds"]
+    total = sum(parts.values())
     price = settings.price_per_processor_hour or None
     return {
         "processor_seconds": total,
-        "parts": {what: piece["processor_seconds"] for what, piece in spent.items()},
+        "parts": dict(sorted(parts.items(), key=lambda part: -part[1])),
         "price_per_processor_hour": price,
         "currency": settings.currency,
         "money": None if price is None else total / 3600 * price,

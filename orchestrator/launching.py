@@ -15,7 +15,14 @@ from orchestrator import comparison, rivals
 from orchestrator.encoding import Layout
 from orchestrator.fine_tuning import fit_adapter
 from orchestrator.fitting import score_rows
-from orchestrator.opened_launch import OpenedLaunch, demands, later_rows_of_known_users, load_backbone, name_of
+from orchestrator.opened_launch import (
+    FINE_TUNING,
+    OpenedLaunch,
+    demands,
+    later_rows_of_known_users,
+    load_backbone,
+    name_of,
+)
 from orchestrator.recipe import Recipe
 from orchestrator.runs import RunContext, Step
 from orchestrator.versions import attach_live, offer_zero_shot, publish_version, zero_shot_slot
@@ -96,7 +103,7 @@ def fine_tune(context: RunContext) -> None:
     witnesses = _witnesses(launch.workspace, layout, others)
     frozen_before = adapters.fingerprint(ranker, excluding=slot)
     seen_before = {other: score_rows(ranker, assembler, witness, at) for other, (witness, at) in witnesses.items()}
-    with launch.costs("fine-tuning"):
+    with launch.costs(FINE_TUNING):
         result = fit_adapter(
             ranker,
             slot,
@@ -149,7 +156,7 @@ def repeat_with_seeds(context: RunContext) -> None:
     for done, seed in enumerate(launch.seeds[1:]):
         if launch.scores("adapter", seed) is not None:
             continue
-        with launch.costs(f"fine-tuning, seed {seed}"):
+        with launch.costs(f"{FINE_TUNING}, seed {seed}"):
             ranker, layout, assembler = launch.shared_model()
             rows = launch.rows(layout)
             others = attach_live(context, ranker, launch.backbone.id, leave_out=launch.name)

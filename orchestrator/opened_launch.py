@@ -31,6 +31,7 @@ from orchestrator.workspace import Workspace
 WARM_ROWS = 20_000
 """Later rows of users whom training knows, at most; they are shown beside the cold users and decide nothing."""
 TRAINED_RIVALS = ("single_domain", "shared_bottom", "full_fine_tune", "scratch")
+FINE_TUNING = "fine-tuning"
 POLICY, GATE, LAUNCH = "policy", "gate", "launch"
 """Who may require a rival: whoever runs this installation, the domain's gate, whoever launches."""
 

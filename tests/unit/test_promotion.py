@@ -50,7 +50,7 @@ def test_all_reasons_are_given_at_once():
     assert len(decide(a_report(cold_users=1, calibration_error=2.0), Gate()).reasons) == 2
 
 
-@pytest.mark.parametrize("alone", ["single_domain", "scratch", "item_mean"])
+@pytest.mark.parametrize("alone", ["single_domain", "popularity", "item_mean"])
 def test_what_borrows_nothing_and_is_better_for_certain_says_do_not_borrow(alone):
     """Beating the named rival is not enough where the domain's own data alone does better."""
     gain = {**a_report()["gain"], alone: {"value": -0.03, "low": -0.05, "high": -0.01}}
@@ -60,13 +60,14 @@ def test_what_borrows_nothing_and_is_better_for_certain_says_do_not_borrow(alone
     assert any(alone in reason and "0.0100 to 0.0500" in reason for reason in decision.reasons)
 
 
-def test_a_better_rival_that_borrows_too_is_told_and_is_no_reason_not_to():
-    """Full fine-tuning borrows as well; and an interval that reaches zero proves nothing."""
+@pytest.mark.parametrize("borrower", ["full_fine_tune", "shared_bottom", "scratch"])
+def test_a_better_rival_that_borrows_too_is_told_and_is_no_reason_not_to(borrower):
+    """It reads the sources' histories too, in a network of its own; an interval that reaches zero proves nothing."""
     near = {"value": -0.01, "low": -0.03, "high": 0.01}
-    gain = {**a_report()["gain"], "single_domain": near, "full_fine_tune": {"value": -0.2, "low": -0.3, "high": -0.1}}
+    gain = {**a_report()["gain"], "single_domain": near, borrower: {"value": -0.2, "low": -0.3, "high": -0.1}}
     decision = decide(a_report(gain=gain), Gate())
     assert decision.verdict == "ship"
-    assert [reason for reason in decision.reasons if "full_fine_tune" in reason and "0.1000 to 0.3000" in reason]
+    assert [reason for reason in decision.reasons if borrower in reason and "0.1000 to 0.3000" in reason]
 
 
 @pytest.mark.parametrize("answering", ["zero_shot", "live"])
