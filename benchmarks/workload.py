@@ -167,23 +167,24 @@ def shared(work: Workload, interest: str) -> Ours:
     return Ours(work.ranker(interest), next(work.batches()))
 
 
-def fine_tuning(work: Workload, interest: str, *, whole: bool = False) -> Ours:
-    """Fine-tuning of the target's adapter as a launch does it; ``whole`` trains everything on the same rows instead."""
-    ranker, data = work.ranker(interest), work.epochs("live", 1)
-    if whole:
-        return Ours(ranker, next(data.batches(0)))
-    adapters.freeze_all_but(ranker, 1)
-    return FineTuning(ranker, data)
+def whole_on_target(work: Workload, interest: str) -> Ours:
+    """Training of everything on the rows that fine-tuning has."""
+    return Ours(work.ranker(interest), next(work.epochs("live", 1).batches(0)))
 
 
 class FineTuning(Ours):
-    """Steps of a fine-tune, and the pass before its first epoch in which what stands still is made of each row."""
+    """Fine-tuning of the target's adapter as a launch does it.
 
-    def __init__(self, ranker: Ranker, data: EpochOfDomains) -> None:
+    ``ahead`` is what a step's rows took, in CPU milliseconds, in the pass before the first epoch.
+    """
+
+    def __init__(self, work: Workload, interest: str) -> None:
+        ranker, data = work.ranker(interest), work.epochs("live", 1)
+        adapters.freeze_all_but(ranker, 1)
         super().__init__(ranker, next(data.batches(0)))
         began = time.process_time()
         ranker.kept = keep(ranker, data.each_row_once(), len(data) * len(self.batch), limit=KEPT_BYTES)
-        self.ahead_ms = (time.process_time() - began) / len(data) * 1e3
+        self.ahead = (time.process_time() - began) / len(data) * 1e3
 
 
 def zipf(random: np.random.Generator, items: int, count: int) -> np.ndarray:

@@ -117,12 +117,14 @@ def keep(ranker: Ranker, batches: Iterable[Batch], rows: int, *, limit: int) -> 
 
 def _moments(ranker: Ranker, events: Events, most: int) -> tuple[Tensor, Tensor]:
     """Second moments of the different windows that rows see, at most so many, and the place of each row's window."""
-    seen = torch.stack([events.row, events.start, torch.maximum(events.start, events.stop)], 1)
-    windows, place = torch.unique(seen, dim=0, return_inverse=True)
+    places = events.item.shape[1] + 1
+    code = (events.row * places + events.start) * places + torch.maximum(events.start, events.stop)
+    windows, place = torch.unique(code, return_inverse=True)
     width = ranker.config.width
     made = ranker.free_token.new_empty(min(len(windows), most), width, width)
     stored, at = None, -1
-    for number, (row, start, stop) in enumerate(windows[: len(made)].tolist()):
+    for number, code_of_window in enumerate(windows[: len(made)].tolist()):
+        row, start, stop = code_of_window // places**2, code_of_window // places % places, code_of_window % places
         if row != at:
             stored, at = ranker.source_item_vectors(events.item[row]), row
         assert stored is not None

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.peers import as_fuxictr
 from benchmarks.training import Bench, Line, race
-from benchmarks.workload import Shape, Workload, fine_tuning, shared
+from benchmarks.workload import FineTuning, Ours, Shape, Workload, shared
 
 
 def test_a_line_tells_goal_figure_gate_and_verdict():
@@ -47,7 +47,7 @@ def test_the_peer_gets_each_row_with_its_whole_history_and_candidate(work):
 
 
 def test_contenders_train_and_a_fine_tuned_backbone_stays(work):
-    contenders = {"whole": shared(work, "both"), "adapter": fine_tuning(work, "both")}
+    contenders: dict[str, Ours] = {"whole": shared(work, "both"), "adapter": FineTuning(work, "both")}
     before = [{n: p.clone() for n, p in each.model.named_parameters()} for each in contenders.values()]
     took = race(contenders, 1)
     assert all(figures.cpu > 0 and figures.wall > 0 for figures in took.values())
