@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from models.adapters import DomainOwned
 from models.cross_attention import StepWeights
 from models.embeddings import ItemTable
-from models.evidence import EVIDENCE, WIDE
 from models.ranker_config import DomainConfig, RankerConfig
 
 
@@ -32,12 +31,14 @@ class DomainAdapter(DomainOwned):
     Shapes:
         tokens:                        (M, D), added to the shared domain tokens
         domain_weights, item_weights:  (3, D, D), added to the shared W_Q, W_K, W_V of each step
-        evidence:                      (EVIDENCE or WIDE,), added to the shared weights of the evidence
+        evidence:                      (facts,), added to the shared weights of the evidence
         feature_codes:                 (domain fields,) long
         items:                         the domain's own catalogue, or None
+        values:                        (items,) mean value of each own item's events, where facts of clicks are wide
     """
 
     feature_codes: Tensor
+    values: Tensor
 
     def __init__(self, ranker: RankerConfig, config: DomainConfig, item_codes: Tensor | None) -> None:
         super().__init__()
@@ -54,13 +55,16 @@ class DomainAdapter(DomainOwned):
         steps = (ranker.attends and ranker.domain_attention, ranker.attends and ranker.item_attention)
         self.domain_weights = nn.Parameter(torch.zeros(3, width, width)) if steps[0] else None
         self.item_weights = nn.Parameter(torch.zeros(3, width, width)) if steps[1] else None
-        self.evidence = nn.Parameter(torch.zeros(WIDE if ranker.wide else EVIDENCE))
+        self.evidence = nn.Parameter(torch.zeros(ranker.facts))
         self.calibrator = Calibrator()
         self.items: ItemTable | None = None
         if not config.in_backbone:
             self.items = ItemTable(
                 config.items, width, item_codes, len(ranker.item_fields), scale=0.0, mean=ranker.mean_label
             )
+
+            if ranker.wide and ranker.task == "ctr":
+                self.register_buffer("values", torch.full((config.items,), ranker.mean_label))
 
     def start_like(self, other: DomainAdapter) -> None:
         """Take over another domain's tokens and attention; items and calibration stay the domain's own."""

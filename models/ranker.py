@@ -23,8 +23,17 @@ from models.batch import Batch, Events, arrange
 from models.contrast import CrossRepresentation
 from models.cross_attention import AttentionConfig, DomainAwareCrossAttention, DomainEncoder, StepWeights
 from models.domain_weights import DomainAdapter, DomainStack
-from models.embeddings import EventContext, FieldEmbedding, ItemTable, RowTable, context_vectors
-from models.evidence import EVIDENCE, LEVELS, WIDE, as_score, history_evidence, value_shares, wide_facts
+from models.embeddings import EventContext, FieldEmbedding, ItemTable, RowTable, context_vectors, known
+from models.evidence import (
+    LEVELS,
+    WIDE,
+    as_score,
+    click_facts,
+    history_evidence,
+    residual_sums,
+    value_shares,
+    wide_facts,
+)
 from models.history import History, Reads, stored_items
 from models.kept import Kept
 from models.pyramid import Pyramid
@@ -57,6 +66,7 @@ class Ranker(nn.Module):
     """Scores (user, item, domain) rows.
 
     ``source_values`` (source_items,) holds the mean value of each source item's events, as histories hold values;
+    ``source_slot`` (source_items,) says which slot's own a source item is, where facts of clicks are wide;
     ``value_edges`` (LEVELS - 1,) and ``usual_shares`` (LEVELS,) the bands of those values, where the facts are wide.
 
     Args:
@@ -67,6 +77,7 @@ class Ranker(nn.Module):
     source_values: Tensor
     value_edges: Tensor
     usual_shares: Tensor
+    source_slot: Tensor
 
     def __init__(self, config: RankerConfig, source_item_codes: Tensor | None = None) -> None:
         super().__init__()
@@ -76,7 +87,9 @@ class Ranker(nn.Module):
             config.source_items, width, source_item_codes, len(config.item_fields), mean=config.mean_label
         )
         self.register_buffer("source_values", torch.full((config.source_items,), config.mean_label))
-        if config.wide:
+        if config.wide and config.task == "ctr":
+            self.register_buffer("source_slot", torch.full((config.source_items,), -1))
+        elif config.wide:
             self.register_buffer("value_edges", torch.arange(1, LEVELS) + 0.5)
             self.register_buffer("usual_shares", torch.full((LEVELS,), 1 / LEVELS))
         self.item_fields = FieldEmbedding(config.item_fields, width)
@@ -99,12 +112,11 @@ class Ranker(nn.Module):
             )
             self.attention = DomainAwareCrossAttention(attention)
             self.encoder = DomainEncoder(attention, item_tokens=1, hidden=config.encoder_hidden)
-        self.pyramid = Pyramid(config.pyramid, width) if config.climbs else None
+        self.pyramid = Pyramid(config.pyramid, width) if config.climbs and config.pyramid.levels else None
         self.short_target = TargetAttention(width) if config.climbs else None
         self.short_source = TargetAttention(width) if config.climbs else None
-        facts = WIDE if config.wide else EVIDENCE
-        self.head = _head(self._head_inputs() * width + facts, config.head)
-        self.evidence = nn.Parameter(torch.zeros(facts))
+        self.head = _head(self._head_inputs() * width + config.facts, config.head)
+        self.evidence = nn.Parameter(torch.zeros(config.facts))
         if config.wide:
             # What the facts say is solved for, not searched for: the network starts from nothing beside it.
             nn.init.zeros_(self.head[-1].weight)  # type: ignore[arg-type]
@@ -135,6 +147,8 @@ class Ranker(nn.Module):
         adapter = DomainAdapter(self.config, config, item_codes).to(self.free_token)
         if like is not None:
             adapter.start_like(self.owned(like))
+        if adapter.items is not None and self.config.wide and self.config.task == "ctr":
+            adapter.values.fill_(self.source_values[0])
         adapter.train(self.training)
         self.domains.append(adapter)
         return len(self.domains) - 1
@@ -303,6 +317,8 @@ class Ranker(nn.Module):
         return self.pyramid is not None and self.pyramid.reads_moments()
 
     def _facts(self, cells: Batch, present: list[int]) -> tuple[Tensor, Tensor]:
+        if self.config.wide and self.config.task == "ctr":
+            return self._click_facts(cells, present)
         evidence = history_evidence(cells.lifelong, self.source_values)
         shares = value_shares(cells.lifelong, self.value_edges, self.usual_shares) if self.config.wide else None
         given, means = evidence, evidence.new_zeros(len(cells))
@@ -316,6 +332,30 @@ class Ranker(nn.Module):
                 # The prior is what a training row does without of its item's mean: the facts do without it too.
                 overall = as_score(items.means[0], self.config.task)
                 facts = wide_facts(evidence, shares, mean + cells.prior - overall)
+            here = cells.domain == number
+            given = facts if len(present) == 1 else torch.where(here[:, None], facts, given)
+            means = mean if len(present) == 1 else torch.where(here, mean, means)
+        return given, means
+
+    def _click_facts(self, cells: Batch, present: list[int]) -> tuple[Tensor, Tensor]:
+        given = self.source_values.new_zeros(len(cells), self.config.facts)
+        means = given.new_zeros(len(cells))
+        for number in present:
+            adapter = self.owned(number)
+            items = adapter.items or self.source_items
+            mean, overall = (as_score(part, self.config.task) for part in (items.mean_of(cells.item), items.means[0]))
+            if adapter.items is None:
+                # Events of a source domain lie among all others in the lifelong history.
+                stored = cells.lifelong.item
+                mine = self.source_slot[known(stored, len(self.source_slot))] == number
+                own = residual_sums(cells.lifelong, self.source_values, mine)
+                others = residual_sums(cells.lifelong, self.source_values, ~mine)
+            else:
+                others = residual_sums(cells.lifelong, self.source_values)
+                own = tuple(torch.zeros_like(part) for part in others)  # type: ignore[assignment]
+                if cells.short_target is not None:
+                    own = residual_sums(cells.short_target, adapter.values)
+            facts = click_facts(own, others, mean + cells.prior - overall)
             here = cells.domain == number
             given = facts if len(present) == 1 else torch.where(here[:, None], facts, given)
             means = mean if len(present) == 1 else torch.where(here, mean, means)

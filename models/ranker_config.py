@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from models.contrast import ContrastConfig
 from models.cross_attention import Memory, Vacated
+from models.evidence import CLICK_WIDE, EVIDENCE, WIDE
 from models.pyramid import PyramidConfig
 
 Interest = Literal["dacdr", "lcn", "both", "domain_over_pyramid"]
@@ -60,6 +61,8 @@ class RankerConfig:
             raise ValueError(f"task is ctr or rating, not {self.task!r}")
         if self.interest not in ("dacdr", "lcn", "both", "domain_over_pyramid"):
             raise ValueError(f"interest is dacdr, lcn, both or domain_over_pyramid, not {self.interest!r}")
+        if self.interest == "domain_over_pyramid" and not self.pyramid.levels:
+            raise ValueError("DACDR cannot read what a pyramid of no level selected")
         if not 0 <= self.user_dropout < 1:
             raise ValueError(f"user_dropout is a share below 1, not {self.user_dropout}")
 
@@ -77,6 +80,13 @@ class RankerConfig:
     def climbs(self) -> bool:
         """Whether LCN's pyramid is built."""
         return self.interest != "dacdr"
+
+    @property
+    def facts(self) -> int:
+        """Numbers in a row of facts."""
+        if not self.wide:
+            return EVIDENCE
+        return WIDE if self.task == "rating" else CLICK_WIDE
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.special import expit
 
 from models.evidence import FIRM_FACTS
 from models.ranker import Ranker
@@ -21,22 +22,31 @@ PENALTIES = (100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 100_000.0, 1e9)
 """Ridges on standardised facts that are tried; the last leaves a fact out."""
 FIRM_PENALTY = 10.0
 FOLDS = 5
+NEWTON_STEPS = 8
 ROWS_AT_MOST = 400_000
 
 
 def fit_evidence(ranker: Ranker, assembler: Assembler, parts: Sequence[tuple[Examples, int]], *, seed: int) -> None:
     """Solve for the shared weights of the facts on training rows of several domains, each with its slot."""
-    facts, target, user = _gathered(ranker, assembler, parts, seed)
+    facts, expected, label, user = _gathered(ranker, assembler, parts, seed)
+    if ranker.config.task == "ctr":
+        found = solve_clicks(facts, expected, label, user, seed=seed)
+    else:
+        found = solve(facts, label - expected, user, seed=seed)
     with torch.no_grad():
-        ranker.evidence.add_(torch.from_numpy(solve(facts, target, user, seed=seed)).to(ranker.evidence))
+        ranker.evidence.add_(torch.from_numpy(found).to(ranker.evidence))
 
 
 def fit_own_evidence(ranker: Ranker, assembler: Assembler, rows: Examples, slot: int, *, seed: int) -> None:
     """Solve for what a domain's own weights add to the shared ones, often nothing, on its training rows."""
-    facts, target, user = _gathered(ranker, assembler, [(rows, slot)], seed)
+    facts, expected, label, user = _gathered(ranker, assembler, [(rows, slot)], seed)
     own = ranker.owned(slot).evidence
+    if ranker.config.task == "ctr":
+        found = solve_clicks(facts, expected, label, user, seed=seed, penalties=PENALTIES)
+    else:
+        found = solve(facts, label - expected, user, seed=seed, firm=PENALTIES)
     with torch.no_grad():
-        own.add_(torch.from_numpy(solve(facts, target, user, seed=seed, firm=PENALTIES)).to(own))
+        own.add_(torch.from_numpy(found).to(own))
 
 
 def solve(
@@ -82,11 +92,65 @@ def solve(
     return best
 
 
+def solve_clicks(
+    facts: np.ndarray,
+    expected: np.ndarray,
+    label: np.ndarray,
+    user: np.ndarray,
+    *,
+    seed: int,
+    penalties: Sequence[float] = (FIRM_PENALTY,),
+) -> np.ndarray:
+    """Ridge weights of raw facts beside logits that are there already, of a logistic regression by Newton's steps.
+
+    Shapes: facts (N, F), of which the first says whether there are any; expected (N,) logits; label (N,); user (N,);
+    returns (F,), zeros where rows of known users are too few.
+
+    Args:
+        penalties: of several, held-out users choose.
+    """
+    seen = facts[:, 0] > 0
+    facts, expected, label, user = (part[seen].astype(np.float64) for part in (facts, expected, label, user))
+    people, person = np.unique(user, return_inverse=True)
+    if len(people) < 2 * FOLDS:
+        return np.zeros(facts.shape[1])
+    scale = facts.std(0)
+    scale[0] = 1.0
+    scale[scale < 1e-9] = np.inf
+    centre = facts.mean(0)
+    centre[0] = 0.0
+    standard = (facts - centre) / scale
+    fold = np.random.default_rng(seed).integers(0, FOLDS, len(people))[person]
+
+    def weights(rows: np.ndarray, ridge: float) -> np.ndarray:
+        known, offset, clicked = standard[rows], expected[rows], label[rows]
+        weight = np.zeros(known.shape[1])
+        for _ in range(NEWTON_STEPS):
+            probability = expit(offset + known @ weight)
+            slope = known.T @ (clicked - probability) - ridge * weight
+            curvature = (known * (probability * (1 - probability))[:, None]).T @ known
+            weight = weight + np.linalg.solve(curvature + ridge * np.eye(len(weight)), slope)
+        return weight
+
+    def loss(ridge: float) -> float:
+        """Log loss of held-out users."""
+        total = 0.0
+        for part in range(FOLDS):
+            score = expected[fold == part] + standard[fold == part] @ weights(fold != part, ridge)
+            total += float((np.logaddexp(0, score) - label[fold == part] * score).sum())
+        return total
+
+    ridge = penalties[0] if len(penalties) == 1 else min(penalties, key=loss)
+    best = weights(np.ones(len(standard), bool), ridge) / scale
+    best[0] -= centre @ best
+    return np.asarray(best)
+
+
 def _gathered(
     ranker: Ranker, assembler: Assembler, parts: Sequence[tuple[Examples, int]], seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Facts (N, WIDE) of training rows, what the label is beyond what is expected so far (N,), and the users (N,)."""
-    facts, beyond, users = [], [], []
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Facts (N, F) of training rows, what is expected so far (N,), labels (N,) and users (N,)."""
+    facts, sofar, labels, users = [], [], [], []
     total = sum(len(rows) for rows, _ in parts)
     with torch.no_grad():
         for part, (rows, slot) in enumerate(parts):
@@ -98,6 +162,7 @@ def _gathered(
                 batch = assembler.batch(rows.take(np.arange(at, min(at + 8192, len(rows)))), slot)
                 known, expected = ranker.facts(batch)
                 facts.append(known.numpy())
-                beyond.append((batch.label - batch.prior - expected).numpy())
+                sofar.append((batch.prior + expected).numpy())
+                labels.append(batch.label.numpy())
                 users.append(rows.user[at : at + 8192])
-    return np.concatenate(facts), np.concatenate(beyond), np.concatenate(users)
+    return np.concatenate(facts), np.concatenate(sofar), np.concatenate(labels), np.concatenate(users)

@@ -15,7 +15,7 @@ from models import adapters, training
 from models.kept import keeping
 from models.ranker import Ranker
 from orchestrator.evidence_fit import fit_own_evidence
-from orchestrator.fitting import searched_parameters
+from orchestrator.fitting import own_values, searched_parameters, set_own_means
 from orchestrator.item_means import item_means, without_itself
 from orchestrator.recipe import Recipe
 from orchestrator.training_data import Assembler, EpochOfDomains, Examples
@@ -47,7 +47,7 @@ def fit_adapter(
     assert items is not None, "a target domain owns its items"
     task = ranker.config.task
     means = item_means(known, len(items), task)
-    items.set_means(torch.from_numpy(means.means))
+    set_own_means(ranker, slot, means.means, own_values(known, len(items)))
     learnt = without_itself(known, means)
     adapters.freeze_all_but(ranker, slot)
     if ranker.config.wide:

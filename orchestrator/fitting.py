@@ -20,7 +20,7 @@ from models.evidence import LEVELS
 from models.pyramid import PyramidConfig
 from models.ranker import DomainConfig, Ranker, RankerConfig
 from orchestrator.encoding import Layout
-from orchestrator.evidence_fit import fit_evidence
+from orchestrator.evidence_fit import fit_evidence, fit_own_evidence
 from orchestrator.item_means import ItemMeans, item_means, without_itself
 from orchestrator.recipe import Recipe
 from orchestrator.training_data import Assembler, EpochOfDomains, Examples
@@ -105,7 +105,7 @@ def lessons(workspace: Workspace, recipe: Recipe, slots: Sequence[str]) -> Lesso
         split = workspace.split(rows)
         known = rows.take(split.train)
         means[name] = item_means(known, len(workspace.data(name).item_vocabulary), recipe.task)
-        values[name] = item_means(replace(known, label=known.value), len(means[name].means), "rating").means
+        values[name] = own_values(known, len(means[name].means))
         train.append((without_itself(known, means[name]), slot))
         validation.append((rows.take(sample(split.validation, EVALUATED_ROWS)), slot))
         if len(known):
@@ -117,7 +117,11 @@ def lessons(workspace: Workspace, recipe: Recipe, slots: Sequence[str]) -> Lesso
 def prepare(ranker: Ranker, learnt: Lessons, assembler: Assembler, *, seed: int) -> None:
     """Tell a fresh network the plain facts, and solve for their weights where it takes them wide."""
     set_means(ranker, learnt.layout, learnt.means, learnt.values)
-    if ranker.config.wide:
+    if ranker.config.wide and ranker.config.task == "ctr":
+        fit_evidence(ranker, assembler, learnt.train, seed=seed)
+        for rows, slot in learnt.train:
+            fit_own_evidence(ranker, assembler, rows, slot, seed=seed)
+    elif ranker.config.wide:
         lent = [rows.value for rows, slot in learnt.train if learnt.layout.source(learnt.layout.slots[slot])]
         set_bands(ranker, np.concatenate(lent))
         fit_evidence(ranker, assembler, learnt.train, seed=seed)
@@ -201,7 +205,7 @@ def new_rival(
             actions=len(ACTIONS),
             users=layout.users,
             width=recipe.width,
-            hidden=head_of(recipe),
+            hidden=recipe.head,
             short=layout.short,
             mean_label=mean_label,
             task=recipe.task,
@@ -210,11 +214,6 @@ def new_rival(
     )
     rival.inputs.set_means(torch.cat([items.means for items in tables]), source_values)
     return rival
-
-
-def head_of(recipe: Recipe) -> tuple[int, ...]:
-    """Widths of the head. Beside wide facts little is left to learn, from fewer people: a small one finds it too."""
-    return (64, 32) if recipe.task == "rating" else (256, 128)
 
 
 def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_label: float) -> Ranker:
@@ -234,9 +233,9 @@ def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_lab
             task=recipe.task,
             interest=recipe.interest,
             pyramid=PyramidConfig.named(recipe.pyramid),
-            wide=rating,
+            wide=rating or recipe.facts == "wide",
             encoder_hidden=32 if rating else 128,
-            head=head_of(recipe),
+            head=recipe.head,
             mean_label=mean_label,
             contrast=ContrastConfig() if recipe.contrastive_weight else None,
         ),
@@ -251,17 +250,33 @@ def set_means(ranker: Ranker, layout: Layout, means: dict[str, np.ndarray], valu
     """Tell the network each item's mean label, and each source item's mean value as histories hold it."""
     source = np.full((2, layout.source_rows_total), ranker.config.mean_label, np.float32)
     source[1] = float(np.mean([values[held.domain][0] for held in layout.sources]))
+    slots = np.full(layout.source_rows_total, -1)
     for slot, name in enumerate(layout.slots):
         held = layout.source(name)
         if held is not None:
             rows = slice(held.offset + 1, held.offset + held.size)
             source[0, rows], source[1, rows] = means[name][1 : held.size], values[name][1 : held.size]
+            slots[rows] = slot
         else:
-            items = ranker.owned(slot).items
-            assert items is not None
-            items.set_means(torch.from_numpy(means[name]))
+            set_own_means(ranker, slot, means[name], values.get(name, np.full(len(means[name]), source[1, 0])))
     ranker.source_items.set_means(torch.from_numpy(source[0]))
     ranker.source_values.copy_(torch.from_numpy(source[1]))
+    if ranker.config.wide and ranker.config.task == "ctr":
+        ranker.source_slot.copy_(torch.from_numpy(slots))
+
+
+def set_own_means(ranker: Ranker, slot: int, means: np.ndarray, values: np.ndarray) -> None:
+    """Tell a domain with items of its own each item's mean label, and the mean value of its events."""
+    owned = ranker.owned(slot)
+    assert owned.items is not None, "a target domain owns its items"
+    owned.items.set_means(torch.from_numpy(means))
+    if ranker.config.wide and ranker.config.task == "ctr":
+        owned.values.copy_(torch.from_numpy(values))
+
+
+def own_values(known: Examples, size: int) -> np.ndarray:
+    """Mean value of the events of each item of a domain, as histories hold values, (size,)."""
+    return item_means(replace(known, label=known.value), size, "rating").means
 
 
 def set_bands(ranker: Ranker, values: np.ndarray) -> None:

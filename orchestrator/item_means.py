@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from scipy.special import expit
 
 from models.evidence import as_score
 from orchestrator.training_data import Examples
@@ -17,6 +18,7 @@ USER_STRENGTH = 5.0
 RATING_STRENGTHS = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0)
 """What an item's ratings are tried with: how far items differ from each other is a domain's own matter."""
 ROUNDS = 10
+RIDGE = 1.0
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,37 @@ def item_means(rows: Examples, size: int, task: str) -> ItemMeans:
     """Smoothed mean label of each item; for ratings after removing each user's own bias.
 
     mean_i = mu + sum(y - mu - b_u) / (n_i + strength), and likewise b_u, solved in turn (b_u = 0 for clicks). Ratings
-    take the strength under which each row is told best by all others.
+    take the strength under which each row is told best by all others. Where clicks come of finer values (stars above a
+    bound), these are heard as well.
     """
+    if task == "ctr" and len(np.unique(rows.value)) > 2:
+        return _told_by_values(rows, size)
+    return _means_of(rows, size, task)
+
+
+def _told_by_values(rows: Examples, size: int) -> ItemMeans:
+    """Click means to which what the values say of an item is added: five stars and four are one label, not one item.
+
+    logit_i = logit_0 + a (logit(mean_i) - logit_0) + b bias_i, with a and b of a logistic regression on means and
+    biases that each row is left out of, so that neither is trusted for having seen the answer.
+    """
+    clicks = _means_of(rows, size, "ctr")
+    values = _means_of(replace(rows, label=rows.value), size, "rating")
+    start = _score(clicks.means[:1], "ctr")
+    whole = np.stack([_score(clicks.means, "ctr") - start, values.means - values.means[0]], 1).astype(np.float64)
+    item = np.where(rows.item < size, rows.item, 0)
+    without = whole[item] + np.stack([clicks.correction, values.correction], 1)
+    weight = np.array([1.0, 0.0])
+    for _ in range(ROUNDS):
+        chance = expit(start + without @ weight)
+        curvature = (without * (chance * (1 - chance))[:, None]).T @ without + RIDGE * np.eye(2)
+        weight = weight + np.linalg.solve(curvature, without.T @ (rows.label - chance) - RIDGE * (weight - [1.0, 0.0]))
+    # Through float32, as networks will read them: a row's correction is to what they read.
+    means = expit(start + whole @ weight).clip(1e-4, 1 - 1e-4).astype(np.float32)
+    return ItemMeans(means, (start + without @ weight - _score(means, "ctr")[item]).astype(np.float32))
+
+
+def _means_of(rows: Examples, size: int, task: str) -> ItemMeans:
     label = rows.label.astype(np.float64)
     overall = float(label.mean()) if len(label) else 0.5
     item = np.where(rows.item < size, rows.item, 0)

@@ -266,8 +266,7 @@ class Bench:
             assert held is not None
             found = item_means(rows, self._items(name), self.task)
             means[name] = found.means
-            if name in values:
-                values[name] = item_means(_valued(rows), self._items(name), "rating").means
+            values[name] = item_means(_valued(rows), self._items(name), "rating").means
             parts.append((without_itself(rows, found), slot))
             choosing.append((held, slot))
         # What is not borrowed is not known either: it starts from the mean of what is.
@@ -277,7 +276,9 @@ class Bench:
                 means[name][:] = overall
         ranker = new_ranker(self.workspace, self.layout, recipe, mean_label=overall)
         set_means(ranker, self.layout, means, values)
-        if ranker.config.wide:
+        if ranker.config.wide and self.task == "ctr":
+            fit_evidence(ranker, assembler, parts, seed=recipe.seed)
+        elif ranker.config.wide:
             lent = [rows.value for rows, slot in parts if slot < len(self.sources)]
             set_bands(ranker, np.concatenate(lent) if lent else np.zeros(0))
             fit_evidence(ranker, assembler, parts, seed=recipe.seed)

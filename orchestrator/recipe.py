@@ -8,6 +8,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 RATING = {
+    "facts": "wide",
+    "head": (64, 32),
     "width": 16,
     "epochs": 3,
     "learning_rate": 1e-3,
@@ -17,7 +19,17 @@ RATING = {
 }
 """Where ratings differ from clicks: warm users are few, so the network is small and stops early."""
 
-OF_THE_SHARED_MODEL = ("interest", "pyramid", "width", "lifelong", "short", "user_embedding", "contrastive_weight")
+OF_THE_SHARED_MODEL = (
+    "interest",
+    "pyramid",
+    "width",
+    "facts",
+    "head",
+    "lifelong",
+    "short",
+    "user_embedding",
+    "contrastive_weight",
+)
 """Choices that shared training makes and a launch takes over: what the network is built of and learns by."""
 
 
@@ -48,6 +60,11 @@ class Recipe(BaseModel):
     """Source events that a row may see."""
     short: int = Field(default=24, ge=1, le=200)
     """Latest events in the short views."""
+    facts: Literal["plain", "wide"] = "plain"
+    """What is expected before any interest is read: from a few numbers whose weights descent finds, or from a wider row
+    of them whose weights are solved for. Ratings are always expected from the wide row."""
+    head: tuple[int, ...] = (256, 128)
+    """Widths of the head. Beside wide facts little is left to learn, from fewer people: a small one finds it too."""
     user_embedding: bool = False
     """Give each user a row of their own beside the history; helps warm users only."""
     epochs: int = Field(default=3, ge=1)

@@ -22,7 +22,7 @@ from models.embeddings import ItemTable
 from models.ranker import Ranker
 from orchestrator.evidence_fit import fit_evidence, fit_own_evidence
 from orchestrator.fine_tuning import calibration
-from orchestrator.fitting import new_rival, searched_parameters
+from orchestrator.fitting import new_rival, own_values, searched_parameters, set_own_means
 from orchestrator.item_means import item_means, without_itself
 from orchestrator.opened_launch import TRAINED_RIVALS as TRAINED
 from orchestrator.recipe import Recipe
@@ -59,7 +59,7 @@ def predict(
     epochs, batch_size, searched = recipe.fine_tune_epochs, recipe.fine_tune_batch_size, None
     if name in ("full_fine_tune", "scratch"):
         network = whole = ranker if name == "full_fine_tune" else _from_scratch(ranker, slot, recipe.seed)
-        _own_items(whole, slot).set_means(torch.from_numpy(means.means))
+        set_own_means(whole, slot, means.means, own_values(known, len(means.means)))
         adapters.unfreeze(whole)
         if whole.config.wide:
             solve = fit_own_evidence if name == "full_fine_tune" else _fit_alone
