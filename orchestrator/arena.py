@@ -155,6 +155,12 @@ class Table:
         rows: np.ndarray = np.load(self._folder(setting, seed) / f"answers-segment-{_plain(name)}.npy")
         return rows
 
+    def only(self, settings: Sequence[str]) -> Table:
+        """The same cells of these settings alone, to be read and not added to."""
+        part = Table(self.folder)
+        part._cells = {place: cell for place, cell in part._cells.items() if cell.setting in settings}
+        return part
+
     def settings(self) -> list[str]:
         return list(dict.fromkeys(cell.setting for cell in self.cells()))
 
@@ -162,8 +168,8 @@ class Table:
         return list(dict.fromkeys(cell.model for cell in self.cells()))
 
     def values(self, setting: str, model: str, metric: str) -> dict[int, float]:
-        """A metric by seed."""
-        found = [cell for cell in self.cells() if cell.setting == setting and cell.model == model]
+        """A metric by seed; empty where the setting does not have it, as another set's segment."""
+        found = [c for c in self.cells() if c.setting == setting and c.model == model and metric in c.metrics]
         return {cell.seed: cell.metrics[metric] for cell in sorted(found, key=lambda c: c.seed)}
 
     def _remember(self, cell: Cell) -> None:

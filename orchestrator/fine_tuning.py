@@ -50,6 +50,7 @@ def fit_adapter(
     set_own_means(ranker, slot, means.means, own_values(known, len(items)))
     learnt = without_itself(known, means)
     adapters.freeze_all_but(ranker, slot)
+    items.rows.weight.requires_grad_(recipe.fine_tune_items)
     if ranker.config.wide:
         fit_own_evidence(ranker, assembler, learnt, slot, seed=recipe.seed)
     data = EpochOfDomains(

@@ -79,6 +79,8 @@ class Recipe(BaseModel):
     """Weight of LCN's cross representation production; 0 leaves it out."""
     fine_tune_epochs: int = Field(default=8, ge=1)
     fine_tune_learning_rate: float = Field(default=3e-3, gt=0)
+    fine_tune_items: bool = True
+    """Whether fine-tuning moves the rows of the domain's own items; without, a few thousand numbers are all it has."""
     fine_tune_batch_size: int = Field(default=256, ge=8)
     rivals: tuple[Literal["single_domain", "shared_bottom", "full_fine_tune", "scratch"], ...] = ()
     """Rivals to train for a launch's report, beside those that the policy and the domain's gate name."""
@@ -99,8 +101,13 @@ class Recipe(BaseModel):
         return self
 
     @classmethod
-    def of_launch(cls, task: str, asked: Mapping[str, Any], shared: Mapping[str, Any]) -> Self:
+    def of_launch(
+        cls, task: str, asked: Mapping[str, Any], shared: Mapping[str, Any], *, before: Mapping[str, Any] | None = None
+    ) -> Self:
         """What a launch does: what is asked of it, on a shared model that was trained by the recipe ``shared``.
+
+        Args:
+            before: choices of the version that this one is to follow, which hold where nothing else is asked.
 
         Raises:
             ValueError: it asks for a network that the shared model is not.
@@ -112,4 +119,5 @@ class Recipe(BaseModel):
                     f"{name}={asked[name]} is a choice of the shared model, which was trained with {built[name]}; "
                     f"train it anew (graft train --set {name}={asked[name]}) or leave the choice out of the launch"
                 )
-        return cls.model_validate({"task": task, **asked, **built})
+        kept = {name: value for name, value in (before or {}).items() if name in cls.model_fields}
+        return cls.model_validate({**kept, "task": task, **asked, **built})

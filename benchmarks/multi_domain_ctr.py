@@ -1,0 +1,292 @@
+"""Clicks of two domains that share users, protocol C: does each serve the other, and what does a new one need?
+
+    python -m benchmarks.multi_domain_ctr --data DIR --out DIR [--settings douban amazon ...] [--seeds 5]
+
+Douban book and music (filtered and unfiltered) and Amazon categories 1 and 2; a rating above 3 is a click. Cold and
+warm rows of each domain are judged apart; ``benchmarks/two_domains.py`` says who is cold and what a row may see.
+``...-new-NAME-SHARE`` settings are the new-domain track (``benchmarks/new_domain.py``): a model of the other domain
+meets the named one with that percentage of its training rows.
+
+Stopped, it goes on where it was. Under ``--out``: ``cells.jsonl``, ``multi-domain-ctr.md`` and ``.svg`` files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import contenders, new_domain
+from benchmarks.two_domains import PAIRS, TwoDomains, prepare
+from models import adapters, training
+from models.baselines import MULTI_DOMAIN
+from models.baselines.plain import (
+    BiasedFactors,
+    ItemMean,
+    ItemUserBias,
+    MappedSourceBias,
+    PlainRival,
+    Popularity,
+    Rows,
+    TrainMean,
+)
+from models.ranker import Ranker
+from orchestrator import arena_report, fitting
+from orchestrator.arena import Case, Cell, Entrant, Scored, Table, run
+from orchestrator.recipe import Recipe
+from orchestrator.training_data import EpochOfDomains, Examples
+
+FACTS, SHARED, ADAPTER = "Graft, facts alone", "Graft, shared", "Graft, shared + adapter"
+OURS = (FACTS, SHARED, ADAPTER)
+STARS = " of stars"
+SETTINGS = (*PAIRS, *new_domain.SETTINGS)
+RECIPE = Recipe(
+    task="ctr",
+    width=16,
+    lifelong=100,
+    short=10,
+    head=(64, 32),
+    epochs=2,
+    learning_rate=1e-3,
+    user_embedding=True,
+)
+"""Shared by all networks of the table."""
+GRAFT = RECIPE.model_copy(
+    update={"facts": "wide", "learning_rate": 5e-4, "fine_tune_epochs": 1, "fine_tune_learning_rate": 5e-4}
+)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a model may learn from. ``asked`` are the test rows of each slot with their labels taken out."""
+
+    workspace: TwoDomains
+    slots: tuple[str, ...]
+    known: tuple[Examples, ...]
+    asked: tuple[Examples, ...]
+
+    def answers(self, score: Callable[[Examples, int], np.ndarray]) -> np.ndarray:
+        """Scores of all test rows, domain after domain."""
+        return np.concatenate([score(rows, slot) for slot, rows in enumerate(self.asked)])
+
+
+def open_case(data: Path, folder: Path, setting: str, seed: int) -> Case:
+    """One draw of one setting."""
+    if setting in new_domain.SETTINGS:
+        return new_domain.open_case(data, folder, setting, seed)
+    settings, domains = prepare(data, folder, setting)
+    workspace = TwoDomains(settings, domains, split_seed=seed)
+    slots = tuple(domain.name for domain in domains)
+    known, asked, label, user, segments = [], [], [], [], {}
+    total = sum(len(workspace.split(workspace.examples(workspace.layout, name)).test) for name in slots)
+    begin = 0
+    for name in slots:
+        rows = workspace.examples(workspace.layout, name)
+        split = workspace.split(rows)
+        test, cold = rows.take(split.test), workspace.cold(rows)[split.test]
+        known.append(rows.take(split.train))
+        asked.append(without_answers(test))
+        label.append(test.label)
+        user.append(test.user)
+        for kind, chosen in (("", np.ones(len(test), bool)), (" warm", ~cold), (" cold", cold)):
+            mask = np.zeros(total, bool)
+            mask[begin : begin + len(test)] = chosen
+            segments[PAIRS[setting].names[name] + kind] = mask
+        begin += len(test)
+    given = Given(workspace, slots, tuple(known), tuple(asked))
+    return Case(given, np.concatenate(label), np.concatenate(user), segments=segments)
+
+
+def without_answers(rows: Examples) -> Examples:
+    """Test rows as models may see them."""
+    nothing = np.full(len(rows), np.nan, np.float32)
+    return replace(rows, label=nothing, value=nothing)
+
+
+def plain(name: str, make: Callable[[], PlainRival], stars: bool, case: Case, seed: int) -> dict[str, Scored]:
+    """A rival without a network, of clicks or of the stars that they come of; one for each domain."""
+    given: Given = case.given
+
+    def learnt(rows: Examples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return rows.user, rows.item, rows.value if stars else rows.label
+
+    fitted = []
+    for slot, rows in enumerate(given.known):
+        others = [learnt(other) for number, other in enumerate(given.known) if number != slot]
+        lent = Rows.of(*(np.concatenate(part) for part in zip(*others, strict=True)))
+        fitted.append(make().fit(*learnt(rows), source=lent))
+    return {name: Scored(given.answers(lambda rows, slot: squashed(fitted[slot].predict(rows.user, rows.item), stars)))}
+
+
+def squashed(score: np.ndarray, stars: bool) -> np.ndarray:
+    """Stars or counts as numbers in (0, 1) in the same order, so that losses of probabilities can be told."""
+    if stars:
+        return 1 / (1 + np.exp(-2 * (score - 3.5)))
+    return np.clip(score, 1e-4, 1 - 1e-4) if score.max() <= 2 else score / (score + 10)
+
+
+def rival(name: str, recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
+    """A network of the papers, trained and stopped as ours is."""
+    given: Given = case.given
+    found = contenders.fit(name, given.workspace, recipe.model_copy(update={"seed": seed}), given.slots)
+    return {name: Scored(given.answers(found.score), found.detail)}
+
+
+def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
+    """Ours: what the facts expect, the shared model, and what each domain owns tuned with all else frozen."""
+    given: Given = case.given
+    recipe = recipe.model_copy(update={"seed": seed})
+    learnt = fitting.lessons(given.workspace, recipe, given.slots)
+    assembler = given.workspace.assembler(learnt.layout, given.slots)
+    ranker = fitting.new_ranker(given.workspace, learnt.layout, recipe, mean_label=learnt.mean_label)
+    fitting.prepare(ranker, learnt, assembler, seed=seed)
+
+    def score(rows: Examples, slot: int) -> np.ndarray:
+        return fitting.score_rows(ranker, assembler, rows, slot)
+
+    facts = given.answers(score)
+    result = fitting.learn(
+        ranker,
+        learnt,
+        assembler,
+        recipe,
+        auxiliary_weight=recipe.contrastive_weight,
+        parameters=fitting.searched_parameters(ranker),
+        consider_start=True,
+    )
+    if ranker.users is not None:
+        fitting.forget_unmet_users(ranker.users, learnt)
+    shared = given.answers(score)
+    detail = {"best_epoch": result.best_epoch, "validation": result.best}
+    tuned = [_tune(ranker, slot, recipe, assembler, learnt) for slot in range(len(given.slots))]
+    facts_only = ranker.evidence.numel() + sum(ranker.owned(slot).evidence.numel() for slot in range(len(given.slots)))
+    owned = sum(part.numel() for slot in range(len(given.slots)) for part in ranker.owned(slot).parameters())
+    return {
+        FACTS: Scored(facts, {"parameters": facts_only}),
+        SHARED: Scored(shared, detail | {"parameters": sum(part.numel() for part in ranker.parameters())}),
+        ADAPTER: Scored(given.answers(score), {"parameters": owned, "best_epoch": tuned}),
+    }
+
+
+def _tune(ranker: Ranker, slot: int, recipe: Recipe, assembler: Any, learnt: fitting.Lessons) -> int:
+    """Train what the domain in a slot owns on its rows; returns the epoch that validation chose."""
+    adapters.freeze_all_but(ranker, slot)
+    own = contenders.only(learnt, slot)
+    result = training.train(
+        ranker,
+        EpochOfDomains(assembler, own.train, batch_size=recipe.batch_size, seed=recipe.seed),
+        config=training.TrainConfig(
+            task="ctr",
+            epochs=recipe.fine_tune_epochs,
+            learning_rate=recipe.fine_tune_learning_rate,
+            patience=1,
+            consider_start=True,
+            seed=recipe.seed,
+            prefetch=2,
+        ),
+        validation=EpochOfDomains(assembler, own.validation, batch_size=4096, seed=0, shuffle=False),
+        parameters=fitting.searched_parameters(ranker),
+    )
+    adapters.unfreeze(ranker)
+    return result.best_epoch
+
+
+PLAIN: dict[str, tuple[Callable[[], PlainRival], bool]] = {
+    "train mean": (TrainMean, False),
+    "popularity": (Popularity, False),
+    "item mean": (ItemMean, False),
+    "item mean" + STARS: (ItemMean, True),
+    "item + user bias": (ItemUserBias, False),
+    "item + user bias" + STARS: (ItemUserBias, True),
+    "mapped source bias": (MappedSourceBias, False),
+    "mapped source bias" + STARS: (MappedSourceBias, True),
+    "biased MF": (partial(BiasedFactors, ridge=10.0), False),
+    "biased MF" + STARS: (partial(BiasedFactors, ridge=10.0), True),
+}
+
+
+def entrants(recipe: Recipe = RECIPE, ours: Recipe = GRAFT) -> list[Entrant]:
+    """Every row of the two-domain table."""
+    rows = [
+        Entrant((name,), partial(plain, name, make, stars), {"defaults": repr(make()), "stars": stars})
+        for name, (make, stars) in PLAIN.items()
+    ]
+    rows.append(Entrant(OURS, partial(graft, ours), ours.model_dump(mode="json")))
+    rows += [
+        Entrant((name,), partial(rival, name, recipe), {"name": name} | recipe.model_dump(mode="json"))
+        for name in MULTI_DOMAIN
+    ]
+    return rows
+
+
+def measure(
+    data: Path, out: Path, *, settings: Sequence[str] = SETTINGS, seeds: int = 5, models: Sequence[str] = ()
+) -> Table:
+    """Fill the table under ``out`` and write its page; returns it. What ``graft bench multi-domain-ctr`` calls.
+
+    Args:
+        models: rows to train, or all where empty; what other rows the folder already holds stays in the table.
+    """
+    table = Table(out)
+    for names, rows in ((PAIRS, entrants()), (new_domain.SETTINGS, new_domain.entrants())):
+        run(
+            table,
+            settings=[setting for setting in settings if setting in names],
+            seeds=range(seeds),
+            entrants=[one for one in rows if not models or set(one.names) & set(models)],
+            open_case=partial(open_case, Path(data), out),
+            task="ctr",
+            on_cell=_say,
+        )
+    write(table, out)
+    return table
+
+
+def write(table: Table, out: Path) -> None:
+    """The page and the plots of a table, whole or not yet."""
+    parts = []
+    for pair, what in PAIRS.items():
+        if pair not in table.settings():
+            continue
+        part = table.only([pair])
+        segments = [f"{name}{kind}" for name in what.names.values() for kind in ("", " warm", " cold")]
+        measures = [f"{segment}/auc" for segment in segments]
+        parts.append(f"# {pair}\n")
+        parts.append(arena_report.markdown(part, subject=SHARED, measures=measures, not_rivals=(FACTS, ADAPTER)))
+        for segment in segments:
+            picture = f"multi-domain-ctr-{pair}-{segment}.svg".replace(" ", "-")
+            arena_report.plot(part, f"{segment}/auc", out / picture, subject=SHARED)
+    parts.append(new_domain.write(table, out))
+    (out / "multi-domain-ctr.md").write_text("\n".join(parts))
+
+
+def _say(cell: Cell) -> None:
+    told = " ".join(f"{name[:-4]} {value:.4f}" for name, value in cell.metrics.items() if name.endswith("/auc"))
+    print(f"{cell.setting} seed {cell.seed} {cell.model}: {told} in {cell.seconds:.1f} s", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds douban/ and amazon_movie_tv/")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="SETTING")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="rows to train; all by default")
+    parser.add_argument("--json", type=Path, help="also write the cells as one JSON file")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    table = measure(given.data, given.out, settings=given.settings, seeds=given.seeds, models=given.models)
+    if given.json:
+        given.json.write_text(json.dumps(arena_report.as_dict(table), indent=1))
+    print((given.out / "multi-domain-ctr.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
