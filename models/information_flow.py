@@ -2,7 +2,8 @@
 
 The weight w in (0, w_max) lets a sample's information through in part. What tells whether it should pass:
 
-    influence   how much a step on the sample would lower the loss on fresh target rows, to first order (ours)
+    influence   how much steps on the sample and on target rows help each other, to first order (ours): along the whole
+                path of a tower that learns from the target alone (``models/agreement.py``), or at the present point
     reinforce   how much the mixed tower beat the pure one after a window of sampled weights (as described)
     bucket      how much the fresh loss fell in windows that kept a bucket of samples, by ridge regression
 
@@ -24,6 +25,10 @@ from models.training import TrainConfig, autocast, evaluating, row_losses, task_
 
 SLOTS = 256
 BUCKETS = 4096
+SOLVED = 1024
+"""Keys of what is shown of samples whose part in their weight is solved for: sources first, then codes, hashed."""
+_SOURCES = 64
+_GROUPS = ("item", "user", "context")
 _FIELD_STRIDE = 1_000_003
 _STEP_LENGTH = 1e-2
 _STATISTICS_MOMENTUM = 0.98
@@ -57,6 +62,33 @@ class Traits:
         shown = batch.label.new_zeros(len(batch), 2) if scores is None else scores.detach().float()
         return cls(batch.domain, codes, batch.label, shown)
 
+    def rows(self, index: Tensor) -> Traits:
+        first, second, third = (group[index] for group in self.codes)
+        return Traits(self.domain[index], (first, second, third), self.label[index], self.scores[index])
+
+    def keys(self) -> Tensor:
+        """Key of each row's source, and of each of its codes within that source, (B, 1 + fields) long."""
+        columns = [self.domain % _SOURCES]
+        field = 0
+        for group in self.codes:
+            for at in range(group.shape[1]):
+                mixed = (self.domain * 8191 + field) * 1_000_003 + group[:, at]
+                columns.append(_SOURCES + mixed * 2_654_435_761 % 2**32 % (SOLVED - _SOURCES))
+                field += 1
+        return torch.stack(columns, 1)
+
+    def names(self) -> dict[int, tuple[int, str, int, int]]:
+        """What stands behind the keys of these rows: source, group of fields ("source" for itself), field, code."""
+        keys = self.keys().cpu()
+        columns = [("source", 0, torch.zeros_like(self.domain))]
+        for name, group in zip(_GROUPS, self.codes, strict=True):
+            columns += [(name, at, group[:, at]) for at in range(group.shape[1])]
+        found: dict[int, tuple[int, str, int, int]] = {}
+        for column, (name, at, code) in enumerate(columns):
+            rows = torch.unique(torch.stack([keys[:, column], self.domain.cpu(), code.cpu()], 1), dim=0)
+            found |= {key: (source, name, at, value) for key, source, value in rows.tolist()}
+        return found
+
     def state(self) -> Nested:
         return {"domain": self.domain, "codes": list(self.codes), "label": self.label, "scores": self.scores}
 
@@ -70,7 +102,10 @@ class InformationFlow(nn.Module):
 
     Codes of all fields share one hashed table; code 0 is a missing field, whose vector is learned like the others. The
     label may be seen since weights serve training alone. The bound on w keeps it from growing to please its own loss.
+    ``solved`` (SOLVED,) is a linear part by keys that is not searched for but solved (``models/agreement.py``).
     """
+
+    solved: Tensor
 
     def __init__(self, width: int = 8, hidden: int = 32, largest: float = 1.0, start: float = 0.8) -> None:
         super().__init__()
@@ -84,6 +119,7 @@ class InformationFlow(nn.Module):
         nn.init.constant_(last.bias, torch.logit(torch.tensor(start)).item())
         self.score = nn.Sequential(nn.Linear(4 * width + 3, hidden), nn.ReLU(), last)
         self.log_sigma = nn.Parameter(torch.zeros(()))
+        self.register_buffer("solved", torch.zeros(SOLVED))
 
     def forward(self, traits: Traits) -> Tensor:
         """u, (B,): the weight before its sigmoid."""
@@ -94,7 +130,8 @@ class InformationFlow(nn.Module):
             offset += group.shape[1]
             rows = (group * 31 + field * _FIELD_STRIDE) % BUCKETS
             seen.append(self.codes(rows).sum(1))
-        return self.score(torch.cat([*seen, traits.label[:, None], traits.scores], 1)).squeeze(-1)
+        searched = self.score(torch.cat([*seen, traits.label[:, None], traits.scores], 1)).squeeze(-1)
+        return searched + self.solved[traits.keys()].sum(1)
 
     def weight(self, traits: Traits) -> Tensor:
         """w, (B,)."""

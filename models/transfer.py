@@ -9,28 +9,33 @@
 The model that the loop trains is the mixed tower. Beside it a companion of the same form learns from target rows alone;
 every ``sync_every`` steps it is set to the mixed tower again, so the difference of their losses on fresh target rows is
 what the sources gave in that window. The information flow network (``models/information_flow.py``) weighs each source
-row. Target rows always weigh 1; a source batch's loss is (share / n_s) sum w l, never divided by the weights.
+row. Target rows always weigh 1; a source batch's loss is (share / n_s) sum w l, never divided by the weights. A third
+tower, the scout, never sees a source; by default weights come from how far source labels agree with what it learned of
+the target (``models/agreement.py``). Give it the target's rows beforehand, `scout_from`, where there are few of them.
 
-Guards, since influence on rows that are no longer fresh turns upside down (good sources look harmful to a network that
-has memorised its target):
- - fresh rows are target rows before they are first trained on, or ``held_out`` ones;
- - from the second epoch on, without ``held_out``, the flow network stands still;
+Guards, since rows that are no longer fresh mislead (good sources look harmful to a network that has memorised its
+target):
+ - fresh rows are target rows before they are first trained on, ``held_out`` ones, or those of users whom the scout
+   never meets; while they do not agree with the scout for certain, every weight stays at its start;
+ - a scout that learns ahead stops where such rows agree the most;
+ - otherwise, from the second epoch on, without ``held_out``, the flow network stands still;
  - it stands still while the fresh loss exceeds the loss on rows just trained on by more than ``overfit_gap`` of itself;
  - all weights are 1 for the first ``warm_up_steps``.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models.agreement import Companion, Ledger, Scout
 from models.batch import Batch, Events
+from models.borrowing import Part, TransferConfig, TransferReport, Verdict, harms, verdicts
 from models.information_flow import (
     BucketBandit,
     Influence,
@@ -43,129 +48,12 @@ from models.information_flow import (
     regression_loss,
 )
 from models.optimisers import Nested, Optimisers
-from models.training import Moment, TrainConfig, autocast, evaluating, objective, task_loss
+from models.training import BatchSource, Moment, TrainConfig, autocast, evaluating, task_loss
 
-_SETTLED_SHARE = 0.25  # of the recorded windows: the last ones, on which verdicts rest
+__all__ = ["CollaborativeTransfer", "Companion", "Part", "TransferConfig", "TransferReport", "Verdict"]
+
 _GAP_MOMENTUM = 0.7
-_SURE = 3.0  # t value from which a verdict counts as certain
-
-
-@dataclass(frozen=True)
-class TransferConfig:
-    """How to borrow.
-
-    Attributes:
-        targets: domain slots that borrow; every other slot is a source.
-        mode: how the flow network learns; ``uniform`` keeps all weights at 1, to compare with.
-        share: lambda_s, the weight of source losses beside target losses.
-        largest: w_max; weights lie in (0, w_max).
-        sync_every: k, steps between settings of the companion to the mixed tower; also the recorded window.
-        warm_up_steps: steps with all weights 1 before the flow network learns.
-        update_every: source batches between two updates of the flow network.
-        start: weight of a source of which nothing is known; it is the default to which a lack of evidence leads.
-        sensitivity: how far a mean influence of one spread moves a weight, in logits.
-        centre: what influence is compared with. ``target``: with that of fresh target rows themselves where it is below
-            zero, since rows once trained on push the next ones' influence down, whatever their source; ``mean``: with
-            the mean over sources; ``zero``.
-        companion: keep the pure tower. Without it there is no gain to read, and a second set of weights is saved.
-        control: keep a third tower that never sees a source and is never set back.
-        show_scores: the flow network sees both towers' scores of a sample, at the price of two forwards.
-        overfit_gap: guard; largest (fresh loss - loss on rows just trained on) / fresh loss.
-        borrow_above: a source whose settled mean weight is lower is not worth borrowing from.
-    """
-
-    targets: tuple[int, ...]
-    mode: Literal["influence", "reinforce", "bucket", "uniform"] = "influence"
-    share: float = 1.0
-    largest: float = 1.0
-    sync_every: int = 100
-    warm_up_steps: int = 1000
-    update_every: int = 1
-    learning_rate: float = 0.01
-    start: float = 0.8
-    sensitivity: float = 20.0
-    centre: Literal["target", "mean", "zero"] = "target"
-    companion: bool = True
-    control: bool = False
-    show_scores: bool = False
-    overfit_gap: float = 0.2
-    guarded: bool = True
-    borrow_above: float = 0.35
-    direction_momentum: float = 0.9
-    entropy: float = 0.01
-    policy_mean: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not self.targets:
-            raise ValueError("name at least one target slot")
-        if self.sync_every < 1 or self.update_every < 1 or self.warm_up_steps < 0:
-            raise ValueError("sync_every and update_every must be positive, warm_up_steps not negative")
-        if not 0 < self.start < 1 or self.sensitivity <= 0:
-            raise ValueError("start must lie between 0 and 1, and sensitivity be positive")
-        if self.mode == "reinforce" and not self.companion:
-            raise ValueError("the reinforce mode is rewarded by the companion's loss: it needs the companion")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether to borrow from a source. ``influence`` is its mean, in spreads; ``certainty`` that mean's t value."""
-
-    source: int
-    weight: float
-    influence: float
-    certainty: float
-    borrow: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class TransferReport:
-    """What was learned of the sources.
-
-    ``weights`` has a row per window and source: step, source, rows, mean, p10, p50, p90. ``windows`` has a row per
-    window: step, gain, control_gain, fresh_loss, seen_loss, frozen. Both are plain values, ready to be plotted.
-    """
-
-    weights: list[dict[str, Any]]
-    windows: list[dict[str, Any]]
-    verdicts: dict[int, Verdict]
-
-
-class Companion:
-    """A tower of the same form as the model, trained on target rows alone."""
-
-    def __init__(self, model: nn.Module, optimisers: Optimisers, config: TrainConfig) -> None:
-        self.tower = copy.deepcopy(model)
-        self.optimisers, self.config = optimisers.like(self.tower), config
-
-    def learn(self, target: Batch) -> None:
-        self.optimisers.zero_grad()
-        objective(self.tower, target, self.config)[1].backward()
-        if self.config.clip:
-            self.optimisers.clip(self.config.clip)
-        self.optimisers.step()
-
-    @torch.no_grad()
-    def become(self, model: nn.Module, optimisers: Optimisers) -> None:
-        """Take the model's weights, buffers and optimiser moments."""
-        theirs = dict(model.named_parameters())
-        for name, own in self.optimisers.named.items():
-            own.copy_(theirs[name])
-        buffers = dict(model.named_buffers())
-        for name, buffer in self.tower.named_buffers():
-            buffer.copy_(buffers[name])
-        self.optimisers.load_state_dict(optimisers.state_dict())
-
-    def state_dict(self) -> Nested:
-        floating = {n: b for n, b in self.tower.named_buffers() if b.is_floating_point() or b.numel() == 1}
-        return {"weights": {**self.optimisers.named, **floating}, "optimisers": self.optimisers.state_dict()}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Nested) -> None:
-        own = {**dict(self.tower.named_buffers()), **self.optimisers.named}
-        for name, value in state["weights"].items():
-            own[name].copy_(value)
-        self.optimisers.load_state_dict(state["optimisers"])
+_ROWS_OF_A_PART = 200
 
 
 @dataclass
@@ -188,8 +76,13 @@ class CollaborativeTransfer:
 
     def __init__(self, config: TransferConfig, held_out: Sequence[Batch] = ()) -> None:
         self.config, self.held_out = config, held_out
+        self.target: BatchSource | None = None
         self.weight_rows: list[dict[str, Any]] = []
         self.window_rows: list[dict[str, Any]] = []
+
+    def scout_from(self, target: BatchSource) -> None:
+        """Rows of the targets that the scout may pass over, as often as helps, before the model's first step."""
+        self.target = target
 
     # The loop's side
 
@@ -201,6 +94,9 @@ class CollaborativeTransfer:
         self.held_out = [batch.to(device) for batch in self.held_out]
         self.pure = Companion(model, optimisers, config) if self.config.companion else None
         self.control = Companion(model, optimisers, config) if self.config.control else None
+        by_path = self.config.mode == "influence" and self.config.influence == "path"
+        self.scout = Scout(model, optimisers, config) if by_path else None
+        self.ledger = Ledger(self.config.expected)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.flow = InformationFlow(largest=self.config.largest, start=self.config.start).to(device)
@@ -217,6 +113,9 @@ class CollaborativeTransfer:
 
     def weigh(self, batch: Batch, moment: Moment) -> Tensor | None:
         """Factors of the rows' losses. Target rows are scored by the towers before the model trains on them."""
+        if self.scout is not None and self.target is not None and not self.scout.passes:
+            with torch.random.fork_rng(devices=[]):
+                self.scout.learn_ahead(self.target, self.config.ahead_passes)
         is_target = torch.isin(batch.domain, self.targets)
         if bool(is_target.all()):
             self._observe(batch, moment)
@@ -233,7 +132,8 @@ class CollaborativeTransfer:
         is_target = torch.isin(batch.domain, self.targets)
         if bool(is_target.any()):
             target = batch if bool(is_target.all()) else batch.rows(is_target)
-            for tower in (self.pure, self.control):
+            beside = self.scout if self.target is None else None
+            for tower in (self.pure, self.control, beside):
                 if tower is not None:
                     tower.learn(target)
             if self.window_due:
@@ -258,7 +158,10 @@ class CollaborativeTransfer:
             self.window.gains.append(self._loss(self.pure.tower, fresh) - mixed)
         if self.control is not None:
             self.window.control_gains.append(self._loss(self.control.tower, fresh) - mixed)
-        if self.config.mode == "influence" and self._may_learn(moment, looking=True):
+        if self.scout is not None:
+            if self.target is None and self._may_learn(moment, looking=True):
+                self.scout.look_at(fresh)
+        elif self.config.mode == "influence" and self._may_learn(moment, looking=True):
             if self.config.centre == "target":
                 own = self.influence.of(fresh)
                 if own is not None:
@@ -290,7 +193,8 @@ class CollaborativeTransfer:
             self.pure.become(self.model, self.optimisers)
         gap = (self.fresh_loss - self.seen_loss) / max(self.fresh_loss, 1e-12)
         self.frozen = self.config.guarded and gap > self.config.overfit_gap
-        stale = self.config.guarded and not self._is_fresh(moment) and not self.held_out
+        ahead = self.scout is not None and self.target is not None
+        stale = self.config.guarded and not ahead and not self._is_fresh(moment) and not self.held_out
         self.window_rows.append(
             {
                 "step": moment.step + 1,
@@ -317,13 +221,16 @@ class CollaborativeTransfer:
     def _weights(self, source: Batch, moment: Moment) -> Tensor:
         """w of each row, (B,), after the flow network learned from the batch where its mode does that here."""
         ones = torch.ones_like(source.label)
-        warming = moment.step < self.config.warm_up_steps
+        warming = moment.step < self.config.warm_up_steps and self.target is None
         mode = self.config.mode
         if mode != "uniform":
             traits = Traits.of(source, self._scores(source) if self.config.show_scores else None)
             self.source_batches += 1
             due = self.source_batches % self.config.update_every == 0
-            if mode == "influence" and due and self._may_learn(moment, looking=True):
+            if self.scout is not None:
+                if due:
+                    self._learn_agreement(source, traits, moment)
+            elif mode == "influence" and due and self._may_learn(moment, looking=True):
                 self._learn_influence(source, traits, learn=not warming)
         if mode == "uniform" or warming:
             self._note(source, ones)
@@ -344,6 +251,21 @@ class CollaborativeTransfer:
             self._flow_step(regression_loss(self.flow(traits), worth[bucket]))
             return self.bandit.kept.to(u.device)[bucket] * weight.clamp(min=0.1)
         return weight
+
+    def _learn_agreement(self, source: Batch, traits: Traits, moment: Moment) -> None:
+        """Enter the batch into the ledger, and let weights follow it: u = start + steepness x (worth - expected)."""
+        assert self.scout is not None
+        beside = self.target is None
+        if (beside and not self._may_learn(moment, looking=True)) or self.ledger.rows >= self.config.enough_rows:
+            return
+        unit = self.scout.unit
+        if unit <= 0:
+            return
+        for number in torch.unique(source.domain).tolist():
+            mine = source.domain == number
+            self.ledger.add(traits.rows(mine), self.scout.agreement(source.rows(mine)), unit)
+        if self.ledger.due():
+            self.flow.solved.copy_(self.config.steepness * self.ledger.solve())
 
     def _learn_influence(self, source: Batch, traits: Traits, *, learn: bool) -> None:
         """Regress the weight's logit on influence: u = neutral + sensitivity x expected influence of such a sample.
@@ -405,31 +327,34 @@ class CollaborativeTransfer:
 
     # What was learned
 
+    @torch.no_grad()
+    def weights_of(self, source: Batch) -> Tensor:
+        """w of source rows as things stand, (B,), learning nothing from them."""
+        if self.config.mode == "uniform":
+            return torch.ones_like(source.label)
+        return self.flow.weight(Traits.of(source, self._scores(source) if self.config.show_scores else None))
+
     def report(self) -> TransferReport:
         """Weights and gains over time, and a verdict on each source from its settled weights and its influence."""
-        steps = sorted({row["step"] for row in self.weight_rows})
-        settled = set(steps[-max(1, int(len(steps) * _SETTLED_SHARE)) :])
-        alone = _t_value([row["control_gain"] for row in self.window_rows if row["step"] in settled])
-        verdicts = {}
-        for source in sorted({row["source"] for row in self.weight_rows}):
-            rows = [row for row in self.weight_rows if row["source"] == source]
-            late = [row for row in rows if row["step"] in settled] or rows[-1:]
-            weight = sum(row["mean"] * row["rows"] for row in late) / sum(row["rows"] for row in late)
-            influence, certainty = self.moments.evidence(source)
-            harms = certainty < -_SURE
-            better_alone = alone < -_SURE and certainty < _SURE
-            borrow = weight >= self.config.borrow_above * self.config.largest and not harms and not better_alone
-            reason = (
-                "its samples help the target"
-                if borrow
-                else f"its samples push the target the wrong way (t = {certainty:.1f})"
-                if harms
-                else "the target does better alone, as its control tower shows, and nothing speaks for this source"
-                if better_alone
-                else f"its weight settled at {weight:.2f}: it brings nothing that others do not"
-            )
-            verdicts[source] = Verdict(source, weight, influence, certainty, borrow, reason)
-        return TransferReport(self.weight_rows, self.window_rows, verdicts)
+        sources = {row["source"] for row in self.weight_rows}
+        evidence = {source: self._evidence(source) for source in sources}
+        found = verdicts(self.config, self.weight_rows, self.window_rows, evidence)
+        if self.scout is None:
+            return TransferReport(self.weight_rows, self.window_rows, found)
+        return TransferReport(self.weight_rows, self.window_rows, found, self._parts(), self.scout.certainty)
+
+    def _evidence(self, source: int) -> tuple[float, float]:
+        return self.moments.evidence(source) if self.scout is None else self.ledger.evidence(source)[:2]
+
+    def _parts(self) -> tuple[Part, ...]:
+        """Parts of sources of which enough rows are known, the most harmful first."""
+        parts = []
+        for key, (source, group, at, code) in self.ledger.named.items():
+            worth, certainty, rows = self.ledger.evidence(key)
+            if group != "source" and rows >= _ROWS_OF_A_PART:
+                harmful = harms(self.config, worth, certainty)
+                parts.append(Part(source, group, at, code, rows, worth, certainty, harmful))
+        return tuple(sorted(parts, key=lambda part: part.certainty))
 
     _PLAIN = (
         "source_batches",
@@ -456,6 +381,8 @@ class CollaborativeTransfer:
             "flow_optimiser": optimiser_tensors(self.flow_optimiser),
             "influence": self.influence.state_dict(),
             "moments": self.moments.state_dict(),
+            "scout": None if self.scout is None else self.scout.state_dict(),
+            "ledger": self.ledger.state_dict(),
             "bandit": self.bandit.state_dict(),
             "yardstick": None if self.yardstick is None else _batch_state(self.yardstick),
             "window": {
@@ -478,6 +405,9 @@ class CollaborativeTransfer:
         self.influence.load_state_dict(state["influence"])
         self.moments.load_state_dict(state["moments"])
         self.bandit.load_state_dict(state["bandit"])
+        self.ledger.load_state_dict(state["ledger"])
+        if self.scout is not None:
+            self.scout.load_state_dict(state["scout"])
         self.yardstick = None if state["yardstick"] is None else _batch_from(state["yardstick"])
         w = state["window"]
         self.window = _Window(
@@ -491,13 +421,6 @@ class CollaborativeTransfer:
 
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _t_value(values: list[float | None]) -> float:
-    known = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
-    if len(known) < 3:
-        return 0.0
-    return float(known.mean() / (known.std() / len(known) ** 0.5).clamp(min=1e-12))
 
 
 def _batch_state(batch: Batch) -> Nested:
