@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from models import resume
 from models.batch import Batch
-from models.embeddings import RowTable, known
+from models.embeddings import FieldEmbedding, RowTable, known
 from models.optimisers import Optimisers, coalesced
 
 SILENT_AFTER = timedelta(minutes=10)
@@ -250,13 +250,17 @@ class Ranks(Alone):
         if total.requires_grad:
             (total * self._share.to(total)).backward()
         spread = {id(rows.table.weight): rows for rows in self._spread}
+        sparse = optimisers.sparse
         source = [spread[id(p)].fetched if id(p) in spread else p for p in optimisers.named.values()]
         moved = torch.tensor([float(p is not None and p.grad is not None) for p in source])
-        dense = []
+        dense, touched = [], []
         # What is moved for one must be moved for all, or the processes' weights would part.
         for p, some in zip(optimisers.named.values(), self._from_all(moved).any(0).tolist(), strict=True):
             if some and id(p) in spread:
                 spread[id(p)].give_back()
+            elif some and id(p) in sparse:
+                touched.append((p, _with_touched(p)))
+                dense.append(touched[-1][1])
             elif some:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 dense.append(p.grad)
@@ -265,6 +269,9 @@ class Ranks(Alone):
             dist.all_reduce(flat)
             for gradient, part in zip(dense, flat.split([g.numel() for g in dense]), strict=True):
                 gradient.copy_(part.view_as(gradient))
+        for p, rows in touched:
+            ids = (rows[:, -1] > 0).nonzero()[:, 0]
+            p.grad = torch.sparse_coo_tensor(ids[None], rows[ids, :-1], p.shape, check_invariants=False)
 
     def norm(self, owners: Sequence[nn.Parameter], norms: Tensor) -> Tensor:
         """Squares of spread tables are added up over the processes; of the rest each holds the whole gradient."""
@@ -339,6 +346,16 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def _with_touched(parameter: nn.Parameter) -> Tensor:
+    """A sparse gradient written out, (rows, D + 1): the last column is above 0 where a row was touched."""
+    out = parameter.new_zeros(len(parameter), parameter.shape[1] + 1)
+    if parameter.grad is not None:
+        gradient = coalesced(parameter.grad)
+        ids = gradient._indices()[0]
+        out[ids] = torch.cat([gradient._values(), out.new_ones(len(ids), 1)], 1)
+    return out
+
+
 def _large_tables(model: nn.Module, from_rows: int) -> list[RowTable]:
     """Tables to spread.
 
@@ -348,7 +365,9 @@ def _large_tables(model: nn.Module, from_rows: int) -> list[RowTable]:
     large = [
         module
         for module in model.modules()
-        if getattr(module, "sparse", None) is not None and len(module.weight) >= from_rows  # type: ignore[arg-type]
+        if getattr(module, "sparse", None) is not None
+        and len(module.weight) >= from_rows  # type: ignore[arg-type]
+        and not isinstance(module, FieldEmbedding)  # categories are few beside items: each process has them all
     ]
     for module in large:
         if not isinstance(module, RowTable) or not hasattr(model, "rows_read"):

@@ -60,7 +60,7 @@ class RowTable(nn.Module):
 
 
 class FieldEmbedding(nn.Module):
-    """Several categorical fields in one table, each with its own rows.
+    """Several categorical fields in one table, each with its own rows; ``sparse`` as in `RowTable`.
 
     Shapes:
         codes:   (..., F) long; a code outside its field's vocabulary is read as 0, unknown
@@ -80,6 +80,7 @@ class FieldEmbedding(nn.Module):
         self.register_buffer("sizes", count, persistent=False)
         self.register_buffer("first", torch.cumsum(count, 0) - count, persistent=False)
         self.weight = nn.Parameter(torch.randn(sum(sizes), width) * INITIAL_SCALE)
+        self.sparse = False
 
     def __len__(self) -> int:
         return self.sizes.shape[0]
@@ -96,12 +97,13 @@ class FieldEmbedding(nn.Module):
             return self.weight.new_zeros(*codes.shape[:-1], self.width)
         rows = self.rows(codes)
         # The bag adds while it reads: nothing of size (..., F, D) is written.
-        return F.embedding_bag(rows.reshape(-1, len(self)), self.weight, mode="sum").view(*codes.shape[:-1], self.width)
+        bags = F.embedding_bag(rows.reshape(-1, len(self)), self.weight, mode="sum", sparse=self.sparse)
+        return bags.view(*codes.shape[:-1], self.width)
 
     def tokens(self, codes: Tensor) -> Tensor:
         if not len(self):
             return self.weight.new_zeros(*codes.shape[:-1], 0, self.width)
-        return F.embedding(self.rows(codes), self.weight)
+        return F.embedding(self.rows(codes), self.weight, sparse=self.sparse)
 
 
 class ItemTable(nn.Module):

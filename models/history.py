@@ -17,6 +17,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from models.embeddings import FieldEmbedding, ItemTable, context_vectors, known
+from models.optimisers import pooled_by_row
 
 
 class Reads:
@@ -64,7 +65,7 @@ class _Stored(Function):
         field_rows: Tensor,
         others: Tensor,
         reads: Reads,
-        sparse: bool,
+        sparse: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(events, field_rows, others)
@@ -92,11 +93,14 @@ class _Stored(Function):
         of_table = of_fields = None
         if ctx.needs_input_grad[0]:
             index = torch.cat([events.reshape(-1), others])
-            if ctx.sparse:
+            if ctx.sparse[0]:
                 of_table = torch.sparse_coo_tensor(index[None], values, table_shape, check_invariants=False)
             else:
                 of_table = torch.ops.aten.embedding_dense_backward(values, index, table_shape[0], -1, False)
-        if ctx.needs_input_grad[1] and field_rows.shape[1]:
+        if ctx.needs_input_grad[1] and field_rows.shape[1] and ctx.sparse[1]:
+            touched, summed = pooled_by_row(field_rows, values[:count])
+            of_fields = torch.sparse_coo_tensor(touched[None], summed, fields_shape, check_invariants=False)
+        elif ctx.needs_input_grad[1] and field_rows.shape[1]:
             of_fields = values.new_zeros(fields_shape)
             for column in field_rows.unbind(1):
                 of_fields.index_add_(0, column, values[:count])
@@ -168,7 +172,8 @@ def stored_items(
     field_rows = fields.rows(items.features(event_index)).view(event_index.numel(), -1)
     reads = Reads()
     rows, event_rows, other_rows = items.rows.at_hand(event_index, other_index)
-    stored, rest = _Stored.apply(rows, fields.weight, event_rows, field_rows, other_rows, reads, items.rows.sparse)
+    sparse = (items.rows.sparse, fields.sparse)
+    stored, rest = _Stored.apply(rows, fields.weight, event_rows, field_rows, other_rows, reads, sparse)
     return stored, rest, reads
 
 

@@ -29,11 +29,17 @@ def summed_by_row(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
     A sort and one pooled gather: half the time of ``Tensor.coalesce``, and the same order of summation every time.
     """
+    return pooled_by_row(ids[:, None], rows)
+
+
+def pooled_by_row(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """As `summed_by_row` where row i counts for every one of the ids (n, F)[i]; it is read for each and not copied."""
     if ids.numel() == 0:
-        return ids, rows
-    ordered, place = torch.sort(ids, stable=True)
+        return ids.reshape(-1), rows[:0]
+    ordered, place = torch.sort(ids.reshape(-1), stable=True)
+    place = place.div(ids.shape[1], rounding_mode="floor") if ids.shape[1] > 1 else place
     distinct, count = torch.unique_consecutive(ordered, return_counts=True)
-    if distinct.numel() == ids.numel():
+    if distinct.numel() == ordered.numel():
         return distinct, rows.index_select(0, place)
     return distinct, F.embedding_bag(place, rows, torch.cumsum(count, 0) - count, mode="sum")
 
@@ -231,6 +237,8 @@ class Optimisers:
         sparse = {id(p) for p in sparse_parameters(model)}
         tables = [p for p in self.named.values() if id(p) in sparse]
         dense = [p for p in self.named.values() if id(p) not in sparse]
+        self.sparse = frozenset(map(id, tables))
+        """Ids of the parameters that a touched-row rule moves."""
         self.parts: list[torch.optim.Optimizer] = []
         if dense:
             self.parts.append(torch.optim.AdamW(dense, learning_rate, weight_decay=weight_decay, fused=True))

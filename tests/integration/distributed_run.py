@@ -76,14 +76,18 @@ def a_batch(rows: int, *, slot: int, seed: int) -> Batch:
     )
 
 
-def a_ranker() -> Ranker:
-    """A source and a target, with a user table; no dropout, whose draws would differ between processes."""
+def a_ranker(ages: int = 3) -> Ranker:
+    """A source and a target, with a user table; no dropout, whose draws would differ between processes.
+
+    Args:
+        ages: categories of the one profile field; of many, rows are touched few at a time.
+    """
     torch.manual_seed(3)
     ranker = Ranker(
         RankerConfig(
             source_items=SOURCE_ITEMS,
             item_fields=(4, 4),
-            user_fields=(3,),
+            user_fields=(ages,),
             context_fields=(3,),
             domain_fields=(3,),
             actions=3,
@@ -101,7 +105,7 @@ def a_ranker() -> Ranker:
 
 def run(asked: dict, peers: Alone) -> dict:
     """Train and tell what happened: the losses, the largest share of a table seen, and the weights' fingerprint."""
-    ranker = a_ranker()
+    ranker = a_ranker(asked.get("ages", 3))
     tables = ranker.row_tables()
     losses: dict[int, float] = {}
     shares: set[tuple[int, ...]] = set()
@@ -136,6 +140,7 @@ def run(asked: dict, peers: Alone) -> dict:
         "history": result.history,
         "shares": sorted(shares),
         "dense": resume.fingerprint(dense),
+        "fields": ranker.user_fields.weight.detach().flatten().tolist(),
         "tables": [table.weight.detach().flatten().tolist() for table in tables] if peers.leads else None,
     }
 

@@ -64,9 +64,9 @@ def unbroken(tmp_path_factory) -> dict[str, list[dict]]:
     """What both processes told of a training by each rule; the first also saved checkpoints."""
     folder = tmp_path_factory.mktemp("unbroken")
     jobs = [{"rule": RULES[0], "folder": str(folder / "state")}, *({"rule": rule} for rule in RULES[1:])]
-    status, told = together(folder, *jobs)
+    status, told = together(folder, *jobs, {"ages": 1100})
     assert status == 0
-    return dict(zip(RULES, map(list, zip(*told, strict=True)), strict=True))
+    return dict(zip([*RULES, "many categories"], map(list, zip(*told, strict=True)), strict=True))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -80,6 +80,14 @@ def test_two_processes_follow_the_loss_curve_of_one(rule, unbroken):
     for mine, theirs in zip(first["tables"], expected["tables"], strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
     assert (first["shares"] == second["shares"] == [HALVES]) is (rule != "dense")
+
+
+def test_categories_touched_a_few_at_a_time_are_moved_as_by_one_process(unbroken):
+    """Every process has the whole table, and a row that only the other's part touched counts as touched."""
+    (first, second), expected = unbroken["many categories"], alone(ages=1100)
+    np.testing.assert_allclose(list(first["losses"].values()), list(expected["losses"].values()), atol=1e-6)
+    np.testing.assert_allclose(first["fields"], expected["fields"], atol=1e-6)
+    assert first["fields"] == second["fields"]
 
 
 @pytest.fixture(scope="module")

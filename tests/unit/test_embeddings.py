@@ -126,3 +126,19 @@ def test_action_and_value_under_one_code_give_the_same_context(kinds: int) -> No
     (found,) = torch.autograd.grad((written_out * weight).sum(), context.weight)
     (expected,) = torch.autograd.grad((context.vectors(codes) * weight).sum(), context.weight)
     torch.testing.assert_close(found, expected)
+
+
+def test_sparse_fields_give_the_gradients_of_dense_ones_on_touched_rows_alone() -> None:
+    """Summed or as tokens, with codes that repeat and codes outside their field."""
+    torch.manual_seed(0)
+    fields, codes = FieldEmbedding((500, 700), 3), torch.randint(-1, 800, (4, 5, 2))
+    found = []
+    for sparse in (False, True):
+        fields.sparse, fields.weight.grad = sparse, None
+        (fields.sum(codes).sin().sum() + fields.tokens(codes[:2]).cos().sum()).backward()
+        assert fields.weight.grad is not None
+        found.append(fields.weight.grad)
+    dense, touched = found
+    assert touched.is_sparse
+    torch.testing.assert_close(touched.to_dense(), dense)
+    assert set(touched.coalesce().indices()[0].tolist()) == set(fields.rows(codes).flatten().tolist())

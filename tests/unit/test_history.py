@@ -19,6 +19,7 @@ class Case:
         self.items = ItemTable(ITEMS, WIDTH, codes[:, : len(fields)], len(fields)).double()
         self.items.rows.sparse = sparse
         self.fields = FieldEmbedding(fields, WIDTH).double()
+        self.fields.sparse = sparse
         self.events = torch.randint(0, ITEMS + 2, (CHUNKS, LENGTH))  # two ids are beyond the catalogue
         self.others = torch.randint(0, ITEMS, (6,))
         self.query = torch.randn(CHUNKS, CELLS, 2, WIDTH, dtype=torch.float64, requires_grad=True)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from models.optimisers import LazyAdam, Optimisers, RowwiseAdagrad, coalesced, summed_by_row
+from models.embeddings import FieldEmbedding
+from models.optimisers import LazyAdam, Optimisers, RowwiseAdagrad, coalesced, pooled_by_row, summed_by_row
 
 
 def _table(rows: int = 12, width: int = 4, seed: int = 0) -> nn.Embedding:
@@ -30,6 +31,35 @@ def test_rows_are_summed_by_id_whatever_the_repeats(ids, width):
     distinct, summed = summed_by_row(index, rows)
     assert distinct.tolist() == sorted(set(ids))
     torch.testing.assert_close(summed, torch.zeros(10, width).index_add_(0, index, rows)[distinct])
+
+
+def test_a_row_that_counts_for_several_ids_is_added_to_each():
+    ids, rows = torch.randint(0, 9, (20, 3)), torch.randn(20, 4)
+    distinct, summed = pooled_by_row(ids, rows)
+    written_out = summed_by_row(ids.flatten(), rows.repeat_interleave(3, 0))
+    assert torch.equal(distinct, written_out[0])
+    torch.testing.assert_close(summed, written_out[1])
+
+
+def test_fields_touched_in_every_step_follow_dense_adam_and_the_others_stay():
+    """A table of categories in the optimiser that training builds for it."""
+    lazy, dense = FieldEmbedding((30, 1200), 4), FieldEmbedding((30, 1200), 4)
+    dense.load_state_dict(lazy.state_dict())
+    lazy.sparse = True
+    rules = [Optimisers(fields, learning_rate=0.05) for fields in (lazy, dense)]
+    assert [type(part) for part in rules[0].parts] == [LazyAdam]
+    before, codes = lazy.weight.detach().clone(), torch.tensor([[3, 7], [4, 1100], [3, 9]])
+    for step in range(20):
+        for fields, rule in zip((lazy, dense), rules, strict=True):
+            torch.manual_seed(step)
+            rule.zero_grad()
+            (fields.sum(codes) * torch.randn(3, 4)).sum().backward()
+            rule.clip(1.0)
+            rule.step()
+    torch.testing.assert_close(lazy.weight, dense.weight, rtol=1e-5, atol=1e-6)
+    untouched = torch.ones(len(before), dtype=torch.bool)
+    untouched[lazy.rows(codes).flatten()] = False
+    assert torch.equal(lazy.weight[untouched], before[untouched])
 
 
 def test_a_gradient_is_coalesced_once_and_keeps_its_value():
