@@ -26,8 +26,9 @@ class PyramidConfig:
     """Sizes and readings of the pyramid.
 
     k1, k2: events that MSA and FSA read.
-    levels: which levels stand. Without "msa" FSA reads CSA's best K2. Without "csa" its product still selects, but
-        gives no answer of its own: ("fsa",) is the two-stage search that the paper compares with.
+    levels: which levels stand; with none a ranker has the short views alone. Without "msa" FSA reads CSA's best K2.
+        Without "csa" its product still selects, but gives no answer of its own: ("fsa",) is the two-stage search that
+        the paper compares with.
     norm: how the raw weighted sums of CSA and MSA (equations 8 and 10) are held: as written (``none``), divided by the
         number of events summed (the default: no drift with the length), or a softmax of the scores.
     reading: equations 11 to 13 clash in shape. "A" is the standard decoder, one row; "B" passes each weighted event
@@ -43,7 +44,7 @@ class PyramidConfig:
     feed_forward: int = 4
 
     def __post_init__(self) -> None:
-        if not self.levels or any(level not in LEVELS for level in self.levels):
+        if any(level not in LEVELS for level in self.levels):
             raise ValueError(f"levels are some of {LEVELS}, got {self.levels}")
         if self.norm not in ("none", "1/n_valid", "softmax"):
             raise ValueError(f"norm is none, 1/n_valid or softmax, not {self.norm!r}")

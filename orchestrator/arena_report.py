@@ -49,7 +49,9 @@ def _results(table: Table, metric: str, subject: str) -> str:
 
     A row with fewer seeds than others says how many and is not compared: seeds differ more than models do.
     """
-    settings, models = table.settings(), table.models()
+    models = table.models()
+    # A segment of one set is no segment of another: such a setting has no column.
+    settings = [s for s in table.settings() if any(table.values(s, model, metric) for model in models)]
     sign = _sign(metric)
     lines = [f"{metric} (mean ± sd over seeds)\n", _row(["model", *settings]), _row(["---"] * (len(settings) + 1))]
     best, seeds = {}, {}
@@ -139,7 +141,8 @@ def _cost(table: Table) -> str:
 
 def plot(table: Table, metric: str, path: Path, *, subject: str) -> None:
     """A dot a model and setting, with the range over seeds; the subject's dots are filled. SVG."""
-    settings, models = table.settings(), table.models()
+    models = table.models()
+    settings = [s for s in table.settings() if any(table.values(s, model, metric) for model in models)]
     values = [value for s in settings for m in models for value in table.values(s, m, metric).values()]
     if not values:
         return

@@ -1,0 +1,396 @@
+"""Which item comes next: cross-domain ranking by leave-one-out, and of users who are cold in the asked domain.
+
+    python -m benchmarks.next_item --data ../shared/data --out build/bench/next-item
+
+Two settings. ``food-kitchen``: each user is asked in both domains for his last event there, from what came before it
+(ABXI's set; events of one day in drawn order). ``game-video``: users without any event in the asked domain are asked
+for what they have there (CDRIB's split). A question has 999 wrong candidates of the same domain. The event before the
+last, or the split's own validation rows, choose; test questions are answered once.
+
+Rows with a network start from the plain facts (`benchmarks.ranking_facts`), whose weights are fitted on one half of the
+validation questions while the other half chooses epochs; the facts alone stand as a row of their own, so that nobody
+takes their worth for the network's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import ranking_facts
+from benchmarks.ranking_facts import TITLES, Counts, others_facts, title_vectors, weigh
+from benchmarks.ranking_network import Bins, Lists, Reach, answers, fit_network, new_network
+from benchmarks.ranking_questions import TEST, TRAIN, VALIDATION, Log, Market, Questions, ask, food_kitchen, game_video
+from models.baselines.plain import ImplicitFactors
+from models.training import TrainConfig
+from orchestrator import arena_report
+from orchestrator.arena import Case, Cell, Entrant, Scored, Table, run
+
+SETTINGS = ("food-kitchen", "game-video")
+FACTS, SUBJECT, DACDR = "plain facts", "Graft (DACDR + LCN + CRP)", "DACDR alone"
+FOLDS, FACTORS, TITLE_WIDTH = 5, 64, 96
+SEGMENTS = {"food-kitchen": ("Food", "Kitchen"), "game-video": ("Game", "Video")}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is asked: test, validation and training questions of each domain, and wrong candidates of each.
+
+    What chooses has fewer candidates, so that it can have more questions.
+    """
+
+    test: int = 2000
+    validation: int = 2000
+    training: int = 8000
+    test_negatives: int = 999
+    validation_negatives: int = 249
+    training_negatives: int = 63
+
+
+@dataclass(frozen=True)
+class Given:
+    """What models learn from; the asked questions come with candidates shuffled and without the right one's place.
+
+    ``known`` are all events but those held back for the test. Facts (Q, C, N) stand beside their questions.
+    """
+
+    items: int
+    known: Log
+    training: Questions
+    training_facts: np.ndarray
+    validation: Questions
+    validation_facts: np.ndarray
+    asked: Questions
+    asked_facts: np.ndarray
+    names: tuple[str, ...]
+    seed: int
+
+
+def open_market(data: Path, setting: str, seed: int) -> Market:
+    random = np.random.default_rng([seed, 1])
+    if setting == "food-kitchen":
+        return food_kitchen(data / "food_kitchen", random)
+    return game_video(data / "game_video", random)
+
+
+def open_case(data: Path, out: Path, setting: str, seed: int, *, sizes: Sizes | None = None) -> Case:
+    """One draw of a setting. Facts are counted once and kept beside the table."""
+    sizes = sizes or Sizes()
+    kept = out / "facts" / f"{setting}-{seed}-{'-'.join(map(str, astuple(sizes)))}.npz"
+    return case_of(open_market(data, setting, seed), seed, sizes, kept)
+
+
+def case_of(market: Market, seed: int, sizes: Sizes, kept: Path | None = None) -> Case:
+    """The questions of a market; each sees what came before it and was not held back for those that come after."""
+    random = np.random.default_rng([seed, 2])
+    log = market.log
+    train, known = log.take(log.role == TRAIN), log.take(log.role != TEST)
+
+    def some(rows: np.ndarray, most: int) -> np.ndarray:
+        """At most so many rows of each domain."""
+        parts = [np.flatnonzero(rows & (log.domain == domain)) for domain in (0, 1)]
+        return np.sort(np.concatenate([random.permutation(part)[:most] for part in parts]))
+
+    def questions(of: int, seen: Log, most: int, negatives: int, met: Log) -> Questions:
+        rows = log.role == of
+        if of == TRAIN:
+            rows &= _teaches(market)
+        return ask(market, seen, log.take(some(rows, most)), negatives, random, met)
+
+    training = questions(TRAIN, train, sizes.training, sizes.training_negatives, train)
+    validation = questions(VALIDATION, train, sizes.validation, sizes.validation_negatives, known)
+    asked, right = questions(TEST, known, sizes.test, sizes.test_negatives, log).shuffled(random)
+    if kept is not None and kept.is_file():
+        found = [np.load(kept)[name] for name in ("training", "validation", "asked")]
+    else:
+        found = _count(market, train, known, (training, validation, asked), seed)
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            writing = kept.with_suffix(".writing.npz")
+            np.savez(writing, training=found[0], validation=found[1], asked=found[2])
+            writing.replace(kept)
+    names = ranking_facts.names(timed=market.timed, titled=bool(market.titles))
+    given = Given(len(market.domain_of), known, training, found[0], validation, found[1], asked, found[2], names, seed)
+    segments = {name: asked.domain == domain for domain, name in enumerate(market.names)}
+    return Case(given, right, asked.user, segments=segments)
+
+
+def _teaches(market: Market) -> np.ndarray:
+    """Events that a training question may ask for: a user has something before them, in a cold market elsewhere."""
+    log = market.log
+    train = log.role == TRAIN
+    people = int(log.user.max()) + 1
+    if market.cold:
+        has = np.stack([np.bincount(log.user[train & (log.domain == d)], minlength=people) > 0 for d in (0, 1)])
+        return train & has[1 - log.domain, log.user]
+    place = np.arange(len(log)) - np.searchsorted(log.user, log.user)
+    return train & (place >= 3)
+
+
+def _count(
+    market: Market, train: Log, known: Log, asked: tuple[Questions, Questions, Questions], seed: int
+) -> list[np.ndarray]:
+    items = len(market.domain_of)
+    titles = title_vectors(market.titles, TITLE_WIDTH, seed) if market.titles else None
+    options: dict[str, Any] = {"timed": market.timed, "width": FACTORS, "seed": seed}
+    training, validation, test = asked
+    return [
+        others_facts(training, train, items, folds=FOLDS, titles=titles, **options),
+        ranking_facts.facts(validation, Counts.of(train, items, **options), titles),
+        ranking_facts.facts(test, Counts.of(known, items, **options), titles),
+    ]
+
+
+# Rows without a network
+
+
+def popularity(case: Case, seed: int) -> dict[str, Scored]:
+    """How often each item was met."""
+    given: Given = case.given
+    count = np.bincount(given.known.item, minlength=given.items)
+    return {"popularity": Scored(count[given.asked.candidates])}
+
+
+def co_occurrence(case: Case, seed: int) -> dict[str, Scored]:
+    """How many people met the candidate together with each thing that the user has, added up; ties by popularity."""
+    given: Given = case.given
+    return {"co-occurrence": Scored(ranking_facts.co_occurrence(given.asked, given.known, given.items))}
+
+
+def factors(case: Case, seed: int) -> dict[str, Scored]:
+    """Implicit matrix factorisation of both domains together, from `implicit`."""
+    given: Given = case.given
+    known, asked = given.known, given.asked
+    model = ImplicitFactors(width=FACTORS, seed=seed).fit(known.user, known.item, np.ones(len(known)))
+    people = np.repeat(asked.user, asked.candidates.shape[1])
+    score = model.predict(people, asked.candidates.reshape(-1))
+    return {"implicit MF": Scored(score.reshape(asked.candidates.shape))}
+
+
+def weighed(name: str, without: Sequence[str], case: Case, seed: int) -> dict[str, Scored]:
+    """The facts but for these, weighed on the half of the validation questions that does not choose."""
+    given: Given = case.given
+    return {name: Scored(_expected(given, without)[2], {"facts": len(_columns(given, without))})}
+
+
+def _columns(given: Given, without: Sequence[str]) -> list[int]:
+    return [place for place, name in enumerate(given.names) if name not in without]
+
+
+def _halves(given: Given) -> tuple[np.ndarray, np.ndarray]:
+    """Two halves of the validation questions, by user: where facts are weighed, and where epochs are chosen."""
+    first = np.random.default_rng([given.seed, 3]).random(int(given.known.user.max()) + 1)[given.validation.user] < 0.5
+    return np.flatnonzero(first), np.flatnonzero(~first)
+
+
+def _expected(given: Given, without: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the facts say of training, validation and asked candidates."""
+    columns, (fitted, _) = _columns(given, without), _halves(given)
+    weights = weigh(given.validation_facts[fitted][..., columns], given.validation.domain[fitted])
+    parts = (
+        (given.training_facts, given.training),
+        (given.validation_facts, given.validation),
+        (given.asked_facts, given.asked),
+    )
+    a, b, c = (weights.score(known[..., columns], questions.domain) for known, questions in parts)
+    return a, b, c
+
+
+# Rows with a network
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the network rows are trained; the same for all of them.
+
+    Facts choose what the network reads: the first ``ordered`` candidates of a test question, as in a service that ranks
+    what was retrieved. It learns from lists of ``learnt`` that the facts find hard, and ``chosen_by`` are in each list
+    that chooses the epoch, where the right one is among them.
+    """
+
+    epochs: int = 2
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.0
+    batch: int = 64
+    patience: int = 1
+    bins: int = 8
+    contrastive: float = 0.1
+    without: tuple[str, ...] = TITLES
+    lifelong: int = 32
+    short: int = 8
+    learnt: int = 10
+    chosen_by: int = 40
+    ordered: int = 100
+
+
+def network(name: str, changes: Mapping[str, Any], how: Training, case: Case, seed: int) -> dict[str, Scored]:
+    """A ranker on lists; its detail says what validation thought of it and of what it started from."""
+    given: Given = case.given
+    columns, (_, choosing) = _columns(given, how.without), _halves(given)
+    training, validation, asked = _lists(given, how, columns)
+    bins = _bins(given, how, columns)
+    build = {name: value for name, value in changes.items() if name != "blind"}
+    ranker = new_network(given.items, () if bins is None else bins.sizes, build, seed)
+    reach = Reach(0, 0) if "blind" in changes else Reach(how.lifelong, how.short)
+    result = fit_network(
+        ranker,
+        training.with_right(how.learnt),
+        choosing_lists(validation.take(choosing), how.chosen_by),
+        reach=reach,
+        batch=how.batch,
+        config=TrainConfig(
+            loss="listwise",
+            epochs=how.epochs,
+            learning_rate=how.learning_rate,
+            weight_decay=how.weight_decay,
+            patience=how.patience,
+            auxiliary_weight=how.contrastive if "contrast" in changes else 0.0,
+            consider_start=True,
+            seed=seed,
+        ),
+    )
+    detail = {
+        "parameters": sum(part.numel() for part in ranker.parameters()),
+        "best_epoch": result.best_epoch,
+        "validation_mrr": result.best,
+        "epochs": [row["value"] for row in result.history],
+    }
+    return {name: Scored(answers(ranker, asked, reach, how.ordered), detail)}
+
+
+def choosing_lists(lists: Lists, count: int) -> Lists:
+    """Questions whose right answer the facts place among the first ``count``: the network has no say in others."""
+    rank = (lists.prior[:, 1:] > lists.prior[:, :1]).sum(1)
+    return lists.take(np.flatnonzero(rank < count)).with_right(count)
+
+
+def _bins(given: Given, how: Training, columns: list[int]) -> Bins | None:
+    return Bins.of(given.training_facts[..., columns], how.bins) if how.bins else None
+
+
+def _lists(given: Given, how: Training, columns: list[int]) -> tuple[Lists, Lists, Lists]:
+    """Training, validation and asked questions as the network reads them."""
+    bins = _bins(given, how, columns)
+    asked = (given.training, given.validation, given.asked)
+    known = (given.training_facts, given.validation_facts, given.asked_facts)
+    expected = _expected(given, how.without)
+    found = []
+    for questions, facts, prior in zip(asked, known, expected, strict=True):
+        codes = np.zeros((*prior.shape, 0), np.int64) if bins is None else bins.codes(facts[..., columns])
+        found.append(Lists(questions, prior, codes))
+    return found[0], found[1], found[2]
+
+
+CRP = {"contrast": {"negatives": 1024}}
+PYRAMID = {"k1": 16, "k2": 8}  # of 32 events: levels that narrow, as LCN-200-50 does of 500
+
+
+def _levels(*levels: str) -> dict[str, Any]:
+    return {"pyramid": {**PYRAMID, "levels": levels}}
+
+
+WHOLE = {"interest": "both", "pyramid": PYRAMID}
+ABLATIONS: dict[str, Mapping[str, Any]] = {
+    SUBJECT: {**WHOLE, **CRP},
+    "without CRP": WHOLE,
+    "without LAP": {**WHOLE, **_levels(), **CRP},
+    DACDR: {"interest": "dacdr"},
+    "without DA": {**WHOLE, **CRP, "domain_attention": False},
+    "without IA": {**WHOLE, **CRP, "item_attention": False},
+    "without DA and IA": {**WHOLE, **CRP, "domain_attention": False, "item_attention": False},
+    "without MSA": {**WHOLE, **_levels("csa", "fsa"), **CRP},
+    "without FSA": {**WHOLE, **_levels("csa", "msa"), **CRP},
+    "CRP without cross-domain pairs": {**WHOLE, "contrast": {"negatives": 1024, "cross_weight": 0.0}},
+    "no history": {"interest": "both", **_levels(), "domain_attention": False, "item_attention": False, "blind": True},
+}
+"""Networks of the table. ``no history`` is what the facts in bins give without anything of the user being read."""
+
+
+def entrants(how: Training | None = None, sizes: Sizes | None = None) -> list[Entrant]:
+    """Every row of the table."""
+    how = how or Training()
+    base = {"sizes": asdict(sizes or Sizes()), "folds": FOLDS, "factors": FACTORS}
+    without_moment = (*ranking_facts.MOMENT, *TITLES)
+    choices = {"plain facts without the moment": without_moment, FACTS: TITLES, "plain facts and titles": ()}
+    rows = [
+        Entrant(("popularity",), popularity, base),
+        Entrant(("co-occurrence",), co_occurrence, base),
+        Entrant(("implicit MF",), factors, base),
+    ]
+    rows += [
+        Entrant((name,), partial(weighed, name, without), {**base, "without": without})
+        for name, without in choices.items()
+    ]
+    rows += [
+        Entrant((name,), partial(network, name, changes, how), {**base, **asdict(how), "network": dict(changes)})
+        for name, changes in ABLATIONS.items()
+    ]
+    return rows
+
+
+def measure(
+    data: Path,
+    out: Path,
+    *,
+    settings: Sequence[str] = SETTINGS,
+    seeds: int = 5,
+    models: Sequence[str] = (),
+) -> Table:
+    """Fill the table under ``out`` and write its pages; returns it. What ``graft bench next-item`` calls."""
+    table = Table(out)
+    for setting in settings:
+        chosen = [one for one in entrants() if not models or set(one.names) & set(models)]
+        run(
+            table,
+            settings=[setting],
+            seeds=range(seeds),
+            entrants=chosen,
+            open_case=partial(open_case, Path(data), Path(out)),
+            task="ranking",
+            on_cell=_say,
+        )
+    write(table, Path(out))
+    return table
+
+
+def write(table: Table, out: Path) -> None:
+    """The page and a plot a domain."""
+    asked = [name for setting in table.settings() for name in SEGMENTS[setting]]
+    measures = [f"{name}/{metric}" for metric in ("mrr", "ndcg@10") for name in asked]
+    page = arena_report.markdown(table, subject=SUBJECT, plain=FACTS, measures=measures)
+    (out / "next-item.md").write_text(page)
+    for name in asked:
+        arena_report.plot(table, f"{name}/mrr", out / f"next-item-{name.lower()}.svg", subject=SUBJECT)
+
+
+def _say(cell: Cell) -> None:
+    said = " ".join(f"{name} {value:.4f}" for name, value in cell.metrics.items() if name.endswith("mrr"))
+    print(f"{cell.setting} seed {cell.seed} {cell.model}: {said} in {cell.seconds:.1f} s {cell.detail}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds food_kitchen/ and game_video/")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="SETTING")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="rows to train; all by default")
+    parser.add_argument("--json", type=Path, help="also write the cells as one JSON file")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    table = measure(given.data, given.out, settings=given.settings, seeds=given.seeds, models=given.models)
+    if given.json:
+        given.json.write_text(json.dumps(arena_report.as_dict(table), indent=1))
+    print((given.out / "next-item.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Questions into batches, and a ranker trained on their lists: all candidates of a question read one stored history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.ranking_facts import visible
+from benchmarks.ranking_questions import Questions
+from domains.histories import ACTIONS, action_code
+from models.batch import Batch, Events
+from models.contrast import ContrastConfig
+from models.pyramid import PyramidConfig
+from models.ranker import DomainConfig, Ranker, RankerConfig
+from models.training import TrainConfig, TrainResult, predict, train
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Questions with what is expected of each candidate before the network, and codes of its facts.
+
+    Shapes: prior (Q, C) float; codes (Q, C, N) int, from `Bins`, or of no field
+    """
+
+    questions: Questions
+    prior: np.ndarray
+    codes: np.ndarray
+
+    def take(self, index: np.ndarray) -> Lists:
+        return Lists(self.questions.take(index), self.prior[index], self.codes[index])
+
+    def first(self, count: int) -> tuple[Lists, np.ndarray]:
+        """Only the candidates that are expected to be best, and where they stood, (Q, count)."""
+        place = np.argsort(-self.prior, 1, kind="stable")[:, :count]
+        return self.of(place), place
+
+    def with_right(self, count: int) -> Lists:
+        """The right candidate, which stands first, and the best of the others: the lists that are learnt from."""
+        others = 1 + np.argsort(-self.prior[:, 1:], 1, kind="stable")[:, : count - 1]
+        return self.of(np.column_stack([np.zeros(len(others), np.int64), others]))
+
+    def of(self, place: np.ndarray) -> Lists:
+        """The candidates at these places, (Q, K), in that order."""
+        questions = replace(self.questions, candidates=np.take_along_axis(self.questions.candidates, place, 1))
+        codes = np.take_along_axis(self.codes, place[:, :, None], 1)
+        return Lists(questions, np.take_along_axis(self.prior, place, 1), codes)
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Inner edges of a fact's quantiles, (N, bins - 1); a network reads in which bin a fact lies, from 1 on."""
+
+    edges: np.ndarray
+
+    @classmethod
+    def of(cls, known: np.ndarray, bins: int) -> Bins:
+        """Bins that hold about as many of the right answers, which stand first, each: they lie where it matters."""
+        return cls(np.quantile(known[:, 0], np.linspace(0, 1, bins + 1)[1:-1], axis=0).T)
+
+    def codes(self, known: np.ndarray) -> np.ndarray:
+        """(Q, C, N) facts as codes."""
+        found = [np.searchsorted(edges, known[..., fact], side="right") for fact, edges in enumerate(self.edges)]
+        return 1 + np.stack(found, -1).astype(np.int64)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (self.edges.shape[1] + 2,) * len(self.edges)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How many events of a history a row may see: of both domains, and the latest of each."""
+
+    lifelong: int = 50
+    short: int = 20
+
+
+class ListBatches:
+    """A ``BatchSource`` of whole lists; the same epoch gives the same order."""
+
+    def __init__(self, lists: Lists, *, questions: int, reach: Reach, seed: int = 0, shuffle: bool = True) -> None:
+        self.lists, self.size, self.reach, self.seed, self.shuffle = lists, questions, reach, seed, shuffle
+
+    def __len__(self) -> int:
+        return -(-len(self.lists.questions) // self.size)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        count = len(self.lists.questions)
+        order = np.random.default_rng([self.seed, epoch]).permutation(count) if self.shuffle else np.arange(count)
+        for at in range(start * self.size, count, self.size):
+            yield batch_of(self.lists.take(order[at : at + self.size]), self.reach)
+
+
+def batch_of(lists: Lists, reach: Reach) -> Batch:
+    """Rows of a question stand together, its first candidate labelled right."""
+    questions = lists.questions
+    count, width = questions.candidates.shape
+    row, event = visible(questions)
+    own = questions.seen.domain[event] == questions.domain[row]
+    label = np.zeros((count, width), np.float32)
+    label[:, 0] = 1
+
+    def each(value: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.repeat(value, width))
+
+    def events(chosen: np.ndarray, length: int) -> Events:
+        return _events(questions, row[chosen], event[chosen], length, width)
+
+    return Batch(
+        domain=each(questions.domain),
+        user=each(questions.user + 1),
+        item=torch.from_numpy(questions.candidates.reshape(-1)),
+        item_features=torch.zeros((count * width, 0), dtype=torch.long),
+        user_features=torch.zeros((count * width, 0), dtype=torch.long),
+        context=torch.from_numpy(lists.codes.reshape(count * width, -1)),
+        time=each(questions.now_us),
+        label=torch.from_numpy(label.reshape(-1)),
+        weight=torch.ones(count * width),
+        prior=torch.from_numpy(lists.prior.reshape(-1)),
+        lifelong=events(np.ones(len(row), bool), reach.lifelong),
+        short_source=events(~own, reach.short),
+        short_target=events(own, reach.short),
+    )
+
+
+def _events(questions: Questions, row: np.ndarray, event: np.ndarray, length: int, width: int) -> Events:
+    """The latest ``length`` of these events of each question, stored once for all its candidates."""
+    count, seen = len(questions), questions.seen
+    held = np.bincount(row, minlength=count)
+    stops = np.cumsum(held)
+    left = stops[row] - 1 - np.arange(len(row))
+    latest = left < length
+    kept = np.minimum(held, length)
+    place = (kept[row] - 1 - left)[latest]
+    shape = (count, max(1, int(kept.max(initial=0))))
+
+    def laid(value: np.ndarray, kind: type) -> torch.Tensor:
+        table = np.zeros(shape, kind)
+        table[row[latest], place] = value
+        return torch.from_numpy(table)
+
+    return Events(
+        item=laid(seen.item[event[latest]], np.int64),
+        action=laid(np.full(int(latest.sum()), action_code("buy")), np.int64),
+        value=laid(np.ones(int(latest.sum())), np.float32),
+        time=laid(seen.time_us[event[latest]], np.int64),
+        row=torch.arange(count).repeat_interleave(width),
+        start=torch.zeros(count * width, dtype=torch.long),
+        stop=torch.from_numpy(kept).repeat_interleave(width),
+    )
+
+
+def new_network(items: int, fact_sizes: tuple[int, ...], changes: Mapping[str, Any], seed: int) -> Ranker:
+    """A ranker whose two domains share one item table, so that what a user has and what he is asked share vectors."""
+    torch.manual_seed(seed)
+    given = dict(changes)
+    if "pyramid" in given:
+        given["pyramid"] = PyramidConfig(**given["pyramid"])
+    if "contrast" in given:
+        given["contrast"] = ContrastConfig(**given["contrast"])
+    config = RankerConfig(
+        **{
+            "source_items": items,
+            "context_fields": fact_sizes,
+            "domain_fields": (3,),
+            "actions": len(ACTIONS),
+            "width": 32,
+            "encoder_hidden": 64,
+            "head": (64, 32),
+            **given,
+        }
+    )
+    ranker = Ranker(config)
+    for slot in (0, 1):
+        ranker.add_domain(DomainConfig(items=0, feature_codes=(slot + 1,)))
+    return ranker
+
+
+def fit_network(
+    ranker: Ranker, training: Lists, validation: Lists, *, reach: Reach, batch: int, config: TrainConfig
+) -> TrainResult:
+    """Train on lists; the epoch is chosen by MRR on held-out ones, the start being a candidate too."""
+    return train(
+        ranker,
+        ListBatches(training, questions=batch, reach=reach, seed=config.seed),
+        config=config,
+        validation=ListBatches(validation, questions=64, reach=reach, shuffle=False),
+    )
+
+
+def answers(ranker: Ranker, lists: Lists, reach: Reach, first: int) -> np.ndarray:
+    """Scores of all candidates, (Q, C): the network orders the ``first`` of each question, the others stay behind."""
+    read, place = lists.first(first)
+    data = ListBatches(read, questions=max(1, 4096 // place.shape[1]), reach=reach, shuffle=False)
+    score = predict(ranker, data.batches(0), raw=True)["score"].reshape(place.shape)
+    behind = lists.prior - lists.prior.max(1, keepdims=True) + score.min(1, keepdims=True) - 1
+    np.put_along_axis(behind, place, score, 1)
+    return behind
