@@ -3,10 +3,10 @@
     python -m benchmarks.source_reweighting --data DIR --out DIR [--settings amazon-harmed ...] [--seeds 5]
 
 A quarter of the feeds that fill the sources tell the opposite of what users did and a quarter tell nothing
-(`benchmarks/injected_harm.py`); which, each seed draws anew. ``...-clean`` settings have none, ``...-liar`` has one source
-that lies altogether, ``...-many-passes`` a tiny target passed over until it is known by heart. All models have the
-same network and the same target batches, beside each a batch of a source; the best pass over the target is chosen by
-its validation rows. Only the end of the target, in time, is tested.
+(`benchmarks/injected_harm.py`); which, each seed draws anew. ``...-clean`` settings have none, in ``...-liar`` a whole
+source tells the opposite, in ``...-many-passes`` a tiny target is passed over until it is known by heart. All models
+have the same network and the same target batches, beside each a batch of a source; the best pass over the target is
+chosen by its validation rows. Only the end of the target, in time, is tested.
 
 Stopped, it goes on where it was. Under ``--out``: ``cells.jsonl``, ``source-reweighting.md`` and ``.svg`` files.
 """
@@ -295,13 +295,12 @@ def entrants(setting: str = "simulator-harmed") -> list[Entrant]:
         rows[UNGUARDED] = {"config": replace(BORROWING, guarded=False)}
         rows[POINT] = {"config": replace(BORROWING, influence="point")}
         rows[POINT_UNGUARDED] = {"config": replace(BORROWING, influence="point", guarded=False)}
-    elif not setting.endswith("liar"):
+    elif setting.endswith("harmed"):
         rows[GRADIENT] = {"config": replace(BORROWING, mode="reinforce", sync_every=8)}
         rows[BANDIT] = {"config": replace(BORROWING, mode="bucket", sync_every=8)}
         rows[POINT] = {"config": replace(BORROWING, influence="point")}
         rows[ENHANCED] = {"config": BORROWING, "enhanced": True}
-        if not setting.endswith("clean"):
-            rows[ORACLE] = {"keep": (GOOD,)}
+        rows[ORACLE] = {"keep": (GOOD,)}
     simple = {"train mean": TrainMean, "item mean": ItemMean, "item + user bias": ItemUserBias}
     found = [Entrant((name,), partial(plain, name, make), {"defaults": repr(make())}) for name, make in simple.items()]
     shown = {"recipe": RECIPE.model_dump(mode="json"), "target": [TARGET_BATCH, TARGET_ROWS, TINY_ROWS, MANY]}

@@ -29,7 +29,7 @@ from models.training import BatchSource, TrainConfig, autocast, evaluating, obje
 
 HELD_OUT_OF = 5
 """One user in so many is kept from the scout, to see whether what it learns is true of others."""
-_SURE_OF_TARGET = 2.0  # t value of the fresh target rows' own agreement from which sources are judged by it
+_SURE_OF_TARGET = 3.0  # t value of the fresh target rows' own agreement from which sources are judged by it
 _FADING = 0.98
 _SOURCE_PRECISION, _CODE_PRECISION = 1.0, 11.0  # of worth, before evidence: within about 1, and 0.3 beside the source
 _GROWTH = 1.1  # the ledger is solved anew when it has grown by a tenth

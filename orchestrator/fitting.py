@@ -19,6 +19,7 @@ from models.embeddings import ItemTable, RowTable
 from models.evidence import LEVELS
 from models.pyramid import PyramidConfig
 from models.ranker import DomainConfig, Ranker, RankerConfig
+from models.transfer import CollaborativeTransfer
 from orchestrator.encoding import Layout
 from orchestrator.evidence_fit import fit_evidence, fit_own_evidence
 from orchestrator.item_means import ItemMeans, item_means, without_itself
@@ -48,6 +49,11 @@ def fit(
     layout, assembler = learnt.layout, workspace.assembler(learnt.layout, slots)
     ranker = new_ranker(workspace, layout, recipe, mean_label=learnt.mean_label)
     prepare(ranker, learnt, assembler, seed=recipe.seed)
+    if isinstance(sample_weigher, CollaborativeTransfer):
+        asked = [(rows, slot) for rows, slot in learnt.train if slot in sample_weigher.config.targets and len(rows)]
+        sample_weigher.scout_from(
+            EpochOfDomains(assembler, asked, batch_size=recipe.fine_tune_batch_size, seed=recipe.seed)
+        )
     learn(
         ranker,
         learnt,

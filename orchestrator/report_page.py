@@ -242,11 +242,18 @@ def _borrowing(report: Mapping[str, Any]) -> str:
         f"<td>{_number(found['weight'], 2)}</td><td>{escape(found['reason'])}</td></tr>"
         for source, found in told["verdicts"].items()
     )
+    harmful = "".join(
+        f"<li>{escape(part['source'])}, {escape(part['part'])}: worth {_number(part['worth'], 2)} over "
+        f"{_count(part['rows'])} rows</li>"
+        for part in told.get("harmful_parts", [])
+    )
+    if harmful:
+        harmful = f"<p>Parts of sources that tell the opposite of what users do here:</p><ul>{harmful}</ul>"
     return (
         "<h2>What the shared model borrowed from each source</h2>"
         '<p class="quiet">Weights of source rows in shared training, learned by what they give the targets. Lines: the '
         "middle of each source's weights over the steps; bands: from their tenth to their ninetieth percentile.</p>"
-        f"<table><tr><th></th><th>verdict</th><th>weight</th><th></th></tr>{body}</table>{_weights(told['weights'])}"
+        f"<table><tr><th></th><th>verdict</th><th>weight</th><th></th></tr>{body}</table>{harmful}{_weights(told['weights'])}"
     )
 
 

@@ -14,7 +14,7 @@ from domains.histories import Histories
 from models import adapters, checkpoint, training
 from models.distributed import Alone
 from models.ranker import Ranker
-from models.transfer import CollaborativeTransfer, TransferConfig, TransferReport
+from models.transfer import CollaborativeTransfer, Part, TransferConfig, TransferReport
 from orchestrator import evaluation, serving_data
 from orchestrator.encoding import Layout
 from orchestrator.fitting import EVALUATED_ROWS, fit, sample, score_rows
@@ -23,9 +23,6 @@ from orchestrator.recipe import Recipe
 from orchestrator.runs import RunContext, Step
 from orchestrator.versions import flip, has_data, offer_zero_shot, publish_version
 from orchestrator.workspace import Workspace
-
-WARM_UP_STEPS = 100
-"""Steps in which all source rows count alike, before their weights are learned."""
 
 
 def gather_histories(context: RunContext) -> None:
@@ -84,7 +81,7 @@ def train_here(
     if not peers.leads:
         return
     if transfer is not None:
-        context.write("borrowing", _told(transfer.report(), slots))
+        context.write("borrowing", _told(transfer.report(), layout))
     building = context.folder / "trained.building"
     shutil.rmtree(building, ignore_errors=True)
     backbone_id = checkpoint.save_backbone(ranker, building / "backbone")
@@ -208,11 +205,23 @@ def _transfer(recipe: Recipe, workspace: Workspace, slots: Sequence[str]) -> Col
     targets = tuple(slot for slot, name in enumerate(slots) if workspace.domain(name).role == "target")
     if recipe.borrowing == "uniform" or not targets:
         return None
-    return CollaborativeTransfer(TransferConfig(targets=targets, warm_up_steps=WARM_UP_STEPS))
+    return CollaborativeTransfer(TransferConfig(targets=targets))
 
 
-def _told(report: TransferReport, slots: Sequence[str]) -> dict[str, Any]:
-    """A transfer report as JSON, with domains by name."""
+def _told(report: TransferReport, layout: Layout) -> dict[str, Any]:
+    """A transfer report as JSON, with domains by name and the parts of sources that harm in words."""
+    slots = layout.slots
+    fields = {"item": layout.item_fields, "user": layout.user_fields, "context": layout.context_fields}
+
+    def words(part: Part) -> str:
+        field = fields[part.group][part.field]
+        if not part.code:
+            return f"{field.name} not given"
+        if field.kind == "category":
+            return f"{field.name} {field.values[part.code - 1]}"
+        low, high = ((None, *field.edges)[part.code - 1], (*field.edges, None)[part.code - 1])
+        return f"{field.name} {'below' if low is None else f'{low:g} to'} {'or more' if high is None else f'{high:g}'}"
+
     return {
         "verdicts": {
             slots[slot]: {name: value for name, value in asdict(verdict).items() if name != "source"}
@@ -220,6 +229,18 @@ def _told(report: TransferReport, slots: Sequence[str]) -> dict[str, Any]:
         },
         "weights": [{**row, "source": slots[row["source"]]} for row in report.weights],
         "windows": report.windows,
+        "target_certainty": report.target,
+        "harmful_parts": [
+            {
+                "source": slots[part.source],
+                "part": words(part),
+                "rows": part.rows,
+                "worth": part.worth,
+                "certainty": part.certainty,
+            }
+            for part in report.parts
+            if part.harms
+        ],
     }
 
 

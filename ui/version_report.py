@@ -236,6 +236,15 @@ def borrowing(told: dict[str, Any] | None) -> None:
         ],
         hide_index=True,
     )
+    if told.get("harmful_parts"):
+        st.markdown("**Parts of sources that tell the opposite of what users do here**")
+        st.dataframe(
+            [
+                {"Source": part["source"], "Part": part["part"], "Worth": f"{part['worth']:.2f}", "Rows": part["rows"]}
+                for part in told["harmful_parts"]
+            ],
+            hide_index=True,
+        )
     if told["weights"]:
         st.altair_chart(charts.weights(told["weights"]), width="stretch")
 

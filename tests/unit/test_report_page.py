@@ -192,12 +192,14 @@ def test_what_was_borrowed_of_each_source_is_drawn_over_time():
         "video": {"weight": 0.9, "borrow": True, "reason": "its samples help the target"},
         "lies": {"weight": 0.1, "borrow": False, "reason": "its samples push the target the wrong way"},
     }
-    told = {"verdicts": verdicts, "weights": weights, "windows": []}
+    harmful = [{"source": "video", "part": "feed partner <7>", "rows": 900, "worth": -0.4, "certainty": -6.0}]
+    told = {"verdicts": verdicts, "weights": weights, "windows": [], "harmful_parts": harmful}
     page = Page(report_page.render(a_version(a_report(borrowing=told))))
     assert page.tags.count("svg") == 4
     assert page.tags.count("polygon") == 2
     assert "do not borrow" in page.text
     assert "step 200" in page.text
+    assert "video, feed partner <7>: worth -0.40 over 900 rows" in page.text
 
 
 def test_words_of_others_are_text_and_never_markup():
