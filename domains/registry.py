@@ -306,16 +306,23 @@ class Registry:
             return held
 
     def judge_again(
-        self, id: str, *, metrics: dict[str, Any], report: dict[str, Any], certificate: dict[str, Any], by: str
+        self,
+        id: str,
+        *,
+        metrics: dict[str, Any],
+        report: dict[str, Any],
+        certificate: dict[str, Any],
+        config: dict[str, Any],
+        by: str,
     ) -> Version:
-        """Put a newer report in place of a version's own: the same weights came out of a launch again.
+        """Put a newer report and its choices in place of a version's own: the same weights came out of a launch again.
 
         Raises:
             UnknownVersion: no such version.
         """
         with self._database.write() as connection:
             held = version_of(connection, id)
-            judged = {"metrics": metrics, "report": report, "certificate": certificate}
+            judged = {"metrics": metrics, "report": report, "certificate": certificate, "config": config}
             connection.execute(update(versions).where(versions.c.id == id).values(judged))
             before = (held.report.get("decision") or {}).get("verdict")
             after = (report.get("decision") or {}).get("verdict")

@@ -28,6 +28,7 @@ from orchestrator.runs import RunContext, Step
 from orchestrator.versions import attach_live, offer_zero_shot, publish_version, zero_shot_slot
 from orchestrator.workspace import Workspace
 
+RETRAIN = "retrain"
 WITNESS_ROWS = 256
 """Rows of each other domain whose predictions must stay bit-equal through a launch."""
 
@@ -54,8 +55,11 @@ def open_launch(context: RunContext) -> None:
             "train a shared model on domains of the same task",
             domain=domain.name,
         )
-    recipe = Recipe.of_launch(domain.spec.task, context.params, backbone.config)
-    if registry.live(domain.name) is None:
+    standing = registry.live(domain.name)
+    # A schedule asks for nothing: what somebody once chose for the version that is live holds for its successors.
+    before = registry.version(standing.version_id).config if standing and context.kind == RETRAIN else None
+    recipe = Recipe.of_launch(domain.spec.task, context.params, backbone.config, before=before)
+    if standing is None:
         offer_zero_shot(context, domain, ranker=ranker, layout=layout, backbone_id=backbone.id)
     workspace = Workspace(context.settings, tuple(registry.domains()))
     rows = workspace.examples(layout, domain.name)
@@ -86,6 +90,7 @@ def open_launch(context: RunContext) -> None:
             "backbone": backbone.id,
             "data": workspace.data(domain.name).version,
             "live": standing.version_id if standing else None,
+            "recipe": recipe.model_dump(mode="json"),
             "demands": demands(context.settings, recipe, domain).as_dict(),
         },
     )
@@ -202,6 +207,12 @@ def offer(context: RunContext) -> None:
     launch = OpenedLaunch.of(context)
     name = launch.name
     report, certificate = context.result_of("report"), context.result_of("certificate")
+    judged: dict[str, Any] = {
+        "metrics": report["rows"]["adapter"],
+        "report": report,
+        "certificate": certificate,
+        "config": launch.recipe.model_dump(mode="json"),
+    }
     version = publish_version(
         context,
         context.folder / "adapter",
@@ -210,15 +221,10 @@ def offer(context: RunContext) -> None:
         domain=name,
         backbone_id=launch.backbone.id,
         rung="adapter",
-        metrics=report["rows"]["adapter"],
-        report=report,
-        certificate=certificate,
-        config=launch.recipe.model_dump(mode="json"),
+        **judged,
     )
     if version.report != report:
-        version = context.registry.judge_again(
-            version.id, metrics=report["rows"]["adapter"], report=report, certificate=certificate, by=context.by
-        )
+        version = context.registry.judge_again(version.id, **judged, by=context.by)
     live = context.registry.live(name)
     already_live = live is not None and live.version_id == version.id
     state = State.LIVE if already_live else State.CHALLENGER if report["decision"]["promote"] else State.DATA_READY

@@ -87,11 +87,8 @@ class OpenedLaunch:
         opened, registry = context.result_of("opened"), context.registry
         workspace = Workspace(context.settings, tuple(registry.domains()))
         domain = workspace.domain(name_of(context))
-        backbone = registry.version(opened["backbone"])
-        recipe = Recipe.of_launch(domain.spec.task, context.params, backbone.config)
-        said = opened.get("demands")
-        asked = demands(context.settings, recipe, domain) if said is None else Demands(**said)
-        return cls(context, domain, recipe, workspace, backbone, asked)
+        recipe, asked = Recipe.model_validate(opened["recipe"]), Demands(**opened["demands"])
+        return cls(context, domain, recipe, workspace, registry.version(opened["backbone"]), asked)
 
     @property
     def name(self) -> str:

@@ -5,14 +5,24 @@ import pytest
 from typer.testing import CliRunner
 
 from domains.errors import NotEnoughData, UnknownVersion
+from domains.histories import HistoryStore
 from domains.registry import Registry
 from domains.simulator import SimulatorConfig, simulate
 from domains.spec import DomainSpec
-from orchestrator import evaluation, launching, terminal, use_cases
+from orchestrator import comparison, evaluation, launching, promotion, terminal, use_cases
 from orchestrator.cli import app
+from orchestrator.opened_launch import OpenedLaunch
+from orchestrator.runs import RunContext
 from orchestrator.settings import Settings
 
 QUICK = {"epochs": 1, "fine_tune_epochs": 1, "width": 4, "lifelong": 10, "batch_size": 512, "fine_tune_batch_size": 512}
+SPEC_OF_NOBODY = {
+    "name": "nobody",
+    "role": "target",
+    "task": "ctr",
+    "owner": "nobody",
+    "interactions": {"user": "u", "item": "i", "label": "y"},
+}
 SMALLEST = {"folds": 2, "target_rows": 1_500, "source_rows": 600, "width": 4, "lifelong": 10, "epochs": 1}
 
 
@@ -119,3 +129,102 @@ def test_the_steps_of_a_launch_name_the_repeats():
 def test_popularity_of_rows_with_one_label_is_that_label():
     """A small share of a domain may hold no click at all."""
     assert evaluation.popularity(np.array([1, 2]), np.zeros(2), np.array([1, 5])).tolist() == [0.0, 0.0]
+
+
+@pytest.fixture
+def scanned(market, launched):
+    """The leak scan of the launch, with something changed before it looks; answers what it found."""
+    settings, registry = market
+    run = next(run for run in registry.runs("live") if run.kind == "launch-domain")
+    context = RunContext(run.id, run.kind, "live", run.params, "test", registry, settings)
+
+    def scan(change=lambda rows, split: None, new_items=()):
+        launch = OpenedLaunch.of(context)
+        _, layout, _ = launch.shared_model()
+        rows, split = launch.rows(layout), dict(launch.split)
+        change(rows, split)
+        launch.__dict__["split"] = split
+        return comparison.leak_scan(launch, layout, rows, new_items=np.asarray(new_items, np.int64))[0]
+
+    return scan
+
+
+def learn_from_the_test(rows, split):
+    """Two judged rows among the training rows."""
+    split["train"] = np.r_[split["train"], split["test"][:2]]
+
+
+def learn_from_a_cold_user(rows, split):
+    """An earlier row of somebody who is said to be cold."""
+    earlier = np.flatnonzero(np.isin(rows.user, split["cold_users"]) & (rows.time_us < split["cut_us"][0]))
+    split["train"] = np.r_[split["train"], earlier[:1]]
+
+
+def learn_from_after_the_cut(rows, split):
+    """A row of a known user from the time that is judged."""
+    split["train"] = np.r_[split["train"], split["warm"][:1]]
+
+
+def give_the_label_away(rows, split):
+    """A context feature that is the label in other words."""
+    rows.context[:, 0] = 1 + (rows.label > 0)
+
+
+def come_from_the_future(rows, split):
+    """An event of the day after tomorrow."""
+    rows.time_us[split["test"][-1]] = 4_000_000_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("leak", "told"),
+    [
+        (learn_from_the_test, "2 rows are in both train and test"),
+        (learn_from_a_cold_user, "1 cold users have rows in train"),
+        (learn_from_after_the_cut, "1 rows of train are at or after the cut"),
+        (give_the_label_away, "feature 'context device' knows the label"),
+        (come_from_the_future, "1 rows lie in the future"),
+    ],
+)
+def test_every_leak_is_found_where_a_launch_looks_for_it(scanned, launched, leak, told):
+    """Each check is broken on purpose, found by name, and holds the version back whatever it gains."""
+    assert scanned() == []
+    found = scanned(leak)
+    assert any(told in sentence for sentence in found), found
+    report = {**launched.report, "leaks": found}
+    decision = promotion.decide(report, DomainSpec.from_mapping(SPEC_OF_NOBODY).gate)
+    assert decision.verdict != "ship"
+    assert any(told in reason for reason in decision.reasons)
+
+
+def test_an_item_called_new_that_training_met_is_found(scanned, market, launched):
+    """The segment of new items must hold only such as nobody learnt from."""
+    settings, registry = market
+    run = next(run for run in registry.runs("live") if run.kind == "launch-domain")
+    launch = OpenedLaunch.of(RunContext(run.id, run.kind, "live", run.params, "test", registry, settings))
+    rows = launch.rows(launch.shared_model()[1])
+    found = scanned(new_items=rows.item[launch.split["train"]][:1])
+    assert "1 items that are called new have rows in train" in found
+
+
+def test_a_history_that_holds_its_rows_own_moment_is_found(scanned, monkeypatch):
+    """One event further than strictly before, in the windows of every row."""
+    honest = HistoryStore.window
+
+    def one_too_far(store, users, before_us, length):
+        start, stop = honest(store, users, before_us + 1, length)
+        return start, stop
+
+    monkeypatch.setattr(HistoryStore, "window", one_too_far)
+    assert any("history 'this domain'" in sentence for sentence in scanned())
+
+
+def test_a_retrain_keeps_what_was_chosen_for_the_version_that_is_live(market, launched):
+    """A schedule asks for nothing; the version before is a row of the report, and cannot be undercut for certain."""
+    settings, registry = market
+    live = registry.live("live").version_id
+    registry.promote("live", launched.id, expect=live, who="test", why="past the gate, for the test")
+    again = use_cases.launch("live", registry=registry, settings=settings, by="schedule", kind="retrain", seed=3)
+    assert {name: again.config[name] for name in QUICK} == QUICK
+    assert again.config["seed"] == 3
+    assert "live" in again.report["rows"]
+    assert again.report["rows"]["live"] == launched.report["rows"]["adapter"]

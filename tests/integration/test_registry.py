@@ -661,6 +661,20 @@ def click(item: str = "i1", request: str = "q1", action: str = "click", **other:
     return {"request_id": request, "item_id": item, "action": action, **other}
 
 
+class TestJudgingAgain:
+    def test_a_newer_report_takes_the_place_of_the_old_one(self, registry: Registry) -> None:
+        """The weights are the same, so it is the same version; the audit says that the verdict changed."""
+        ready(registry, "a")
+        judged = {"metrics": {"auc": 1}, "report": {"decision": {"verdict": "hold"}}, "certificate": {"ok": True}}
+        again = registry.judge_again("a", **judged, config={"seed": 1}, by="ann")
+        assert (again.report, again.config, again.id) == (judged["report"], {"seed": 1}, "a")
+        assert registry.version("a") == again
+        (entry,) = [entry for entry in registry.audit() if entry["what"] == "judge_again"]
+        assert (entry["who"], entry["details"]["after"]) == ("ann", "hold")
+        with pytest.raises(UnknownVersion):
+            registry.judge_again("nobody", **judged, config={}, by="ann")
+
+
 class TestPredictionLog:
     def test_feedback_joins_its_prediction(self, registry: Registry) -> None:
         registry.log_predictions([prediction(position=3, model_version="a", served_by="adapter", shadow=True)])
