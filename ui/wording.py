@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
@@ -194,6 +194,13 @@ def event(seen: Mapping[str, Any], spec: DomainSpec | None) -> str:
     if spec.task == "rating" or spec.interactions.positive_above is not None:
         return f"rated it {value:g}"
     return "clicked" if value > 0 else "passed"
+
+
+def policy(rivals: Sequence[str], seeds: int) -> str:
+    """What every launch of this installation is compared with, as one sentence."""
+    named = ", ".join(words(ROWS, rival).lower() for rival in rivals)
+    compared = f"Every launch here is compared with {named}" if named else "No rival is required of launches here"
+    return f"{compared}, under {plural(seeds, 'seed')}; a launch cannot leave any of it out."
 
 
 def gate(spec: DomainSpec) -> str:

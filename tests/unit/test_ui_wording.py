@@ -78,3 +78,10 @@ def test_timeless_events_have_no_date():
     """Data without a time column stands at 0 or 1; 1970 would be a lie."""
     assert wording.moment(1) == "–"
     assert wording.moment(1_740_830_400_000_000) == "1 Mar 2025, 12:00"
+
+
+def test_the_policy_of_an_installation_is_one_sentence():
+    """Rivals by their names, and how often."""
+    told = wording.policy(("popularity", "full_fine_tune"), 3)
+    assert told.startswith("Every launch here is compared with popularity, full fine-tune, under 3 seeds;")
+    assert wording.policy((), 1).startswith("No rival is required of launches here, under 1 seed;")

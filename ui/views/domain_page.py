@@ -153,6 +153,7 @@ def _launch(domain: Domain) -> None:
             "likely hold the version back."
         )
     st.caption(wording.gate(domain.spec))
+    st.caption(wording.policy(session.settings().required_rivals, session.settings().required_seeds))
     components.start_button("launch-domain", domain=domain.name, params={"task": domain.spec.task}, label="Launch")
 
 
