@@ -117,7 +117,7 @@ class Ranker(nn.Module):
         self.short_source = TargetAttention(width) if config.climbs else None
         self.head = _head(self._head_inputs() * width + config.facts, config.head)
         self.evidence = nn.Parameter(torch.zeros(config.facts))
-        if config.wide:
+        if config.wide and config.task == "rating":
             # What the facts say is solved for, not searched for: the network starts from nothing beside it.
             nn.init.zeros_(self.head[-1].weight)  # type: ignore[arg-type]
         self.domains = nn.ModuleList()
@@ -132,7 +132,7 @@ class Ranker(nn.Module):
         else:
             vectors += config.domain_tokens  # the encoder is not there to read E_d
         if config.climbs:
-            vectors += len(config.pyramid.levels) + 2
+            vectors += (len(config.pyramid.levels) + 2) * (2 if config.product else 1)
         return vectors
 
     def add_domain(self, config: DomainConfig, item_codes: Tensor | None = None, *, like: int | None = None) -> int:
@@ -258,18 +258,22 @@ class Ranker(nn.Module):
         inputs = [candidate]
         if kept is None:
             inputs += [profile.flatten(2), self.context_fields.tokens(cells.context).view(*shape, -1)]
+        views = []
         if self.pyramid is not None:
             view, selection = self.pyramid.read(history, candidate)
-            inputs.append(view)
+            views += view.split(self.config.width, -1)
             if self.config.interest == "domain_over_pyramid":
                 history = history.only(selection.mask(history.items.shape[1]))
         if self.config.climbs:
-            inputs += self._short_views(cells, candidate, items)
+            views += self._short_views(cells, candidate, items)
+        inputs += views
+        if self.config.product:
+            inputs += [view * candidate for view in views]
         if self.attention is not None and self.encoder is not None:
             domain_weights = stack.domain_weights and stack.domain_weights.of(domain)
             item_weights = stack.item_weights and stack.item_weights.of(domain)
-            views = self.attention(history, tokens, candidate[:, :, None], profile, domain_weights, item_weights)
-            transferred = self.encoder(*views, tokens, layout.per_chunk)
+            steps = self.attention(history, tokens, candidate[:, :, None], profile, domain_weights, item_weights)
+            transferred = self.encoder(*steps, tokens, layout.per_chunk)
             inputs += [transferred, transferred * candidate] if self.config.product else [transferred]
         else:
             inputs.append(tokens.flatten(1)[:, None].expand(-1, layout.per_chunk, -1))

@@ -111,13 +111,17 @@ def textbook(ranker: Ranker, batch: Batch, row: int) -> Tensor:
     own_items = ranker.stored_item_vectors(slot, target.item[target.row[row], visible])
     assert ranker.short_target is not None
     assert ranker.short_source is not None
+    views = [
+        *levels,
+        short(ranker.short_target, target, own_items),
+        short(ranker.short_source, batch.short_source, source(batch.short_source)),
+    ]
     parts = [
         candidate,
         profile.flatten(),
         ranker.context_fields.tokens(batch.context[row]).flatten(),
-        *levels,
-        short(ranker.short_target, target, own_items),
-        short(ranker.short_source, batch.short_source, source(batch.short_source)),
+        *views,
+        *(view * candidate for view in views),
         transferred,
         transferred * candidate,
     ]
