@@ -118,7 +118,8 @@ class Ranker(nn.Module):
         self.head = _head(self._head_inputs() * width + config.facts, config.head)
         self.evidence = nn.Parameter(torch.zeros(config.facts))
         if config.wide and config.task == "rating":
-            # What the facts say is solved for, not searched for: the network starts from nothing beside it.
+            # What the facts say is solved for, not searched for: the network starts from nothing beside it. Clicks have
+            # rows enough to move a network that starts at random, and it learns sooner.
             nn.init.zeros_(self.head[-1].weight)  # type: ignore[arg-type]
         self.domains = nn.ModuleList()
         self.tuned_slot: int | None = None
@@ -238,12 +239,11 @@ class Ranker(nn.Module):
         cells, layout = arrange(batch)
         shape = (layout.chunks, layout.per_chunk)
         slot_of_chunk = cells.domain[:: layout.per_chunk]
-        present = torch.unique(slot_of_chunk).tolist()
+        slots, place = torch.unique(slot_of_chunk, return_inverse=True)
+        present = slots.tolist()
         if stack is None:
             stack = self.stack(present)
-            known = torch.full((max(present, default=0) + 1,), 0, device=slot_of_chunk.device)
-            known[present] = torch.arange(len(present), device=slot_of_chunk.device)
-            domain = known[slot_of_chunk] if len(present) > 1 else None
+            domain = place if len(present) > 1 else None
         else:
             domain = slot_of_chunk
         items = self._read_items(cells, slot_of_chunk, present)
@@ -376,6 +376,23 @@ class Ranker(nn.Module):
     def probability(self, batch: Batch, stack: DomainStack | None = None) -> Tensor:
         """Calibrated answers, (B,): click probabilities, or ratings."""
         return self.calibrated(self(batch, stack), batch.domain)
+
+    @torch.no_grad()
+    def consistency(self, batch: Batch, top: int = 50) -> tuple[Tensor, Tensor]:
+        """Share of FSA's own ``top`` events that the pyramid finds, (B,), and for whom it says something; see Pyramid.
+
+        Raises:
+            ValueError: there is no pyramid, or it has no FSA.
+        """
+        if self.pyramid is None:
+            raise ValueError("consistency is a pyramid's, which this ranker lacks")
+        cells, layout = arrange(batch)
+        shape = (layout.chunks, layout.per_chunk)
+        slot_of_chunk = cells.domain[:: layout.per_chunk]
+        items = self._read_items(cells, slot_of_chunk, torch.unique(slot_of_chunk).tolist())
+        history = self._history(cells, shape, items)
+        share, counts = self.pyramid.consistency(history, items.candidate.view(*shape, -1), top)
+        return layout.back(share.flatten()), layout.back(counts.flatten())
 
     def calibrated(self, score: Tensor, domain: Tensor) -> Tensor:
         """Scores of `forward` through the calibrator of each row's domain, and the sigmoid for clicks."""
