@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Sizes:
     What chooses has fewer candidates, so that it can have more questions.
     """
 
-    test: int = 2000
+    test: int = 1000
     validation: int = 2000
     training: int = 8000
     test_negatives: int = 999
@@ -72,6 +72,7 @@ class Given:
     asked_facts: np.ndarray
     names: tuple[str, ...]
     seed: int
+    expected: dict[tuple[str, ...], tuple[np.ndarray, ...]] = field(default_factory=dict)
 
 
 def open_market(data: Path, setting: str, seed: int) -> Market:
@@ -191,17 +192,21 @@ def _halves(given: Given) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(first), np.flatnonzero(~first)
 
 
-def _expected(given: Given, without: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the facts say of training, validation and asked candidates."""
-    columns, (fitted, _) = _columns(given, without), _halves(given)
-    weights = weigh(given.validation_facts[fitted][..., columns], given.validation.domain[fitted])
-    parts = (
-        (given.training_facts, given.training),
-        (given.validation_facts, given.validation),
-        (given.asked_facts, given.asked),
-    )
-    a, b, c = (weights.score(known[..., columns], questions.domain) for known, questions in parts)
-    return a, b, c
+def _expected(given: Given, without: Sequence[str]) -> tuple[np.ndarray, ...]:
+    """What the facts say of training, validation and asked candidates; solved for once a case."""
+    without = tuple(without)
+    if without not in given.expected:
+        columns, (fitted, _) = _columns(given, without), _halves(given)
+        weights = weigh(given.validation_facts[fitted][..., columns], given.validation.domain[fitted])
+        given.expected[without] = tuple(
+            weights.score(known[..., columns], questions.domain)
+            for known, questions in (
+                (given.training_facts, given.training),
+                (given.validation_facts, given.validation),
+                (given.asked_facts, given.asked),
+            )
+        )
+    return given.expected[without]
 
 
 # Rows with a network
@@ -212,23 +217,23 @@ class Training:
     """How the network rows are trained; the same for all of them.
 
     Facts choose what the network reads: the first ``ordered`` candidates of a test question, as in a service that ranks
-    what was retrieved. It learns from lists of ``learnt`` that the facts find hard, and ``chosen_by`` are in each list
-    that chooses the epoch, where the right one is among them.
+    what was retrieved. It learns from the first ``learnt`` of the drawn ones, and the first ``chosen_by`` of validation
+    choose the epoch, where the right one is among them.
     """
 
-    epochs: int = 2
-    learning_rate: float = 2e-3
+    epochs: int = 1
+    learning_rate: float = 3e-3
     weight_decay: float = 0.0
-    batch: int = 64
+    batch: int = 128
     patience: int = 1
     bins: int = 8
     contrastive: float = 0.1
     without: tuple[str, ...] = TITLES
     lifelong: int = 32
     short: int = 8
-    learnt: int = 10
+    learnt: int = 12
     chosen_by: int = 40
-    ordered: int = 100
+    ordered: int = 60
 
 
 def network(name: str, changes: Mapping[str, Any], how: Training, case: Case, seed: int) -> dict[str, Scored]:
@@ -242,8 +247,8 @@ def network(name: str, changes: Mapping[str, Any], how: Training, case: Case, se
     reach = Reach(0, 0) if "blind" in changes else Reach(how.lifelong, how.short)
     result = fit_network(
         ranker,
-        training.with_right(how.learnt),
-        choosing_lists(validation.take(choosing), how.chosen_by),
+        training.contested(how.learnt),
+        validation.take(choosing).contested(how.chosen_by),
         reach=reach,
         batch=how.batch,
         config=TrainConfig(
@@ -264,12 +269,6 @@ def network(name: str, changes: Mapping[str, Any], how: Training, case: Case, se
         "epochs": [row["value"] for row in result.history],
     }
     return {name: Scored(answers(ranker, asked, reach, how.ordered), detail)}
-
-
-def choosing_lists(lists: Lists, count: int) -> Lists:
-    """Questions whose right answer the facts place among the first ``count``: the network has no say in others."""
-    rank = (lists.prior[:, 1:] > lists.prior[:, :1]).sum(1)
-    return lists.take(np.flatnonzero(rank < count)).with_right(count)
 
 
 def _bins(given: Given, how: Training, columns: list[int]) -> Bins | None:
@@ -309,9 +308,15 @@ ABLATIONS: dict[str, Mapping[str, Any]] = {
     "without MSA": {**WHOLE, **_levels("csa", "fsa"), **CRP},
     "without FSA": {**WHOLE, **_levels("csa", "msa"), **CRP},
     "CRP without cross-domain pairs": {**WHOLE, "contrast": {"negatives": 1024, "cross_weight": 0.0}},
-    "no history": {"interest": "both", **_levels(), "domain_attention": False, "item_attention": False, "blind": True},
+    "network on facts alone": {
+        "interest": "both",
+        **_levels(),
+        "domain_attention": False,
+        "item_attention": False,
+        "blind": True,
+    },
 }
-"""Networks of the table. ``no history`` is what the facts in bins give without anything of the user being read."""
+"""Networks of the table. ``network on facts alone`` reads the facts in bins, the candidate and no history."""
 
 
 def entrants(how: Training | None = None, sizes: Sizes | None = None) -> list[Entrant]:

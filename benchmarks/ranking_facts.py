@@ -32,6 +32,7 @@ _FADES_BY = 0.6  # weight of an event beside the one after it
 _FADES_IN_DAYS = 10.0
 _NEIGHBOURS, _NEIGHBOUR_DAYS = 5, 30.0
 _AT_ONCE = 256
+_BENDS = (0.3, 0.6, 0.85)
 _LATEST = 20
 
 
@@ -196,37 +197,54 @@ def others_facts(
 
 @dataclass(frozen=True)
 class Weights:
-    """One score of many facts: standardised, weighed, for each domain its own. centre, scale (N,), weight (2, N)."""
+    """One score of many facts, each told by a bent line of its own, for each domain apart.
 
-    centre: np.ndarray
+    Shapes: scale (N,), knots (K, N), centre ((K + 1) N,), weight (2, (K + 1) N)
+    """
+
     scale: np.ndarray
+    knots: np.ndarray
+    centre: np.ndarray
     weight: np.ndarray
 
     def score(self, known: np.ndarray, domain: np.ndarray) -> np.ndarray:
         """(Q, C) from facts (Q, C, N) and the domain of each question (Q,)."""
-        given = (known - self.centre) / self.scale
-        return np.einsum("qcn,qn->qc", given, self.weight[domain]).astype(np.float32)
+        found = np.empty(known.shape[:2], np.float32)
+        for at in range(0, len(known), _AT_ONCE):
+            rows = slice(at, at + _AT_ONCE)
+            given = _bent(known[rows], self.scale, self.knots) - self.centre
+            found[rows] = np.einsum("qcn,qn->qc", given, self.weight[domain[rows]])
+        return found
 
 
 def weigh(known: np.ndarray, domain: np.ndarray, ridge: float = 1e-3) -> Weights:
-    """The weights under which the first candidate of each question is likeliest, by a softmax over its list.
+    """The lines under which the first candidate of each question is likeliest, by a softmax over its list.
 
-    The problem is convex: where it starts from and how it descends change nothing.
+    Lines bend where right answers have quantiles of a fact. The problem is convex: where its solution is sought from
+    changes nothing.
     """
-    centre, scale = known.mean((0, 1)), known.std((0, 1))
-    scale = np.where(scale < 1e-6, np.inf, scale)
-    weight = np.zeros((2, known.shape[2]), np.float32)
+    scale = known.std((0, 1))
+    scale = np.where(scale < 1e-6, np.inf, scale).astype(np.float32)
+    knots = np.quantile(known[:, 0], _BENDS, axis=0).astype(np.float32)
+    given = _bent(known, scale, knots)
+    centre = given.mean((0, 1))
+    weight = np.zeros((2, given.shape[2]), np.float32)
     for own in (0, 1):
-        rows = torch.from_numpy(((known[domain == own] - centre) / scale).astype(np.float32))
+        rows = torch.from_numpy(given[domain == own] - centre)
         if not len(rows):
             continue
         label = torch.zeros(rows.shape[:2])
         label[:, 0] = 1
         free = torch.zeros(rows.shape[2], requires_grad=True)
-        descent = torch.optim.LBFGS([free], max_iter=60, line_search_fn="strong_wolfe")
+        descent = torch.optim.LBFGS([free], max_iter=40, line_search_fn="strong_wolfe")
         descent.step(partial(_badness, descent, rows, label, free, ridge))
         weight[own] = free.detach().numpy()
-    return Weights(centre, scale, weight)
+    return Weights(scale, knots, centre, weight)
+
+
+def _bent(known: np.ndarray, scale: np.ndarray, knots: np.ndarray) -> np.ndarray:
+    """Each fact, and how far it lies beyond each of its knots, (..., (K + 1) N)."""
+    return np.concatenate([known / scale, *(np.maximum(known - knot, 0) / scale for knot in knots)], -1)
 
 
 def _badness(

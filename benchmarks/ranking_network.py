@@ -38,10 +38,16 @@ class Lists:
         place = np.argsort(-self.prior, 1, kind="stable")[:, :count]
         return self.of(place), place
 
-    def with_right(self, count: int) -> Lists:
-        """The right candidate, which stands first, and the best of the others: the lists that are learnt from."""
-        others = 1 + np.argsort(-self.prior[:, 1:], 1, kind="stable")[:, : count - 1]
-        return self.of(np.column_stack([np.zeros(len(others), np.int64), others]))
+    def contested(self, count: int) -> Lists:
+        """Lists to learn from: the best ``count`` candidates of the questions whose right one is among them.
+
+        It stands first, as it did. Were it joined to the best of the others where it is not one of the best, a network
+        would learn that what is little expected is right.
+        """
+        rank = (self.prior[:, 1:] > self.prior[:, :1]).sum(1)
+        part = self.take(np.flatnonzero(rank < count))
+        others = 1 + np.argsort(-part.prior[:, 1:], 1, kind="stable")[:, : count - 1]
+        return part.of(np.column_stack([np.zeros(len(others), np.int64), others]))
 
     def of(self, place: np.ndarray) -> Lists:
         """The candidates at these places, (Q, K), in that order."""
