@@ -47,7 +47,7 @@ def run(name: str, options: Sequence[str], *, out: Path) -> None:
         raise BenchmarkUnavailable(f"no benchmark is called {name!r}{hint}")
     chosen, given = benchmarks[name], list(options)
     if chosen.sets and not {"-h", "--help"} & set(given):
-        if not _has(given, "--data"):
+        if not (chosen.simulated or _has(given, "--data")):
             wanted = ", ".join(f"{folder}/ ({sets[folder].origin})" for folder in chosen.sets)
             raise BenchmarkUnavailable(f"{name} needs --data DIR, a folder that holds any of {wanted}")
         if not _has(given, "--out"):
