@@ -372,13 +372,23 @@ def measure(
 
 
 def write(table: Table, out: Path) -> None:
-    """The page and the plots of a table, whole or not yet."""
-    page = arena_report.markdown(
-        table, subject=ADAPTER, plain=RIVAL, measures=("mae", "rmse"), not_rivals=(SHARED, FACTS), bounds=BOUNDS
-    )
-    (out / "cold-start-ratings.md").write_text(page)
-    for metric in ("mae", "rmse"):
-        arena_report.plot(table, metric, out / f"cold-start-ratings-{metric}.svg", subject=ADAPTER)
+    """The page and the plots of a table, whole or not yet; point-in-time settings stand apart."""
+    timed = [setting for setting in table.settings() if "-timed-" in setting]
+    parts = []
+    for title, name, settings in (
+        ("Whole source", "cold-start-ratings", [one for one in table.settings() if one not in timed]),
+        ("Point in time", "cold-start-ratings-timed", timed),
+    ):
+        if not settings:
+            continue
+        part = table.only(settings)
+        page = arena_report.markdown(
+            part, subject=ADAPTER, plain=RIVAL, measures=("mae", "rmse"), not_rivals=(SHARED, FACTS), bounds=BOUNDS
+        )
+        parts += [f"# {title}\n", page]
+        for metric in ("mae", "rmse"):
+            arena_report.plot(part, metric, out / f"{name}-{metric}.svg", subject=ADAPTER)
+    (out / "cold-start-ratings.md").write_text("\n".join(parts))
 
 
 def _named(name: str, fit_one: Any, case: Case, seed: int) -> dict[str, Scored]:
