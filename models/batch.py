@@ -14,6 +14,7 @@ asks for. Events lie oldest first. Positions outside are padding or the future, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, TypeVar
 
@@ -48,7 +49,10 @@ class Events:
         return (position >= self.start[:, None]) & (position < self.stop[:, None])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        return _moved(self, device, non_blocking)
+        return _each(self, lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        return _each(self, lambda part: part.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,11 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """The same batch on another device."""
-        return _moved(self, device, non_blocking)
+        return _each(self, lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pinned(self) -> Self:
+        """The same batch in memory that a GPU copies from while the processor goes on."""
+        return _each(self, lambda part: part.pin_memory())
 
     def rows(self, index: Tensor) -> Self:
         """The scored rows at ``index``, (B',) long or (B,) bool; stored histories stay whole and shared."""
@@ -112,11 +120,9 @@ class Batch:
 T = TypeVar("T", bound=Events | Batch)
 
 
-def _moved(value: T, device: torch.device | str, non_blocking: bool) -> T:
+def _each(value: T, change: Callable[[Any], Any]) -> T:
     parts: dict[str, Any] = {f.name: getattr(value, f.name) for f in fields(value)}
-    return replace(
-        value, **{name: part.to(device, non_blocking=non_blocking) for name, part in parts.items() if part is not None}
-    )
+    return replace(value, **{name: change(part) for name, part in parts.items() if part is not None})
 
 
 @dataclass(frozen=True)

@@ -353,6 +353,8 @@ class _Run:
         while not now.finished:
             self._train_mode()
             batches = self.data.batches(now.epoch, start=now.step_in_epoch)
+            if self.device.type == "cuda":
+                batches = (batch.pinned() for batch in batches)
             for batch in self.peers.following(self.model, prefetched(batches, self.config.prefetch)):
                 loss = self._step(batch.to(self.device, non_blocking=True))
                 now.step, now.step_in_epoch = now.step + 1, now.step_in_epoch + 1

@@ -12,12 +12,14 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from models import adapters, training
+from models.devices import device_for
 from models.kept import keeping
 from models.ranker import Ranker
 from orchestrator.evidence_fit import fit_own_evidence
 from orchestrator.fitting import own_values, searched_parameters, set_own_means
 from orchestrator.item_means import item_means, without_itself
 from orchestrator.recipe import Recipe
+from orchestrator.settings import Settings
 from orchestrator.training_data import Assembler, EpochOfDomains, Examples
 
 KEPT_BYTES = 1 << 30
@@ -37,11 +39,13 @@ def fit_adapter(
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[training.Progress], None] | None = None,
     keep_at_most: int = KEPT_BYTES,
+    device: str = "cpu",
 ) -> training.TrainResult:
     """Train what the domain in this slot owns on its known rows, and fit its calibrator; leaves the rest frozen.
 
     Args:
         keep_at_most: bytes for what the frozen weights make of rows, computed once for all epochs (`models.kept`).
+        device: where to train; the ranker is on the CPU afterwards.
     """
     items = ranker.owned(slot).items
     assert items is not None, "a target domain owns its items"
@@ -59,6 +63,7 @@ def fit_adapter(
     held_out = EpochOfDomains(
         assembler, [(validation, slot)], batch_size=4096, seed=0, shuffle=False, first_key=len(learnt)
     )
+    ranker.to(device)
     every_row = chain(data.each_row_once(), held_out.each_row_once())
     with keeping(ranker, every_row, len(learnt) + len(validation), limit=keep_at_most):
         result = training.train(
@@ -75,16 +80,23 @@ def fit_adapter(
                 seed=recipe.seed,
                 checkpoint_every_steps=recipe.checkpoint_every_steps,
                 prefetch=2,
+                device=device,
             ),
             validation=held_out if len(validation) else None,
             checkpoint_dir=checkpoint_dir,
             on_progress=on_progress,
             parameters=searched_parameters(ranker),
         )
+    ranker.cpu()
     if len(validation) and not ranker.config.wide:
         # Wide facts are solved for on many more users than are held out here: a map fitted to these adds noise.
         calibrate(ranker, slot, raw_scores(ranker, assembler, validation, slot), validation.label)
     return result
+
+
+def on_this_machine(settings: Settings) -> dict[str, Any]:
+    """What `fit_adapter` is told of where it runs."""
+    return {"device": device_for(settings.device), "keep_at_most": settings.kept_mb << 20}
 
 
 def raw_scores(ranker: Ranker, assembler: Any, rows: Any, slot: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from domains.histories import ACTIONS
 from models import training
 from models.baselines.inputs import Rival, RivalConfig
 from models.contrast import ContrastConfig
+from models.devices import device_for
 from models.distributed import Alone
 from models.embeddings import ItemTable, RowTable
 from models.evidence import LEVELS
@@ -66,6 +67,7 @@ def fit(
         checkpoint_dir=checkpoint_dir,
         on_progress=on_progress,
         peers=peers,
+        device=device_for(workspace.settings.device),
     )
     if ranker.users is not None and peers.leads:
         forget_unmet_users(ranker.users, learnt)
@@ -150,6 +152,7 @@ def learn(
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[training.Progress], None] | None = None,
     peers: Alone = training.ALONE,
+    device: str | None = None,
 ) -> training.TrainResult:
     """Train a network, ours or a rival, on its lessons as the recipe says."""
     share = (peers.rank, peers.world)
@@ -169,7 +172,7 @@ def learn(
             seed=recipe.seed,
             checkpoint_every_steps=recipe.checkpoint_every_steps,
             prefetch=2,
-            device=peers.device,
+            device=peers.device if peers.world > 1 else device,
         ),
         validation=validation if len(validation) else None,
         checkpoint_dir=checkpoint_dir,

@@ -13,7 +13,7 @@ from domains.lifecycle import State
 from models import adapters, checkpoint, training
 from orchestrator import comparison, rivals
 from orchestrator.encoding import Layout
-from orchestrator.fine_tuning import fit_adapter
+from orchestrator.fine_tuning import fit_adapter, on_this_machine
 from orchestrator.fitting import score_rows
 from orchestrator.opened_launch import (
     FINE_TUNING,
@@ -120,6 +120,7 @@ def fine_tune(context: RunContext) -> None:
             on_progress=lambda progress: context.progress(
                 progress.fraction, loss=progress.loss, steps=progress.step, examples_per_s=progress.rows_per_s
             ),
+            **on_this_machine(context.settings),
         )
     certificate = adapters.certificate(
         frozen_before,
@@ -174,6 +175,7 @@ def repeat_with_seeds(context: RunContext) -> None:
                 rows.take(launch.split["train"]),
                 rows.take(launch.split["validation"]),
                 on_progress=partial(_show, context, f"seed {seed}", done, len(launch.seeds) - 1),
+                **on_this_machine(context.settings),
             )
             launch.keep_scores("adapter", seed, score_rows(ranker, assembler, rows.take(launch.judged), slot))
 

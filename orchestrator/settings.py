@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     """Prefect server to use; empty means the one that `graft up` starts."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where tensors live; auto takes a GPU when there is one."""
+    kept_mb: int = Field(default=1024, ge=0)
+    """Memory in MB in which fine-tuning may keep what the frozen shared model makes of rows; 0 for none."""
     threads: int = Field(default=0, ge=0)
     """Threads for training; 0 means one per core. The service always uses one per worker."""
     required_rivals: Annotated[tuple[Rival, ...], NoDecode, BeforeValidator(_listed)] = (

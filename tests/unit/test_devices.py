@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_iter, tree_map
 from models import adapters, history, training
 from models.batch import Batch, Events
 from models.contrast import ContrastConfig
+from models.devices import device_for
 from models.kept import keeping
 from models.optimisers import LazyAdam, Optimisers, RowwiseAdagrad
 from models.ranker import Ranker
@@ -179,3 +180,35 @@ def test_touched_rows_are_updated_on_the_device(rule: type, device: None) -> Non
     rule([here], lr=0.1, weight_decay=0.1).apply_rows(here, ids, rows)
     rule([elsewhere], lr=0.1, weight_decay=0.1).apply_rows(elsewhere, Elsewhere(ids), Elsewhere(rows))
     assert elsewhere.tolist() == here.tolist()
+
+
+def test_a_setting_says_where_tensors_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, where in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=found: found)
+        assert device_for("auto") == where
+        assert device_for("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="finds no GPU"):
+        device_for("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_gpu_trains_to_what_a_cpu_does(bf16: bool, make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
+    """Pinned batches, the whole loop, scores back on the CPU; bfloat16 within a hundredth."""
+
+    class Source:
+        def __len__(self) -> int:
+            return 4
+
+        def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+            return iter(batches[start:])
+
+    batches = [make_batch(rows=24, users=4) for _ in range(4)]
+    batches = [replace(b, label=b.label.float(), weight=b.weight.float(), prior=b.prior.float()) for b in batches]
+    found = []
+    for device in ("cpu", "cuda"):
+        ranker = make_ranker(interest="both", user_dropout=0.0).float()
+        training.train(ranker, Source(), config=training.TrainConfig(epochs=2, device=device, bf16=bf16))
+        found.append(training.predict(ranker, batches)["score"])
+    assert found[1] == pytest.approx(found[0], abs=0.01 if bf16 else 1e-4)
