@@ -18,14 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks import contenders, new_domain
 from benchmarks.two_domains import PAIRS, TwoDomains, prepare
-from models import adapters, training
 from models.baselines import MULTI_DOMAIN
 from models.baselines.plain import (
     BiasedFactors,
@@ -37,30 +35,27 @@ from models.baselines.plain import (
     Rows,
     TrainMean,
 )
-from models.ranker import Ranker
 from orchestrator import arena_report, fitting
 from orchestrator.arena import Case, Cell, Entrant, Scored, Table, run
 from orchestrator.recipe import Recipe
-from orchestrator.training_data import EpochOfDomains, Examples
+from orchestrator.training_data import Examples
 
-FACTS, SHARED, ADAPTER = "Graft, facts alone", "Graft, shared", "Graft, shared + adapter"
-OURS = (FACTS, SHARED, ADAPTER)
+FACTS, SHARED = "Graft, facts alone", "Graft, shared"
 STARS = " of stars"
 SETTINGS = (*PAIRS, *new_domain.SETTINGS)
 RECIPE = Recipe(
     task="ctr",
+    facts="plain",
     width=16,
     lifelong=100,
-    short=10,
+    short=5,
     head=(64, 32),
     epochs=2,
     learning_rate=1e-3,
     user_embedding=True,
 )
 """Shared by all networks of the table."""
-GRAFT = RECIPE.model_copy(
-    update={"facts": "wide", "learning_rate": 5e-4, "fine_tune_epochs": 1, "fine_tune_learning_rate": 5e-4}
-)
+GRAFT = RECIPE.model_copy(update={"facts": "wide", "learning_rate": 5e-4})
 
 
 @dataclass(frozen=True)
@@ -140,7 +135,7 @@ def rival(name: str, recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]
 
 
 def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
-    """Ours: what the facts expect, the shared model, and what each domain owns tuned with all else frozen."""
+    """Ours: what the facts expect, and the shared model, which starts from it."""
     given: Given = case.given
     recipe = recipe.model_copy(update={"seed": seed})
     learnt = fitting.lessons(given.workspace, recipe, given.slots)
@@ -163,39 +158,14 @@ def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
     )
     if ranker.users is not None:
         fitting.forget_unmet_users(ranker.users, learnt)
-    shared = given.answers(score)
+    weights = [ranker.evidence, *(ranker.owned(slot).evidence for slot in range(len(given.slots)))]
     detail = {"best_epoch": result.best_epoch, "validation": result.best}
-    tuned = [_tune(ranker, slot, recipe, assembler, learnt) for slot in range(len(given.slots))]
-    facts_only = ranker.evidence.numel() + sum(ranker.owned(slot).evidence.numel() for slot in range(len(given.slots)))
-    owned = sum(part.numel() for slot in range(len(given.slots)) for part in ranker.owned(slot).parameters())
     return {
-        FACTS: Scored(facts, {"parameters": facts_only}),
-        SHARED: Scored(shared, detail | {"parameters": sum(part.numel() for part in ranker.parameters())}),
-        ADAPTER: Scored(given.answers(score), {"parameters": owned, "best_epoch": tuned}),
-    }
-
-
-def _tune(ranker: Ranker, slot: int, recipe: Recipe, assembler: Any, learnt: fitting.Lessons) -> int:
-    """Train what the domain in a slot owns on its rows; returns the epoch that validation chose."""
-    adapters.freeze_all_but(ranker, slot)
-    own = contenders.only(learnt, slot)
-    result = training.train(
-        ranker,
-        EpochOfDomains(assembler, own.train, batch_size=recipe.batch_size, seed=recipe.seed),
-        config=training.TrainConfig(
-            task="ctr",
-            epochs=recipe.fine_tune_epochs,
-            learning_rate=recipe.fine_tune_learning_rate,
-            patience=1,
-            consider_start=True,
-            seed=recipe.seed,
-            prefetch=2,
+        FACTS: Scored(facts, {"parameters": sum(part.numel() for part in weights)}),
+        SHARED: Scored(
+            given.answers(score), detail | {"parameters": sum(part.numel() for part in ranker.parameters())}
         ),
-        validation=EpochOfDomains(assembler, own.validation, batch_size=4096, seed=0, shuffle=False),
-        parameters=fitting.searched_parameters(ranker),
-    )
-    adapters.unfreeze(ranker)
-    return result.best_epoch
+    }
 
 
 PLAIN: dict[str, tuple[Callable[[], PlainRival], bool]] = {
@@ -218,9 +188,13 @@ def entrants(recipe: Recipe = RECIPE, ours: Recipe = GRAFT) -> list[Entrant]:
         Entrant((name,), partial(plain, name, make, stars), {"defaults": repr(make()), "stars": stars})
         for name, (make, stars) in PLAIN.items()
     ]
-    rows.append(Entrant(OURS, partial(graft, ours), ours.model_dump(mode="json")))
+    rows.append(Entrant((FACTS, SHARED), partial(graft, ours), ours.model_dump(mode="json", exclude_defaults=True)))
     rows += [
-        Entrant((name,), partial(rival, name, recipe), {"name": name} | recipe.model_dump(mode="json"))
+        Entrant(
+            (name,),
+            partial(rival, name, recipe),
+            {"name": name} | recipe.model_dump(mode="json", exclude_defaults=True),
+        )
         for name in MULTI_DOMAIN
     ]
     return rows
@@ -259,7 +233,7 @@ def write(table: Table, out: Path) -> None:
         segments = [f"{name}{kind}" for name in what.names.values() for kind in ("", " warm", " cold")]
         measures = [f"{segment}/auc" for segment in segments]
         parts.append(f"# {pair}\n")
-        parts.append(arena_report.markdown(part, subject=SHARED, measures=measures, not_rivals=(FACTS, ADAPTER)))
+        parts.append(arena_report.markdown(part, subject=SHARED, measures=measures, not_rivals=(FACTS,)))
         for segment in segments:
             picture = f"multi-domain-ctr-{pair}-{segment}.svg".replace(" ", "-")
             arena_report.plot(part, f"{segment}/auc", out / picture, subject=SHARED)

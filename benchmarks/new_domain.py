@@ -188,7 +188,7 @@ def _old(ranker: Ranker, assembler: Assembler, shared: Shared) -> np.ndarray:
 def entrants(recipe: Recipe = RECIPE) -> list[Entrant]:
     """Every row of the new-domain table."""
     rows = [Entrant((name,), partial(plain, name, make), {"defaults": repr(make())}) for name, make in PLAIN.items()]
-    config = recipe.model_dump(mode="json")
+    config = recipe.model_dump(mode="json", exclude_defaults=True)
     return rows + [
         Entrant((name,), partial(tuned, (name,), recipe), config | {"row": name})
         for name in (START, ADAPTER, FEW, FULL, SCRATCH)

@@ -246,7 +246,7 @@ def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_lab
             task=recipe.task,
             interest=recipe.interest,
             pyramid=PyramidConfig.named(recipe.pyramid),
-            wide=rating or recipe.facts == "wide",
+            wide=rating or _wide(workspace, layout, recipe),
             encoder_hidden=32 if rating else 128,
             head=recipe.head,
             mean_label=mean_label,
@@ -257,6 +257,14 @@ def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_lab
     for name in layout.slots:
         add_domain(ranker, workspace, layout, name)
     return ranker
+
+
+def _wide(workspace: Workspace, layout: Layout, recipe: Recipe) -> bool:
+    """Whether clicks are expected from wide facts: by default where all of them come of finer values, as of stars."""
+    specs = [workspace.domain(name).spec for name in layout.slots]
+    return recipe.facts == "wide" or (
+        recipe.facts == "auto" and all(spec.interactions.positive_above is not None for spec in specs)
+    )
 
 
 def set_means(ranker: Ranker, layout: Layout, means: dict[str, np.ndarray], values: dict[str, np.ndarray]) -> None:

@@ -60,9 +60,9 @@ class Recipe(BaseModel):
     """Source events that a row may see."""
     short: int = Field(default=24, ge=1, le=200)
     """Latest events in the short views."""
-    facts: Literal["plain", "wide"] = "plain"
+    facts: Literal["auto", "plain", "wide"] = "auto"
     """What is expected before any interest is read: from a few numbers whose weights descent finds, or from a wider row
-    of them whose weights are solved for. Ratings are always expected from the wide row."""
+    of them whose weights are solved for. By itself, ratings and clicks that come of ratings take the wide row."""
     head: tuple[int, ...] = (256, 128)
     """Widths of the head. Beside wide facts little is left to learn, from fewer people: a small one finds it too."""
     user_embedding: bool = False

@@ -5,7 +5,16 @@ from dataclasses import replace
 import torch
 
 from models.batch import Batch, Events
-from models.evidence import SHRINKAGE, WIDE, as_score, history_evidence, value_shares, wide_facts
+from models.evidence import (
+    SHRINKAGE,
+    WIDE,
+    as_score,
+    click_facts,
+    history_evidence,
+    residual_sums,
+    value_shares,
+    wide_facts,
+)
 from models.ranker import DomainConfig, Ranker, RankerConfig
 
 
@@ -102,3 +111,34 @@ def test_wide_facts_stand_beside_a_network_that_begins_at_nothing():
     )
     torch.testing.assert_close(ranker(batch), torch.tensor([4.5, 4.0, 3.6 + 0.5 * 0.6]))
     torch.testing.assert_close(ranker.facts(batch)[1] + batch.prior, ranker(batch))
+
+
+def test_events_that_do_not_count_have_no_part_in_the_sums():
+    """Own events and all others make up the whole history."""
+    events = some_events()
+    own = torch.tensor([[True, False, True, False], [False, True, True, False]])
+    whole = residual_sums(events, MEANS)
+    parts = [residual_sums(events, MEANS, counted) for counted in (own, ~own)]
+    for number in range(3):
+        torch.testing.assert_close(parts[0][number] + parts[1][number], whole[number])
+    assert parts[0][2].tolist() == [2.0, 0.0, 1.0]
+
+
+def test_a_leaning_is_told_by_other_domains_until_own_events_take_over():
+    """The same two residuals: with no own events others speak, with many own events they hardly do."""
+
+    def leaning(own_count: float, other_sum: float) -> float:
+        own = (torch.zeros(1), torch.zeros(1), torch.tensor([own_count]))
+        others = (torch.tensor([other_sum]), torch.tensor([1.0]), torch.tensor([10.0]))
+        facts = click_facts(tuple(p.double() for p in own), tuple(p.double() for p in others), torch.zeros(1))
+        return float(facts[0, 2])
+
+    assert leaning(0, 10) > 0.3
+    assert leaning(200, 10) < 0.02
+    assert leaning(0, -10) == -leaning(0, 10)
+
+
+def test_of_a_user_of_whom_nothing_is_seen_no_fact_of_clicks_is_told():
+    """Whatever the item is like."""
+    nothing = tuple(torch.zeros(1).double() for _ in range(3))
+    assert not click_facts(nothing, nothing, torch.tensor([0.7])).any()

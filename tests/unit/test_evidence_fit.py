@@ -3,7 +3,7 @@
 import numpy as np
 
 from models.evidence import WIDE
-from orchestrator.evidence_fit import PENALTIES, solve
+from orchestrator.evidence_fit import PENALTIES, solve, solve_clicks
 
 
 def some_facts(people: int, rows_each: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -46,3 +46,25 @@ def test_the_same_rows_give_the_same_weights():
     facts, user = some_facts(50, 5, 6)
     target = facts[:, 1] * 0.5
     assert np.array_equal(solve(facts, target, user, seed=3), solve(facts, target, user, seed=3))
+
+
+def test_a_logistic_truth_is_found_beside_logits_that_are_there():
+    """What the offset already says is not learnt again."""
+    facts, user = some_facts(600, 30, 6)
+    facts = facts[:, :4]
+    chance = np.random.default_rng(7)
+    offset = chance.normal(size=len(facts))
+    truth = offset + 0.2 + 0.9 * facts[:, 1] - 0.4 * facts[:, 3]
+    label = (chance.random(len(facts)) < 1 / (1 + np.exp(-truth))).astype(np.float32)
+    weight = solve_clicks(facts, offset, label, user, seed=0)
+    np.testing.assert_allclose(weight, [0.2, 0.9, 0.0, -0.4], atol=0.06)
+
+
+def test_a_domains_own_weights_of_clicks_are_nothing_where_nothing_is_its_own():
+    """Held-out users choose to add nothing to what the shared weights say."""
+    facts, user = some_facts(60, 10, 8)
+    chance = np.random.default_rng(9)
+    expected = facts[:, 1]
+    label = (chance.random(len(facts)) < 1 / (1 + np.exp(-expected))).astype(np.float32)
+    own = solve_clicks(facts, expected, label, user, seed=0, penalties=PENALTIES)
+    assert np.abs(facts @ own).mean() < 0.1
