@@ -1,6 +1,6 @@
 """How fast training is: beside the models that a user would pick instead, beside itself, beside the machine's ceilings.
 
-    python -m benchmarks.training [--goals P1,P4] [--json FILE] [--quick]
+    python -m benchmarks.training [--goals P1,P4] [--json FILE] [--quick] [--device cuda]
 
 prints a line per goal, such as ``P1 L=500 2.79x gate 2.0x ok`` (or MISS, or skipped with the reason). Installs nothing:
 a peer that is not there is skipped, and ``pip install -e '.[bench]'`` brings them.
@@ -34,9 +34,9 @@ from typing import Any, Protocol
 
 import psutil
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers
+from benchmarks.roofline import ceilings, on_gpu
 from benchmarks.workload import WIDTH, FineTuning, Shape, Workload, shared, whole_on_target
 from models.allocator import give_freed_memory_back, keep_freed_memory
 
@@ -189,21 +189,17 @@ class Bench:
 
     def p6(self) -> Iterator[Line]:
         """A step beside the time that its products and gathers alone need at the measured ceilings."""
-        gemm, gather = ceilings()
+        limits = ceilings()
         for length, gate in zip(LENGTHS, (4.0, 5.5, 7.5), strict=True):
             told, ratio, figures = [], {}, {}
             for name, session in (("ours", SESSION), ("alone", 1)):
-                work = Workload(self.shape(length, session=session))
-                ours = shared(work, "both")
+                ours = shared(Workload(self.shape(length, session=session)), "both")
                 took = race({name: ours}, self.rounds)[name]
-                with FlopCounterMode(display=False) as counted:
-                    ours.step()
-                products = counted.get_total_flops() / gemm * 1e3
-                # Rows of the histories are read once and their gradients written once.
-                rows = 2 * ours.batch.lifelong.item.numel() * WIDTH * 4 / gather * 1e3
+                products, rows = limits.floor(ours)
                 ratio[name], figures[name] = took.cpu / (products + rows), took
-                told.append(f"{name} floor {products + rows:.0f} ms ({counted.get_total_flops() / 1e9:.1f} GFLOP)")
-            why = f"{', '.join(told)}; alone {ratio['alone']:.2f}x; {gemm / 1e9:.0f} GFLOP/s, {gather / 1e9:.1f} GB/s"
+                told.append(f"{name} floor {products + rows:.0f} ms ({products * limits.products / 1e12:.1f} GFLOP)")
+            speeds = f"{limits.products / 1e9:.0f} GFLOP/s, {limits.gather / 1e9:.1f} GB/s"
+            why = f"{', '.join(told)}; alone {ratio['alone']:.2f}x; {speeds}"
             yield Line("P6", f"L={length}", ratio["ours"], gate, most=True, why=why, detail=_figures(figures))
 
     def p7(self) -> Iterator[Line]:
@@ -259,24 +255,6 @@ GOALS: dict[str, Callable[[Bench], Iterator[Line]]] = {
 }
 
 
-def ceilings() -> tuple[float, float]:
-    """What this core reaches now: multiply-adds of a large product in FLOP/s, and gathered bytes a second."""
-    left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    table, rows = torch.randn(200_000, WIDTH), torch.randint(0, 200_000, (128_000,))
-    out = torch.empty(len(rows), WIDTH)
-
-    def best(work: Callable[[], Any]) -> float:
-        took = []
-        for _ in range(8):
-            began = time.process_time()
-            work()
-            took.append(time.process_time() - began)
-        return min(took)
-
-    gemm = 2 * 1024**3 / best(lambda: torch.mm(left, right))
-    return gemm, out.numel() * 4 / best(lambda: torch.index_select(table, 0, rows, out=out))
-
-
 def _figures(took: dict[str, Took]) -> dict[str, Any]:
     return {
         "cpu_ms": {name: each.cpu for name, each in took.items()},
@@ -328,6 +306,9 @@ def main() -> int:
     parser.add_argument("--goals", default=",".join(GOALS), help="such as P1,P4")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--quick", action="store_true", help="small batches, few rounds: shows that it runs")
+    parser.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda"), help="cuda: steps beside the GPU's roofline"
+    )
     parser.add_argument("--batch", type=int, default=2048, help=argparse.SUPPRESS)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -340,6 +321,10 @@ def main() -> int:
     if unknown := [name for name in names if name not in GOALS]:
         parser.error(f"no goal {', '.join(unknown)}; there are {', '.join(GOALS)}")
     bench = Bench(batch=256 if asked.quick else asked.batch, rounds=2 if asked.quick else 5)
+    if asked.device == "cuda":
+        for told in on_gpu([bench.shape(length) for length in LENGTHS]):
+            print(told, flush=True)
+        return 0
     print(f"one thread, batch {bench.batch}, D={WIDTH}, allocator {'set' if kept else 'as it is'}; medians of CPU time")
     lines = []
     for measure in dict.fromkeys(GOALS[name] for name in names):

@@ -151,8 +151,8 @@ class Workload:
 class Ours:
     """Steps of the product's training loop with its default settings, on one batch."""
 
-    def __init__(self, model: nn.Module, batch: Batch) -> None:
-        self.model, self.batch, self.config = model.train(), batch, training.TrainConfig()
+    def __init__(self, model: nn.Module, batch: Batch, *, device: str = "cpu") -> None:
+        self.model, self.batch, self.config = model.to(device).train(), batch.to(device), training.TrainConfig()
         with training.sparse_tables(model, self.config):
             self.optimisers = Optimisers(model, learning_rate=self.config.learning_rate)
 
@@ -162,9 +162,9 @@ class Ours:
             training.descend(self.model, self.batch, self.optimisers, self.config)
 
 
-def shared(work: Workload, interest: str) -> Ours:
+def shared(work: Workload, interest: str, *, device: str = "cpu") -> Ours:
     """Training of the shared model."""
-    return Ours(work.ranker(interest), next(work.batches()))
+    return Ours(work.ranker(interest), next(work.batches()), device=device)
 
 
 def whole_on_target(work: Workload, interest: str) -> Ours:

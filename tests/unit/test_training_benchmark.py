@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.peers import as_fuxictr
+from benchmarks.roofline import Ceilings, on_gpu
 from benchmarks.training import Bench, Line, race
 from benchmarks.workload import FineTuning, Ours, Shape, Workload, shared
 
@@ -44,6 +45,18 @@ def test_the_peer_gets_each_row_with_its_whole_history_and_candidate(work):
     assert torch.equal(rows[:, 20], batch.item)
     assert mask.all()
     assert torch.equal(features["label"], batch.label)
+
+
+def test_a_floor_is_the_steps_products_and_rows_at_the_devices_speeds(work):
+    """Twice the speed, half the floor; rows are 8 histories of 20 events, read and written once."""
+    slow, fast = (Ceilings(speed * 1e9, speed * 1e9).floor(shared(work, "both")) for speed in (1, 2))
+    assert slow[0] == pytest.approx(2 * fast[0])
+    assert slow[1] == pytest.approx(2 * 8 * 20 * 64 * 4 / 1e6)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_roofline_says_so():
+    assert list(on_gpu([])) == ["roofline skipped: torch finds no GPU here"]
 
 
 def test_contenders_train_and_a_fine_tuned_backbone_stays(work):
