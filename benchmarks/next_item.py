@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks import ranking_facts
-from benchmarks.ranking_facts import TITLES, Counts, others_facts, title_vectors, weigh
+from benchmarks.ranking_facts import TITLES, Counts, Weights, others_facts, title_vectors, weigh
 from benchmarks.ranking_network import Bins, Lists, Reach, answers, fit_network, new_network
 from benchmarks.ranking_questions import TEST, TRAIN, VALIDATION, Log, Market, Questions, ask, food_kitchen, game_video
 from models.baselines.plain import ImplicitFactors
@@ -36,7 +36,7 @@ from orchestrator.arena import Case, Cell, Entrant, Scored, Table, run
 
 SETTINGS = ("food-kitchen", "game-video")
 FACTS, SUBJECT, DACDR = "plain facts", "Graft (DACDR + LCN + CRP)", "DACDR alone"
-FOLDS, FACTORS, TITLE_WIDTH = 5, 64, 96
+FOLDS, FACTORS, TITLE_WIDTH = 3, 32, 96
 SEGMENTS = {"food-kitchen": ("Food", "Kitchen"), "game-video": ("Game", "Video")}
 
 
@@ -47,12 +47,12 @@ class Sizes:
     What chooses has fewer candidates, so that it can have more questions.
     """
 
-    test: int = 1000
-    validation: int = 2000
+    test: int = 800
+    validation: int = 1600
     training: int = 8000
     test_negatives: int = 999
-    validation_negatives: int = 249
-    training_negatives: int = 63
+    validation_negatives: int = 199
+    training_negatives: int = 31
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Given:
     asked_facts: np.ndarray
     names: tuple[str, ...]
     seed: int
-    expected: dict[tuple[str, ...], tuple[np.ndarray, ...]] = field(default_factory=dict)
+    weights: dict[tuple[str, ...], Weights] = field(default_factory=dict)
 
 
 def open_market(data: Path, setting: str, seed: int) -> Market:
@@ -144,7 +144,7 @@ def _count(
     options: dict[str, Any] = {"timed": market.timed, "width": FACTORS, "seed": seed}
     training, validation, test = asked
     return [
-        others_facts(training, train, items, folds=FOLDS, titles=titles, **options),
+        others_facts(training, train, items, folds=FOLDS, **options),
         ranking_facts.facts(validation, Counts.of(train, items, **options), titles),
         ranking_facts.facts(test, Counts.of(known, items, **options), titles),
     ]
@@ -179,7 +179,8 @@ def factors(case: Case, seed: int) -> dict[str, Scored]:
 def weighed(name: str, without: Sequence[str], case: Case, seed: int) -> dict[str, Scored]:
     """The facts but for these, weighed on the half of the validation questions that does not choose."""
     given: Given = case.given
-    return {name: Scored(_expected(given, without)[2], {"facts": len(_columns(given, without))})}
+    score = _expected(given, without, given.asked_facts, given.asked)
+    return {name: Scored(score, {"facts": len(_columns(given, without))})}
 
 
 def _columns(given: Given, without: Sequence[str]) -> list[int]:
@@ -192,21 +193,13 @@ def _halves(given: Given) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(first), np.flatnonzero(~first)
 
 
-def _expected(given: Given, without: Sequence[str]) -> tuple[np.ndarray, ...]:
-    """What the facts say of training, validation and asked candidates; solved for once a case."""
-    without = tuple(without)
-    if without not in given.expected:
-        columns, (fitted, _) = _columns(given, without), _halves(given)
-        weights = weigh(given.validation_facts[fitted][..., columns], given.validation.domain[fitted])
-        given.expected[without] = tuple(
-            weights.score(known[..., columns], questions.domain)
-            for known, questions in (
-                (given.training_facts, given.training),
-                (given.validation_facts, given.validation),
-                (given.asked_facts, given.asked),
-            )
-        )
-    return given.expected[without]
+def _expected(given: Given, without: Sequence[str], facts: np.ndarray, questions: Questions) -> np.ndarray:
+    """What the facts say of candidates, (Q, C); the weights are solved for once a case."""
+    columns, key = _columns(given, without), tuple(without)
+    if key not in given.weights:
+        fitted, _ = _halves(given)
+        given.weights[key] = weigh(given.validation_facts[fitted][..., columns], given.validation.domain[fitted])
+    return given.weights[key].score(facts[..., columns], questions.domain)
 
 
 # Rows with a network
@@ -231,9 +224,9 @@ class Training:
     without: tuple[str, ...] = TITLES
     lifelong: int = 32
     short: int = 8
-    learnt: int = 12
-    chosen_by: int = 40
-    ordered: int = 60
+    learnt: int = 10
+    chosen_by: int = 20
+    ordered: int = 50
 
 
 def network(name: str, changes: Mapping[str, Any], how: Training, case: Case, seed: int) -> dict[str, Scored]:
@@ -278,11 +271,14 @@ def _bins(given: Given, how: Training, columns: list[int]) -> Bins | None:
 def _lists(given: Given, how: Training, columns: list[int]) -> tuple[Lists, Lists, Lists]:
     """Training, validation and asked questions as the network reads them."""
     bins = _bins(given, how, columns)
-    asked = (given.training, given.validation, given.asked)
-    known = (given.training_facts, given.validation_facts, given.asked_facts)
-    expected = _expected(given, how.without)
+    parts = (
+        (given.training, given.training_facts),
+        (given.validation, given.validation_facts),
+        (given.asked, given.asked_facts),
+    )
     found = []
-    for questions, facts, prior in zip(asked, known, expected, strict=True):
+    for questions, facts in parts:
+        prior = _expected(given, how.without, facts, questions)
         codes = np.zeros((*prior.shape, 0), np.int64) if bins is None else bins.codes(facts[..., columns])
         found.append(Lists(questions, prior, codes))
     return found[0], found[1], found[2]

@@ -59,7 +59,7 @@ class Counts:
         said = sparse.diags(1 / np.sqrt(np.maximum(popularity, 1)))
         people = np.asarray(has.sum(1)).ravel()
         evened = sparse.diags(1 / np.sqrt(np.maximum(people, 1))) @ has @ said
-        factors = randomized_svd(evened, width, n_iter=3, random_state=seed)[2].T
+        factors = randomized_svd(evened, width, n_iter=2, random_state=seed)[2].T
         factors = factors / np.maximum(np.linalg.norm(factors, axis=1, keepdims=True), 1e-9)
         met = np.sort(log.item * _LONG + log.time_us // 1_000_000)
         near = (said @ _neighbours(log, items)).tocsr() if timed else None
@@ -92,8 +92,9 @@ def title_vectors(titles: Sequence[str], width: int, seed: int) -> np.ndarray:
 
 def facts(questions: Questions, counts: Counts, titles: np.ndarray | None = None) -> np.ndarray:
     """Facts of each candidate, (Q, C, N) float32, in the order of `names`."""
+    looked = np.zeros((min(_AT_ONCE, len(questions)), len(counts.popularity)), np.float32)
     parts = [
-        _facts(questions.take(np.arange(at, min(at + _AT_ONCE, len(questions)))), counts, titles)
+        _facts(questions.take(np.arange(at, min(at + _AT_ONCE, len(questions)))), counts, titles, looked)
         for at in range(0, len(questions), _AT_ONCE)
     ]
     return np.concatenate(parts)
@@ -103,7 +104,8 @@ def names(*, timed: bool, titled: bool) -> tuple[str, ...]:
     return ALWAYS + (MOMENT if timed else ()) + (TITLES if titled else ())
 
 
-def _facts(questions: Questions, counts: Counts, titles: np.ndarray | None) -> np.ndarray:
+def _facts(questions: Questions, counts: Counts, titles: np.ndarray | None, looked: np.ndarray) -> np.ndarray:
+    """``looked`` (Q at least, V) is zero before and after: sums of a few rows of a matrix are looked up in it."""
     candidates, seen, items = questions.candidates, questions.seen, len(counts.popularity)
     row, event = visible(questions)
     own = seen.domain[event] == questions.domain[row]
@@ -114,8 +116,12 @@ def _facts(questions: Questions, counts: Counts, titles: np.ndarray | None) -> n
         return sparse.csr_matrix((weight, (row, seen.item[event])), shape=(len(questions), items), dtype=np.float32)
 
     def counted(matrix: sparse.csr_matrix, weight: np.ndarray) -> np.ndarray:
-        dense = (has(weight) @ matrix).toarray()
-        return np.log1p(10 * np.take_along_axis(dense, candidates, 1))
+        found = (has(weight) @ matrix).tocsr()
+        place = (np.repeat(np.arange(len(questions)), np.diff(found.indptr)), found.indices)
+        looked[place] = found.data
+        picked = np.take_along_axis(looked[: len(questions)], candidates, 1)
+        looked[place] = 0
+        return np.log1p(10 * picked)
 
     def alike(vectors: np.ndarray, weight: np.ndarray) -> np.ndarray:
         matrix = has(weight)
@@ -171,23 +177,15 @@ def visible(questions: Questions) -> tuple[np.ndarray, np.ndarray]:
 
 
 def others_facts(
-    questions: Questions,
-    log: Log,
-    items: int,
-    *,
-    folds: int,
-    timed: bool,
-    width: int,
-    seed: int,
-    titles: np.ndarray | None,
+    questions: Questions, log: Log, items: int, *, folds: int, timed: bool, width: int, seed: int
 ) -> np.ndarray:
-    """Facts of training questions, each counted on the events of other people."""
+    """Facts of training questions, each counted on the events of other people; titles are left out."""
     fold = np.random.default_rng(seed).integers(0, folds, int(log.user.max()) + 1)
     found: np.ndarray | None = None
     for part in range(folds):
         counts = Counts.of(log.take(fold[log.user] != part), items, timed=timed, width=width, seed=seed)
         rows = np.flatnonzero(fold[questions.user] == part)
-        own = facts(questions.take(rows), counts, titles) if len(rows) else np.zeros((0, 0, 0), np.float32)
+        own = facts(questions.take(rows), counts) if len(rows) else np.zeros((0, 0, 0), np.float32)
         if len(rows):
             found = np.zeros((*questions.candidates.shape, own.shape[2]), np.float32) if found is None else found
             found[rows] = own

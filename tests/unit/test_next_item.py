@@ -115,7 +115,7 @@ def test_facts_of_a_training_question_do_not_know_its_own_answer(market):
         if fold[0] != fold[1]:
             break
     options = {"timed": True, "width": 2, "seed": seed}
-    found = others_facts(questions, log, len(market.domain_of), folds=2, titles=None, **options)
+    found = others_facts(questions, log, len(market.domain_of), folds=2, **options)
     names = ranking_facts.names(timed=True, titled=False)
     assert found.shape == (2, 4, len(names))
     assert (found[:, 0, names.index("together, own")] == 0).all()
