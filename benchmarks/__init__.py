@@ -55,7 +55,9 @@ CATALOGUE: Mapping[str, Benchmark] = {
         ("kuairand_sequences",),
     ),
     "multi-domain-ctr": Benchmark(
-        "multi_domain_ctr", "clicks in two domains, cold and warm, and a new domain", ("douban", "amazon_movie_tv")
+        "multi_domain_ctr",
+        "clicks in two domains, cold and warm, and a new domain",
+        ("douban", "amazon_movie_tv", "amazon"),
     ),
     "next-item": Benchmark("next_item", "next items and cold users' items, ranked", ("food_kitchen", "game_video")),
     "source-reweighting": Benchmark(

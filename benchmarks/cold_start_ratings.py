@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.public_pairs import Pair, amazon_reviews, offered, settle
 from benchmarks.rating_bridges import BridgeData, BridgeRows, bridge_rows, fit_bridge, ridge_cmf, ridge_emcdr
-from domains.errors import InvalidData
-from domains.histories import Histories
-from domains.public import LOADERS
-from domains.registry import Domain, Registry
+from domains.public import PreparedDomain
+from domains.registry import Domain
+from domains.spec import DomainSpec
 from domains.splits import Split
 from models.baselines import BRIDGES
 from models.baselines.plain import (
@@ -42,7 +42,7 @@ from models.baselines.plain import (
     source_bias,
 )
 from models.ranker import Ranker
-from orchestrator import arena_report, use_cases
+from orchestrator import arena_report
 from orchestrator.arena import Case, Cell, Entrant, Scored, Table, run
 from orchestrator.fitting import fit, score_rows
 from orchestrator.launching import fit_adapter
@@ -68,56 +68,35 @@ WIDTH = 10
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A source and a target of a public set: which loader reads which folder, and how.
+class RatingPair(Pair):
+    """A pair whose times count, or are left out."""
 
-    ``files`` are patterns that each must match a file of the folder: a pair is offered where they do.
-    """
-
-    loader: str
-    folder: str
-    options: Mapping[str, Any]
-    files: tuple[str, ...]
     timed: bool = False
 
-    def lies_in(self, data: Path) -> bool:
-        return all(any((data / self.folder).glob(pattern)) for pattern in self.files)
+
+def _douban(source: str, target: str) -> RatingPair:
+    return RatingPair("douban", "douban", ("*book*", "*music*"), {"sources": [source], "targets": [target]})
 
 
-def _amazon(source: str, target: str, *, timed: bool = False) -> Pair:
-    """Two categories in McAuley's original review files, as in PTUPCDR's own tables."""
-    files = tuple(f"[!m]*{category}*" for category in (source, target))  # beside the files of metadata
-    return Pair("amazon", "amazon", {"sources": [source], "targets": [target]}, files, timed)
-
-
-_DOUBAN = ("*book*", "*music*")
-_CATEGORIES = {
+_AMAZON = {
     "amazon-movies-to-cds": ("Movies_and_TV", "CDs_and_Vinyl"),
     "amazon-books-to-movies": ("Books", "Movies_and_TV"),
     "amazon-books-to-cds": ("Books", "CDs_and_Vinyl"),
 }
+"""PTUPCDR's own three tasks, on the original review files."""
 PAIRS = {
-    "douban-book-to-music": Pair("douban", "douban", {"sources": ["book"], "targets": ["music"]}, _DOUBAN),
-    "douban-music-to-book": Pair("douban", "douban", {"sources": ["music"], "targets": ["book"]}, _DOUBAN),
-    "amazon-1-to-2": Pair("amazon-heterogeneous", "amazon_movie_tv", {}, ("user_item.dat",)),
-    "amazon-1-to-2-timed": Pair("amazon-heterogeneous", "amazon_movie_tv", {}, ("user_item.dat",), timed=True),
-    **{name: _amazon(*pair) for name, pair in _CATEGORIES.items()},
-    **{f"{name}-timed": _amazon(*pair, timed=True) for name, pair in _CATEGORIES.items()},
+    "douban-book-to-music": _douban("book", "music"),
+    "douban-music-to-book": _douban("music", "book"),
+    "amazon-1-to-2": RatingPair("amazon-heterogeneous", "amazon_movie_tv", ("user_item.dat",)),
+    "amazon-1-to-2-timed": RatingPair("amazon-heterogeneous", "amazon_movie_tv", ("user_item.dat",), timed=True),
+    **{name: RatingPair(**amazon_reviews(*two)) for name, two in _AMAZON.items()},
+    **{f"{name}-timed": RatingPair(**amazon_reviews(*two), timed=True) for name, two in _AMAZON.items()},
 }
 SETTINGS = tuple(f"{pair}-{share}" for pair in PAIRS for share in SHARES)
 
 
-def offered(data: Path) -> list[str]:
-    """The settings whose files lie under ``data``.
-
-    Raises:
-        InvalidData: of no setting.
-    """
-    found = [setting for setting in SETTINGS if PAIRS[setting.rsplit("-", 1)[0]].lies_in(data)]
-    if not found:
-        folders = ", ".join(sorted({f"{pair.folder}/" for pair in PAIRS.values()}))
-        raise InvalidData(f"{data}: holds no files of {folders}", file=str(data))
-    return found
+def pair_of(setting: str) -> RatingPair:
+    return PAIRS[setting.rsplit("-", 1)[0]]
 
 
 @dataclass(frozen=True)
@@ -172,30 +151,15 @@ class Given:
 
 def prepare(data: Path, folder: Path, pair: str) -> tuple[Settings, tuple[Domain, ...]]:
     """Register and ingest the two domains of a pair under ``folder``; what is there already stays."""
-    what, home = PAIRS[pair], folder / "homes" / pair
-    settings = Settings(home=home)
-    if not (home / "prepared").is_file():
-        home.mkdir(parents=True, exist_ok=True)
-        registry = Registry(settings.registry_url)
-        registry.migrate()
-        for domain in LOADERS[what.loader](data / what.folder, home / "raw", **what.options):
+    what = PAIRS[pair]
+
+    def load(raw: Path) -> Iterator[tuple[DomainSpec, PreparedDomain]]:
+        for domain in what.load(data, raw):
+            times = {} if what.timed else {"time": None, "time_unit": "auto"}
             spec = domain.spec
-            if not what.timed:
-                untimed = spec.interactions.model_copy(update={"time": None, "time_unit": "auto"})
-                spec = spec.model_copy(update={"interactions": untimed})
-            use_cases.register(spec, registry=registry, by="benchmark")
-            use_cases.ingest_data(
-                spec.name,
-                interactions=[domain.interactions],
-                items=domain.items,
-                users=domain.users,
-                registry=registry,
-                settings=settings,
-                by="benchmark",
-            )
-        Histories.build(settings.data_dir, [(domain.spec, domain.number) for domain in registry.domains()])
-        (home / "prepared").touch()
-    return settings, tuple(Registry(settings.registry_url).domains())
+            yield spec.model_copy(update={"interactions": spec.interactions.model_copy(update=times)}), domain
+
+    return settle(folder / "homes" / pair, load, histories=True)
 
 
 def open_case(data: Path, folder: Path, setting: str, seed: int) -> Case:
@@ -361,7 +325,7 @@ def measure(
     chosen = [one for one in entrants(recipe) if not models or set(one.names) & set(models)]
     run(
         table,
-        settings=settings or offered(Path(data)),
+        settings=settings or offered(Path(data), SETTINGS, pair_of),
         seeds=range(seeds),
         entrants=chosen,
         open_case=partial(open_case, Path(data), out),

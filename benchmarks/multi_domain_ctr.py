@@ -2,7 +2,8 @@
 
     python -m benchmarks.multi_domain_ctr --data DIR --out DIR [--settings douban amazon ...] [--seeds 5]
 
-Douban book and music (filtered and unfiltered) and Amazon categories 1 and 2; a rating above 3 is a click. Cold and
+Douban book and music (filtered and unfiltered) and Amazon categories 1 and 2; a rating above 3 is a click. Amazon's
+original review files of movies and CDs (``amazon/``) are read where a user has them. Cold and
 warm rows of each domain are judged apart; ``benchmarks/two_domains.py`` says who is cold and what a row may see.
 ``...-new-NAME-SHARE`` settings are the new-domain track (``benchmarks/new_domain.py``): a model of the other domain
 meets the named one with that percentage of its training rows.
@@ -23,7 +24,8 @@ import numpy as np
 import torch
 
 from benchmarks import contenders, new_domain
-from benchmarks.two_domains import PAIRS, TwoDomains, prepare
+from benchmarks.public_pairs import offered
+from benchmarks.two_domains import PAIRS, TwoDomains, pair_of, prepare
 from models.baselines import MULTI_DOMAIN
 from models.baselines.plain import (
     BiasedFactors,
@@ -198,18 +200,19 @@ def entrants(recipe: Recipe = RECIPE, ours: Recipe = GRAFT) -> list[Entrant]:
 
 
 def measure(
-    data: Path, out: Path, *, settings: Sequence[str] = SETTINGS, seeds: int = 5, models: Sequence[str] = ()
+    data: Path, out: Path, *, settings: Sequence[str] = (), seeds: int = 5, models: Sequence[str] = ()
 ) -> Table:
     """Fill the table under ``out`` and write its page; returns it. What ``graft bench multi-domain-ctr`` calls.
 
     Args:
+        settings: all whose files lie under ``data`` where empty.
         models: rows to train, or all where empty; what other rows the folder already holds stays in the table.
     """
-    table = Table(out)
+    table, wanted = Table(out), settings or offered(Path(data), SETTINGS, pair_of)
     for names, rows in ((PAIRS, entrants()), (new_domain.SETTINGS, new_domain.entrants())):
         run(
             table,
-            settings=[setting for setting in settings if setting in names],
+            settings=[setting for setting in wanted if setting in names],
             seeds=range(seeds),
             entrants=[one for one in rows if not models or set(one.names) & set(models)],
             open_case=partial(open_case, Path(data), out),
@@ -245,9 +248,11 @@ def _say(cell: Cell) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds douban/ and amazon_movie_tv/")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder that holds douban/, amazon_movie_tv/ or amazon/"
+    )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="SETTING")
+    parser.add_argument("--settings", nargs="+", default=[], choices=SETTINGS, metavar="SETTING")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="rows to train; all by default")
     parser.add_argument("--json", type=Path, help="also write the cells as one JSON file")

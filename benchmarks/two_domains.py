@@ -12,19 +12,20 @@ user has no earlier row in its domain.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.public_pairs import Pair, amazon_reviews, settle
 from domains.histories import Histories, HistoryStore, action_code
-from domains.public import LOADERS
-from domains.registry import Domain, Registry
+from domains.public import PreparedDomain
+from domains.registry import Domain
+from domains.spec import DomainSpec
 from domains.splits import Split
-from orchestrator import use_cases
 from orchestrator.encoding import Layout
 from orchestrator.settings import Settings
 from orchestrator.training_data import Examples
@@ -37,28 +38,38 @@ HELD_SHARE = 0.10
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two domains of a public set: which loader reads which folder, and how; ``names`` are the segments' names."""
+class ClickPair(Pair):
+    """A pair whose ratings above 3 are clicks; ``names`` are the domains' names as segments."""
 
-    loader: str
-    folder: str
-    options: Mapping[str, Any]
-    names: Mapping[str, str]
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
-BOOK_MUSIC = {"douban-book": "book", "douban-music": "music"}
+def _douban(**more: bool) -> ClickPair:
+    options = {"sources": ["book"], "targets": ["music"], **more}
+    return ClickPair(
+        "douban", "douban", ("*book*", "*music*"), options, {"douban-book": "book", "douban-music": "music"}
+    )
+
+
 PAIRS = {
-    "douban": Pair("douban", "douban", {"sources": ["book"], "targets": ["music"]}, BOOK_MUSIC),
-    "douban-unfiltered": Pair(
-        "douban", "douban", {"sources": ["book"], "targets": ["music"], "unfiltered": True}, BOOK_MUSIC
-    ),
-    "amazon": Pair(
+    "douban": _douban(),
+    "douban-unfiltered": _douban(unfiltered=True),
+    "amazon": ClickPair(
         "amazon-heterogeneous",
         "amazon_movie_tv",
+        ("user_item.dat",),
         {"sources": ["1"], "targets": ["2"]},
         {"amazon-category-1": "category 1", "amazon-category-2": "category 2"},
     ),
+    "amazon-movies-and-cds": ClickPair(
+        **amazon_reviews("Movies_and_TV", "CDs_and_Vinyl"),
+        names={"amazon-movies-and-tv": "movies", "amazon-cds-and-vinyl": "CDs"},
+    ),
 }
+
+
+def pair_of(setting: str) -> ClickPair:
+    return PAIRS[setting.partition("-new-")[0]]
 
 
 def prepare(data: Path, folder: Path, pair: str, *, new: str | None = None) -> tuple[Settings, tuple[Domain, ...]]:
@@ -67,31 +78,18 @@ def prepare(data: Path, folder: Path, pair: str, *, new: str | None = None) -> t
     Args:
         new: the domain that is to be launched, a target that borrows from the other; None for two that lend alike.
     """
-    what, home = PAIRS[pair], folder / "homes" / (pair if new is None else f"{pair}-new-{new}")
-    settings = Settings(home=home)
-    if not (home / "prepared").is_file():
-        home.mkdir(parents=True, exist_ok=True)
-        registry = Registry(settings.registry_url)
-        registry.migrate()
-        staged = LOADERS[what.loader](data / what.folder, home / "raw", task="ctr", **what.options)
+
+    def load(raw: Path) -> Iterator[tuple[DomainSpec, PreparedDomain]]:
+        staged = PAIRS[pair].load(data, raw, task="ctr")
         for domain in sorted(staged, key=lambda one: one.spec.name == new):
             lenders = tuple(other.spec.name for other in staged if other.spec.name != new)
             roles: dict[str, Any] = {"role": "source", "sources": ()}
             if domain.spec.name == new:
                 roles = {"role": "target", "sources": lenders}
-            spec = domain.spec.model_copy(update=roles)
-            use_cases.register(spec, registry=registry, by="benchmark")
-            use_cases.ingest_data(
-                spec.name,
-                interactions=[domain.interactions],
-                items=domain.items,
-                users=domain.users,
-                registry=registry,
-                settings=settings,
-                by="benchmark",
-            )
-        (home / "prepared").touch()
-    return settings, tuple(Registry(settings.registry_url).domains())
+            yield domain.spec.model_copy(update=roles), domain
+
+    home = folder / "homes" / (pair if new is None else f"{pair}-new-{new}")
+    return settle(home, load, histories=False)
 
 
 @dataclass(frozen=True)

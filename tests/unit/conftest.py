@@ -1,7 +1,10 @@
-"""Small made-up networks and batches for the tests of the networks."""
+"""Small made-up networks, batches and files of public sets."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -112,3 +115,31 @@ def make_ranker(chance: torch.Generator) -> Callable[..., Ranker]:
         return ranker.eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def amazon_reviews(tmp_path_factory) -> Path:
+    """A folder whose ``amazon/`` holds movies and CDs as the 5-core review files have them, 90 users with 12 reviews.
+
+    Eighty users are in both, and as generous in either.
+    """
+    folder = tmp_path_factory.mktemp("public")
+    random, users, items = np.random.default_rng(0), 90, 40
+    generous = random.normal(0, 0.8, users + 10)
+    (folder / "amazon").mkdir()
+    for category, first in (("Movies_and_TV", 0), ("CDs_and_Vinyl", 10)):
+        quality = random.normal(0, 0.5, items)
+        lines = []
+        for user in range(first, first + users):
+            for item in random.choice(items, 12, replace=False):
+                rating = 3.5 + quality[item] + generous[user] + random.normal(0, 0.4)
+                review = {
+                    "reviewerID": f"A{user:013d}",
+                    "asin": f"{category[0]}{item:09d}",
+                    "overall": float(np.clip(round(rating), 1, 5)),
+                    "unixReviewTime": int(1_300_000_000 + random.integers(0, 10**8)),
+                }
+                lines.append(json.dumps(review))
+        (folder / "amazon" / f"reviews_{category}_5.json").write_text("\n".join(lines) + "\n")
+    (folder / "amazon" / "meta_Books.json").write_text("")
+    return folder

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import orjson
 import pytest
 import torch
 
@@ -16,32 +15,13 @@ from orchestrator.arena import Entrant, Table
 from orchestrator.recipe import Recipe
 
 SETTING = "amazon-movies-to-cds-50"
-USERS, ITEMS = 90, 40
+REVIEWS = 90 * 12
+"""Of each category, as the fixture writes them."""
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Movies and CDs as the 5-core review files have them; most users are in both, and as generous in either."""
-    folder = tmp_path_factory.mktemp("public")
-    random = np.random.default_rng(0)
-    generous = random.normal(0, 0.8, USERS)
-    (folder / "amazon").mkdir()
-    for category, users in (("Movies_and_TV", range(USERS)), ("CDs_and_Vinyl", range(10, USERS + 10))):
-        quality = random.normal(0, 0.5, ITEMS)
-        lines = []
-        for user in users:
-            for item in random.choice(ITEMS, 12, replace=False):
-                mean = 3.5 + quality[item] + (generous[user] if user < USERS else 0)
-                review = {
-                    "reviewerID": f"A{user:013d}",
-                    "asin": f"{category[0]}{item:09d}",
-                    "overall": float(np.clip(round(mean + random.normal(0, 0.4)), 1, 5)),
-                    "unixReviewTime": int(1_300_000_000 + random.integers(0, 10**8)),
-                }
-                lines.append(orjson.dumps(review).decode())
-        (folder / "amazon" / f"reviews_{category}_5.json").write_text("\n".join(lines) + "\n")
-    (folder / "amazon" / "meta_Books.json").write_text("")
-    return folder
+def data(amazon_reviews):
+    return amazon_reviews
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +36,10 @@ def case(data, out):
 
 def test_settings_are_offered_where_their_files_lie(data, tmp_path):
     """Metadata of a category is no review file of it, and a folder without any set is refused by name."""
-    pairs = {setting.rsplit("-", 1)[0] for setting in ratings.offered(data)}
+    pairs = {setting.rsplit("-", 1)[0] for setting in ratings.offered(data, ratings.SETTINGS, ratings.pair_of)}
     assert pairs == {"amazon-movies-to-cds", "amazon-movies-to-cds-timed"}
     with pytest.raises(InvalidData, match="douban/"):
-        ratings.offered(tmp_path)
+        ratings.offered(tmp_path, ratings.SETTINGS, ratings.pair_of)
 
 
 def test_cold_users_are_hidden_and_questions_are_bare(case):
@@ -72,8 +52,8 @@ def test_cold_users_are_hidden_and_questions_are_bare(case):
     assert not (cold | held) & set(given.known.user)
     assert np.isnan(given.asked.label).all()
     assert np.isnan(given.asked.value).all()
-    assert len(given.source) + len(given.source_validation) == USERS * 12
-    assert len(given.known) + len(given.validation) + len(case.label) == USERS * 12
+    assert len(given.source) + len(given.source_validation) == REVIEWS
+    assert len(given.known) + len(given.validation) + len(case.label) == REVIEWS
     assert cold <= set(given.source.user) | set(given.source_validation.user)
 
 
