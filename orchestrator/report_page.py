@@ -147,7 +147,7 @@ def _comparison(report: Mapping[str, Any], rival: str | None) -> str:
         "<h2>On cold users, beside what one would otherwise use</h2>"
         '<p class="quiet">Users of whom training saw no row in this domain; 95% intervals over users. The gain '
         f"is how much better this version is on {METRICS.get(metric, metric)} than each row, on the same users.</p>"
-        f"<table><tr><th></th>{head}<th>gain</th><th>asked for by</th></tr>{body}</table>"
+        f'<table class="dense"><tr><th></th>{head}<th>gain</th><th>asked for by</th></tr>{body}</table>'
         f"<p><b>{_metric(metric)}</b></p>{chart}<p><b>Gain over each row</b>: right of the line it is better</p>{gains}"
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
@@ -17,10 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from domains.registry import Registry, Run
 from orchestrator.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+PROCESS = "process"
+"""Name of what a run's folder says of the process at work on it."""
 
 OnProgress = Callable[[float, str, dict[str, Any]], None]
 
@@ -99,6 +105,7 @@ def execute(
     """
     registry = context.registry
     registry.start_run(context.kind, context.domain, params=context.params, by=context.by, run_id=context.run_id)
+    context.write(PROCESS, _this_process())
     total = sum(step.share for step in steps)
     done = 0.0
     try:
@@ -119,6 +126,38 @@ def execute(
         )
         raise
     return registry.finish_run(context.run_id, state="succeeded", result=context.read("result") or {})
+
+
+def close_dead(registry: Registry, settings: Settings) -> list[str]:
+    """Record as failed every run without Prefect whose process has ended on this machine; says which.
+
+    Such a process says nothing when it is killed, and what waits for the run would wait for ever. Started again under
+    its id, the run continues.
+    """
+    closed = []
+    for run in registry.runs(limit=200):
+        path = settings.runs_dir / run.id / f"{PROCESS}.json"
+        if run.state != "running" or run.flow_run_id is not None or not path.is_file():
+            continue
+        by = json.loads(path.read_text())
+        if by["host"] == socket.gethostname() and not alive(by["pid"], by["created"]):
+            registry.finish_run(run.id, state="failed", error="its process ended without a word; it can be continued")
+            closed.append(run.id)
+    return closed
+
+
+def _this_process() -> dict[str, Any]:
+    own = psutil.Process()
+    return {"host": socket.gethostname(), "pid": own.pid, "created": own.create_time()}
+
+
+def alive(pid: int, created: float) -> bool:
+    """Whether the process of that number which began then, seconds since the epoch, is at work: no later one."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def new_run_id(kind: str) -> str:

@@ -26,6 +26,7 @@ import psutil
 
 from domains.registry import Registry
 from orchestrator import flow_client
+from orchestrator.runs import alive, close_dead
 from orchestrator.servers import Server, StackFault, answers, environment, refuse_busy_ports, servers
 from orchestrator.settings import Settings
 
@@ -72,7 +73,7 @@ class StackState:
     @property
     def supervised(self) -> bool:
         """Whether the process that looks after the servers is alive."""
-        return _alive(self.supervisor_pid, self.supervisor_created)
+        return alive(self.supervisor_pid, self.supervisor_created)
 
 
 def up(settings: Settings, *, ui: bool = True, say: Say = print, stop: threading.Event | None = None) -> None:
@@ -138,12 +139,12 @@ def down(settings: Settings, *, say: Say = print) -> list[str]:
     state = read_state(settings)
     if state is None:
         return []
-    running = [server for server in state.servers if _alive(server.pid, server.created)]
+    running = [server for server in state.servers if alive(server.pid, server.created)]
     if state.supervised:
         os.kill(state.supervisor_pid, signal.SIGTERM)
         _wait_until(lambda: not state.supervised, len(state.servers) * STOP_LIMIT_S + STOP_LIMIT_S)
     for server in reversed(running):
-        if _alive(server.pid, server.created):  # its supervisor was killed
+        if alive(server.pid, server.created):  # its supervisor was killed
             _end(server.pid)
         say(f"{server.name} ended")
     _state_path(settings).unlink(missing_ok=True)
@@ -163,7 +164,7 @@ def health(settings: Settings) -> dict[str, bool]:
     """Whether each server of the stack answers now where it was started, by name."""
     state = read_state(settings)
     return {
-        server.name: _alive(server.pid, server.created) and (not server.health_url or answers(server.health_url))
+        server.name: alive(server.pid, server.created) and (not server.health_url or answers(server.health_url))
         for server in (state.servers if state else [])
     }
 
@@ -297,6 +298,7 @@ class _Supervisor:
             for flow_run in flow_client.resume_crashed(api_url=self._settings.prefect_url):
                 self._say(f"the process of flow run {flow_run} died; it goes on where it stopped")
             self._close_lost_runs()
+            close_dead(self._registry, self._settings)
             self._prune()
         except Exception:  # the stack outlives a locked registry or a Prefect server that restarts
             logger.warning("chores put off", exc_info=True)
@@ -386,14 +388,6 @@ def _kill_group(leader_pid: int) -> None:
     """Every server leads a process group of its own, which outlives it while a child does."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader_pid, signal.SIGKILL)
-
-
-def _alive(pid: int, created: float) -> bool:
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _wait_until(done: Callable[[], bool], limit_s: float) -> None:

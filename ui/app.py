@@ -12,6 +12,7 @@ os.environ.setdefault("FEAST_USAGE", "False")
 
 import streamlit as st
 
+from orchestrator import runs
 from ui import components, session
 
 HERE = Path(__file__).parent
@@ -38,6 +39,7 @@ def main() -> None:
     _person()
     servers = st.sidebar.container()
     with components.told():
+        runs.close_dead(session.registry(), session.settings())
         page.run()
     # Last: a server that is slow to answer does not hold up the page.
     with servers:

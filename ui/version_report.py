@@ -86,7 +86,7 @@ def _decision(version: Version) -> None:
     figures = (
         ("Cold users judged on", wording.count(report["cold_users"])),
         ("Held-out events", wording.count(report["examples"])),
-        ("Trained on", f"{report.get('training_examples', 0):,} events"),
+        ("Events trained on", wording.count(report.get("training_examples"))),
         ("Own weights", wording.count(report.get("trained_parameters"))),
         ("Predictions off by", f"{report['calibration_error']:.0%}"),
         ("Fine-tuned in", wording.duration(report.get("fine_tune_seconds", 0.0))),
