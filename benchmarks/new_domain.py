@@ -34,6 +34,9 @@ PERCENT = (1, 5, 10, 100)
 SETTINGS = tuple(f"{pair}-new-{short}-{percent}" for pair, (short, _) in NEW.items() for percent in PERCENT)
 START, ADAPTER, FEW = "Graft, zero-shot", "Graft, adapter", "Graft, adapter without item rows"
 FULL, SCRATCH = "full fine-tuning", "from scratch"
+WAYS = (START, ADAPTER, FEW, FULL, SCRATCH)
+BESIDE_PLAIN = ", plain facts"
+"""The same ways where no wide facts are solved for, so that all there is must be learnt by descent."""
 PLAIN: dict[str, Callable[[], PlainRival]] = {
     "item mean of stars": ItemMean,
     "item + user bias of stars": ItemUserBias,
@@ -121,17 +124,19 @@ def plain(name: str, make: Callable[[], PlainRival], case: Case, seed: int) -> d
 
 def shared_model(given: Given, recipe: Recipe) -> Shared:
     """The shared model of the old domain, trained once for all shares of the new one."""
-    key = (str(given.workspace.settings.home), given.workspace.split_seed, recipe.model_dump_json())
+    place = (str(given.workspace.settings.home), given.workspace.split_seed)
+    key = (*place, recipe.model_dump_json())
+    for other in [other for other in _SHARED if other[:2] != place]:
+        del _SHARED[other]
     if key not in _SHARED:
-        _SHARED.clear()
         ranker, layout = fitting.fit(given.workspace, recipe, [given.old])
         rows = given.workspace.examples(layout, given.old)
         _SHARED[key] = Shared(ranker, layout, rows.take(given.workspace.split(rows).test))
     return _SHARED[key]
 
 
-def tuned(names: tuple[str, ...], recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
-    """One way to tune the shared model, and where it started from."""
+def tuned(way: str, name: str, recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
+    """One way to tune the shared model, named as it stands in the table."""
     given: Given = case.given
     recipe = recipe.model_copy(update={"seed": seed})
     shared = shared_model(given, recipe)
@@ -139,16 +144,15 @@ def tuned(names: tuple[str, ...], recipe: Recipe, case: Case, seed: int) -> dict
     ranker = copy.deepcopy(shared.ranker)
     slot = fitting.add_domain(ranker, given.workspace, shared.layout, given.known.domain, like=0)
     before = _old(ranker, assembler, shared)
-    found: dict[str, Scored] = {}
     whole = sum(part.numel() for part in ranker.parameters())
     owned = ranker.owned(slot)
     assert owned.items is not None
     rows = owned.items.rows.weight.numel()
     detail: dict[str, Any] = {"whole": whole, "item_rows": rows}
-    if names[0] == START:
-        return {START: Scored(fitting.score_rows(ranker, assembler, given.asked, slot), detail | {"parameters": 0})}
-    if names[0] in (ADAPTER, FEW):
-        recipe = recipe.model_copy(update={"fine_tune_items": names[0] == ADAPTER})
+    if way == START:
+        return {name: Scored(fitting.score_rows(ranker, assembler, given.asked, slot), detail | {"parameters": 0})}
+    if way in (ADAPTER, FEW):
+        recipe = recipe.model_copy(update={"fine_tune_items": way == ADAPTER})
         fingerprint = adapters.fingerprint(ranker, excluding=slot)
         result = fit_adapter(ranker, slot, recipe, assembler, given.known, given.validation)
         proof = adapters.certificate(fingerprint, adapters.fingerprint(ranker, excluding=slot))
@@ -157,7 +161,7 @@ def tuned(names: tuple[str, ...], recipe: Recipe, case: Case, seed: int) -> dict
         score = fitting.score_rows(ranker, assembler, given.asked, slot)
     else:
         score = rivals.predict(
-            "full_fine_tune" if names[0] == FULL else "scratch",
+            "full_fine_tune" if way == FULL else "scratch",
             ranker=ranker,
             slot=slot,
             recipe=recipe,
@@ -168,7 +172,7 @@ def tuned(names: tuple[str, ...], recipe: Recipe, case: Case, seed: int) -> dict
             test=given.asked,
         )
         detail |= {"parameters": whole}
-    if names[0] != SCRATCH:
+    if way != SCRATCH:
         after, label = _old(ranker, assembler, shared), shared.judged.label
         detail |= {
             "drift": float(np.abs(after - before).max()),
@@ -176,8 +180,7 @@ def tuned(names: tuple[str, ...], recipe: Recipe, case: Case, seed: int) -> dict
             "old_auc_before": auc(label, before),
             "old_auc_after": auc(label, after),
         }
-    found[names[0]] = Scored(score, detail)
-    return found
+    return {name: Scored(score, detail)}
 
 
 def _old(ranker: Ranker, assembler: Assembler, shared: Shared) -> np.ndarray:
@@ -188,11 +191,13 @@ def _old(ranker: Ranker, assembler: Assembler, shared: Shared) -> np.ndarray:
 def entrants(recipe: Recipe = RECIPE) -> list[Entrant]:
     """Every row of the new-domain table."""
     rows = [Entrant((name,), partial(plain, name, make), {"defaults": repr(make())}) for name, make in PLAIN.items()]
-    config = recipe.model_dump(mode="json", exclude_defaults=True)
-    return rows + [
-        Entrant((name,), partial(tuned, (name,), recipe), config | {"row": name})
-        for name in (START, ADAPTER, FEW, FULL, SCRATCH)
-    ]
+    for facts, ways in (("wide", WAYS), ("plain", (ADAPTER, FEW, FULL, SCRATCH))):
+        own = recipe.model_copy(update={"facts": facts})
+        config = own.model_dump(mode="json", exclude_defaults=True)
+        for way in ways:
+            name = way if facts == "wide" else way + BESIDE_PLAIN
+            rows.append(Entrant((name,), partial(tuned, way, name, own), config | {"row": way}))
+    return rows
 
 
 def write(table: Table, out: Path) -> str:
@@ -205,7 +210,9 @@ def write(table: Table, out: Path) -> str:
             continue
         measures = ("auc", "warm/auc", "cold/auc")
         parts.append(f"# {pair}: {short} is new\n")
-        parts.append(arena_report.markdown(part, subject=ADAPTER, measures=measures, plain=FULL, not_rivals=(START,)))
+        parts.append(
+            arena_report.markdown(part, subject=ADAPTER, measures=measures, plain=FULL, not_rivals=(START, FEW))
+        )
         parts.append(what_tuning_costs(part))
         plot(part, settings, out / f"new-domain-{pair}.svg")
     return "\n".join(parts)
@@ -216,7 +223,7 @@ def what_tuning_costs(table: Table) -> str:
     head = ["setting", "row", "trained", "share", "trained beside item rows", "largest drift", "mean drift", "old AUC"]
     lines = ["Trained parameters and the old domain\n", _row(head), _row(["---"] * len(head))]
     for setting in table.settings():
-        for name in (ADAPTER, FEW, FULL, SCRATCH):
+        for name in (way + kind for kind in ("", BESIDE_PLAIN) for way in WAYS[1:]):
             cells = [cell for cell in table.cells() if cell.setting == setting and cell.model == name]
             if not cells:
                 continue
@@ -224,11 +231,11 @@ def what_tuning_costs(table: Table) -> str:
             def mean(key: str, cells: list[Any] = cells) -> float:
                 return float(np.mean([cell.detail.get(key, np.nan) for cell in cells]))
 
-            rest = mean("parameters") - (0 if name == FEW else mean("item_rows"))
+            rest = mean("parameters") - (0 if name.startswith(FEW) else mean("item_rows"))
             drift = max(cell.detail.get("drift", np.nan) for cell in cells)
             told = [setting, name, f"{mean('parameters'):,.0f}", f"{mean('parameters') / mean('whole'):.1%}"]
             told += [f"{rest:,.0f} ({rest / mean('whole'):.1%})"]
-            if name == SCRATCH:
+            if name.startswith(SCRATCH):
                 told += ["–"] * 3
             else:
                 told += [f"{drift:.3g}", f"{mean('mean_drift'):.3g}"]
@@ -239,7 +246,14 @@ def what_tuning_costs(table: Table) -> str:
 
 def plot(table: Table, settings: list[str], path: Path) -> None:
     """AUC against the share of the new domain's rows, a line a row of the table. SVG."""
-    colours = {ADAPTER: "#0b6e4f", FEW: "#6fb98f", FULL: "#b5532a", SCRATCH: "#777", PLAIN_BEST: "#3b6ea5"}
+    colours = {
+        ADAPTER: "#0b6e4f",
+        FULL: "#b5532a",
+        ADAPTER + BESIDE_PLAIN: "#6fb98f",
+        FULL + BESIDE_PLAIN: "#dda07f",
+        SCRATCH + BESIDE_PLAIN: "#999",
+        PLAIN_BEST: "#3b6ea5",
+    }
     points = {
         name: [(place, list(table.values(setting, name, "auc").values())) for place, setting in enumerate(settings)]
         for name in colours
