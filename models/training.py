@@ -12,204 +12,70 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models import metrics, resume
 from models.batch import Batch
 from models.distributed import Alone
-from models.lists import list_losses, mean_reciprocal_rank
+from models.lists import mean_reciprocal_rank
 from models.optimisers import Nested, Optimisers
 from models.prefetch import prefetched
+from models.steps import (
+    ALONE,
+    SPARSE_FROM_ROWS,
+    autocast,
+    descend,
+    evaluating,
+    objective,
+    predict,
+    row_losses,
+    sparse_tables,
+    task_loss,
+)
+from models.training_terms import (
+    BatchSource,
+    CheckpointMismatch,
+    Moment,
+    Progress,
+    SampleWeigher,
+    TrainConfig,
+    TrainingDiverged,
+    TrainResult,
+)
 
-Task = Literal["ctr", "rating"]
-Loss = Literal["pointwise", "listwise"]
-MetricName = Literal["auc", "gauc", "logloss", "mae", "rmse", "mrr"]
+__all__ = [
+    "ALONE",
+    "SPARSE_FROM_ROWS",
+    "BatchSource",
+    "CheckpointMismatch",
+    "Moment",
+    "Progress",
+    "SampleWeigher",
+    "TrainConfig",
+    "TrainResult",
+    "TrainingDiverged",
+    "autocast",
+    "descend",
+    "evaluating",
+    "objective",
+    "predict",
+    "row_losses",
+    "sparse_tables",
+    "task_loss",
+    "train",
+]
 
-ALONE = Alone()
-SPARSE_FROM_ROWS = 1024  # below, a dense gradient is cheaper than sorting ids
 _HIGHER_IS_BETTER = ("auc", "gauc", "mrr")
 _FREE_TO_DIFFER = ("checkpoint_every_steps", "progress_every_steps", "prefetch", "device")
 _LARGEST_COUNTER = 4096
-
-
-class BatchSource(Protocol):
-    """Batches in an order that depends on the epoch alone, from any place in it."""
-
-    def __len__(self) -> int:
-        """Steps in an epoch."""
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of ``epoch`` (from 0), without the first ``start``."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train.
-
-    Attributes:
-        embedding_optimiser: rule of tables of at least ``SPARSE_FROM_ROWS`` rows; ``dense`` treats them like the rest.
-        weight_decay: decoupled, per step; of a table only on touched rows.
-        loss: ``pointwise`` judges each row, ``listwise`` where the right row stands in its list (`models.lists`).
-        metric: what validation chooses by; None is AUC for clicks (logloss if a label is absent), RMSE for ratings, MRR
-            for lists.
-        patience: epochs without improvement after which to stop; 0 trains all epochs. The best weights are kept.
-        consider_start: the weights given count as a candidate too, so that training never returns worse ones.
-        clip: longest gradient norm; 0 leaves gradients alone.
-        auxiliary_weight: factor of ``model.auxiliary_loss``, where the model has one (LCN eq. 14).
-        checkpoint_every_steps: 0 saves at the ends of epochs only.
-        bf16: run the network in bfloat16 autocast; weights, losses and optimisers stay float32.
-        prefetch: batches made ahead in a thread of its own; 0 makes them in line.
-        device: where to train; None is where the model is.
-    """
-
-    epochs: int = 1
-    learning_rate: float = 1e-3
-    embedding_learning_rate: float | None = None
-    weight_decay: float = 0.0
-    embedding_optimiser: Literal["lazy_adam", "rowwise_adagrad", "dense"] = "lazy_adam"
-    task: Task = "ctr"
-    loss: Loss = "pointwise"
-    metric: MetricName | None = None
-    patience: int = 0
-    consider_start: bool = False
-    clip: float = 10.0
-    auxiliary_weight: float = 0.1
-    seed: int = 0
-    checkpoint_every_steps: int = 0
-    progress_every_steps: int = 10
-    prefetch: int = 0
-    bf16: bool = False
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.learning_rate <= 0:
-            raise ValueError(f"epochs {self.epochs} and learning rate {self.learning_rate} must be positive")
-        if min(self.patience, self.clip, self.checkpoint_every_steps, self.prefetch) < 0:
-            raise ValueError("patience, clip, checkpoint_every_steps and prefetch must not be negative")
-        if (self.loss == "listwise" and self.metric not in (None, "mrr")) or (self.loss, self.metric) == (
-            "pointwise",
-            "mrr",
-        ):
-            raise ValueError(f"lists are judged by mrr and single rows are not, so {self.metric} cannot choose here")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands. ``fraction`` is of all epochs; ``loss`` is the last step's, ``rows_per_s`` this process's."""
-
-    fraction: float
-    step: int
-    epoch: int
-    loss: float
-    rows_per_s: float
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What came of a run. ``best_epoch`` counts from 1; 0 is the weights given. ``history`` has a row per epoch."""
-
-    best_epoch: int
-    steps: int
-    history: list[dict[str, Any]]
-    seconds: float
-    best: float | None = None
-    metric: str | None = None
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A step as the weigher sees it: ``step`` counts from 0 over the run, ``epoch`` from 0."""
-
-    step: int
-    epoch: int
-
-
-class SampleWeigher(Protocol):
-    """Something that weighs rows while the model trains, and may train networks of its own beside it (CCTL)."""
-
-    def begin(self, model: nn.Module, optimisers: Optimisers, config: TrainConfig) -> None:
-        """Called once, on the training device, before any state is loaded."""
-
-    def weigh(self, batch: Batch, moment: Moment) -> Tensor | None:
-        """Factors (B,) of the rows' losses, before the batch is trained on; None for ones."""
-
-    def after_step(self, batch: Batch, moment: Moment) -> None:
-        """The model has taken its step on ``batch``."""
-
-    def state_dict(self) -> Nested: ...
-    def load_state_dict(self, state: Nested) -> None: ...
-
-
-class TrainingDiverged(ArithmeticError):
-    """The loss is no longer a number; the last checkpoint still holds finite weights."""
-
-
-class CheckpointMismatch(ValueError):
-    """The checkpoint folder belongs to another run: other config, data size, trained parameters or frozen weights."""
-
-
-def row_losses(output: Tensor, label: Tensor, task: Task) -> Tensor:
-    """Loss of each row, (B,): cross-entropy of logits for clicks, squared error for ratings (DACDR eq. 8)."""
-    if task == "rating":
-        return (output.float() - label).square()
-    return F.binary_cross_entropy_with_logits(output.float(), label, reduction="none")
-
-
-def task_loss(
-    output: Tensor, batch: Batch, task: Task, factor: Tensor | None = None, loss: Loss = "pointwise"
-) -> Tensor:
-    """Weighted mean of losses; ``factor`` (B,) scales rows but not the denominator, or small ones would cancel.
-
-    A list weighs as its right row does.
-    """
-    weight = batch.weight if factor is None else batch.weight * factor
-    if loss == "listwise":
-        right = batch.label > 0
-        losses = list_losses(output, batch.label)
-        return (weight[right] * losses).sum() / batch.weight[right].sum().clamp(min=1e-12)
-    return (weight * row_losses(output, batch.label, task)).sum() / batch.weight.sum().clamp(min=1e-12)
-
-
-def objective(
-    model: nn.Module, batch: Batch, config: TrainConfig, factor: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The task's loss, and what is minimised: that and the model's auxiliary loss with its weight (LCN eq. 14)."""
-    auxiliary = None
-    with autocast(batch.label.device, config.bf16):
-        output = model(batch)
-        extra: Callable[[Batch], Tensor | None] | None = getattr(model, "auxiliary_loss", None)
-        if config.auxiliary_weight and extra is not None and len(batch):
-            auxiliary = extra(batch)
-    loss = task_loss(output, batch, config.task, factor, config.loss)
-    return loss, loss if auxiliary is None else loss + config.auxiliary_weight * auxiliary.float()
-
-
-def descend(
-    model: nn.Module,
-    batch: Batch,
-    optimisers: Optimisers,
-    config: TrainConfig,
-    factor: Tensor | None = None,
-    peers: Alone = ALONE,
-) -> tuple[Tensor, ...]:
-    """One step downhill; the two losses of `objective` as they were before it."""
-    optimisers.zero_grad()
-    loss, total = objective(model, batch, config, factor)
-    peers.backward(total, optimisers)
-    if config.clip:
-        optimisers.clip(config.clip, peers.norm)
-    optimisers.step()
-    return peers.whole(loss.detach(), total.detach())
 
 
 def train(
@@ -252,45 +118,6 @@ def train(
             model, data, config, validation, checkpoint_dir, on_progress, parameters, sample_weigher, device, peers
         )
         return run.to_the_end()
-
-
-def predict(
-    model: nn.Module,
-    data: Iterable[Batch],
-    *,
-    task: Task = "ctr",
-    device: str | None = None,
-    bf16: bool = False,
-    raw: bool = False,
-) -> dict[str, NDArray[Any]]:
-    """Scores of all rows in order, with their label, user, item and domain.
-
-    Scores are what ``model.probability`` says where the model has it, else the sigmoid of logits or the ratings. With
-    ``raw`` they are the model's own output: a sigmoid makes very good candidates equal.
-    """
-    where = torch.device(device) if device else next(model.parameters()).device
-    parts: dict[str, list[Tensor]] = {name: [] for name in ("score", "label", "user", "item", "domain")}
-    with evaluating(model), torch.inference_mode():
-        for batch in data:
-            here = batch.to(where)
-            with autocast(where, bf16):
-                score = model(here) if raw else _score(model, here, task)
-            parts["score"].append(score.float().cpu())
-            for name in ("label", "user", "item", "domain"):
-                parts[name].append(getattr(batch, name).cpu())
-    return {name: torch.cat(values).numpy() if values else np.zeros(0) for name, values in parts.items()}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards every module's own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @dataclass
@@ -511,36 +338,6 @@ class _Run:
         done = min(1.0, (now.epoch + now.step_in_epoch / len(self.data)) / self.config.epochs)
         rate = self.rows_here / max(time.perf_counter() - self.begun, 1e-9)
         self.on_progress(Progress(1.0 if now.finished else done, now.step, now.epoch, float(loss), rate))
-
-
-def _score(model: nn.Module, batch: Batch, task: Task) -> Tensor:
-    probability = getattr(model, "probability", None)
-    if probability is not None:
-        return probability(batch)
-    output = model(batch).float()
-    return torch.sigmoid(output) if task == "ctr" else output
-
-
-def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:
-    """Where the network runs in bfloat16, if it does."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
-
-
-@contextmanager
-def sparse_tables(model: nn.Module, config: TrainConfig) -> Iterator[None]:
-    """While training, large tables give sparse gradients; those that are ``sparse`` by themselves stay so."""
-    switched = []
-    if config.embedding_optimiser != "dense":
-        for module in model.modules():
-            table = getattr(module, "weight", None)
-            if getattr(module, "sparse", None) is False and table is not None and len(table) >= SPARSE_FROM_ROWS:
-                module.sparse = True  # type: ignore[assignment]
-                switched.append(module)
-    try:
-        yield
-    finally:
-        for module in switched:
-            module.sparse = False  # type: ignore[assignment]
 
 
 def _own_chance(device: torch.device) -> AbstractContextManager[Any]:

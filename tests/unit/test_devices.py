@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
-from models import adapters, history, training
+from models import adapters, history, steps, training
 from models.batch import Batch, Events
 from models.contrast import ContrastConfig
 from models.devices import device_for
@@ -122,7 +122,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     of_data = torch.tensor
     monkeypatch.setattr(torch, "tensor", tensor)
     monkeypatch.setattr(history, "_working_type", lambda weight: weight.dtype)
-    monkeypatch.setattr(training, "autocast", lambda device, bf16: nullcontext())
+    monkeypatch.setattr(steps, "autocast", lambda device, bf16: nullcontext())
     with Device():
         yield
 
