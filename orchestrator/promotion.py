@@ -86,7 +86,7 @@ def decide(report: Mapping[str, Any], gate: Gate) -> Decision:
             f"95% interval {gain['low']:+.4f} to {gain['high']:+.4f} reaches zero or below"
         )
     seeds = report.get("gain_over_seeds", {}).get(rival)
-    if seeds is not None and not seeds["value"] > 0:
+    if seeds is not None and gain is not None and gain["value"] > 0 and not seeds["value"] > 0:
         refused.append(
             f"over {len(seeds['each'])} seeds {gate.metric} does not beat {rival}: mean improvement "
             f"{seeds['value']:+.4f}; the seed on offer was lucky"

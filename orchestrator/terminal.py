@@ -220,8 +220,10 @@ def preview(domain: str, found: Mapping[str, Any]) -> None:
         ),
         numeric=["rows"],
     )
+    fewest = found["curve"]["rows"][0]
     for rival, needed in found["needed"].items():
-        said = f"{needed_rows(needed['rows'])} (95 %: {needed_rows(needed['low'])} to {needed_rows(needed['high'])})"
+        low, rows, high = (needed_rows(needed[part], fewest) for part in ("low", "rows", "high"))
+        said = f"{rows} (95 %: {low} to {high})"
         name = ROW_NAMES.get(rival, rival)
         console.print(f"ahead of {name} with {said} rows", highlight=False, markup=False)
     test = found["backtest"]
@@ -230,9 +232,11 @@ def preview(domain: str, found: Mapping[str, Any]) -> None:
         console.print(line, highlight=False, markup=False)
 
 
-def needed_rows(rows: float | None) -> str:
-    """A forecast number of rows; None is beyond a hundred times what there is."""
-    return "out of reach" if rows is None else f"{rows:,.0f}"
+def needed_rows(rows: float | None, fewest: float) -> str:
+    """A forecast number of rows; None is beyond a hundred times what there is, the fewest tried is that or less."""
+    if rows is None:
+        return "out of reach"
+    return f"{rows:,.0f}" + (" or fewer" if rows <= fewest else "")
 
 
 def ranking(answer: Mapping[str, Any]) -> None:

@@ -68,12 +68,11 @@ def _sources(found: dict[str, Any]) -> None:
 
 
 def _curve(found: dict[str, Any]) -> None:
+    fewest = found["curve"]["rows"][0]
     for rival, needed in found["needed"].items():
         name = wording.words(wording.ROWS, rival).lower()
-        st.markdown(
-            f"An adapter is ahead of **{name}** with **{_rows(needed['rows'])}** "
-            f":gray[(95% interval: {_rows(needed['low'])} to {_rows(needed['high'])})]"
-        )
+        low, rows, high = (_rows(needed[part], fewest) for part in ("low", "rows", "high"))
+        st.markdown(f"An adapter is ahead of **{name}** with **{rows}** :gray[(95% interval: {low} to {high})]")
     test = found["backtest"]
     if test["of"]:
         st.caption(
@@ -87,5 +86,8 @@ def _gain(measured: dict[str, float]) -> str:
     return f"{measured['value']:+.4f} [{measured['low']:+.4f}, {measured['high']:+.4f}]"
 
 
-def _rows(rows: float | None) -> str:
-    return "more than a hundred times its rows" if rows is None else f"{rows:,.0f} rows"
+def _rows(rows: float | None, fewest: float) -> str:
+    """A forecast number of rows; the fewest that were tried stand for that or less."""
+    if rows is None:
+        return "more than a hundred times its rows"
+    return f"{rows:,.0f} rows" + (" or fewer" if rows <= fewest else "")

@@ -99,6 +99,8 @@ def test_a_lucky_seed_does_not_ship():
     """Where the mean over seeds does not beat the rival, the one on offer was chance."""
     report = a_report(gain_over_seeds={"popularity": {"value": -0.01, "each": {"0": 0.05, "1": -0.07}}})
     assert "lucky" in decide(report, Gate()).reasons[0]
+    lost = {**report, "gain": {"popularity": {"value": -0.05, "low": -0.12, "high": 0.02}}}
+    assert not any("lucky" in reason for reason in decide(lost, Gate()).reasons)
 
 
 def test_of_ratings_the_items_mean_stands_for_popularity():
