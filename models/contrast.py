@@ -20,6 +20,9 @@ from torch import Tensor
 Embed = Callable[[Tensor, Tensor], Tensor]
 """Vectors (n, D) of items (n,), given the rows (n,) whose histories they stand in."""
 
+SHORTEST = 0.05
+"""Length from which on only a vector's direction counts: below what items start at, above nothing."""
+
 _SIDES = {"PT": ("T", "T"), "PS": ("S", "S"), "PC": ("T", "S")}
 
 
@@ -178,8 +181,8 @@ class CrossRepresentation:
         losses = {}
         for name, (positive, negative) in drawn.items():
             of_left, of_right = (vectors[side] for side in _SIDES[name])
-            similar = F.cosine_similarity(of_left(positive.left), of_right(positive.right), dim=1)
-            foreign = F.cosine_similarity(of_left(negative.left), of_right(negative.right), dim=1)
+            similar = (of_left(positive.left) * of_right(positive.right)).sum(1)
+            foreign = (of_left(negative.left) * of_right(negative.right)).sum(1)
             losses[name] = pair_loss(similar, foreign, self.config.temperature, self.config.denominator)
         return losses
 
@@ -236,14 +239,23 @@ def pair_loss(similar: Tensor, foreign: Tensor, temperature: float, denominator:
     return crowd - positive.mean()
 
 
+def directions(vectors: Tensor) -> Tensor:
+    """Vectors (..., D) at unit length, in float32, their products cosines; one shorter than ``SHORTEST`` stays shorter.
+
+    A new domain's items start at zero, where a true cosine's gradient has no bound: one such item in a batch and, after
+    clipping, nothing else would learn.
+    """
+    return F.normalize(vectors.float(), dim=-1, eps=SHORTEST)
+
+
 class _Fetched:
-    """Vectors of a side's drawn events, fetched in one call, each event once."""
+    """Directions of a side's drawn events, fetched in one call, each event once."""
 
     def __init__(self, side: ShortHistory, embed: Embed, events: list[Tensor]) -> None:
         distinct = torch.unique(torch.cat(events))
         self.place = torch.empty_like(side.item)
         self.place[distinct] = torch.arange(len(distinct), device=distinct.device)
-        self.vectors = embed(side.item[distinct], side.row[distinct]).float()
+        self.vectors = directions(embed(side.item[distinct], side.row[distinct]))
 
     def __call__(self, events: Tensor) -> Tensor:
         return self.vectors.index_select(0, self.place[events])

@@ -22,6 +22,7 @@ from models.baselines.sequences import (
     some,
 )
 from models.batch import Batch
+from models.contrast import directions
 from models.ranker import Ranker
 
 
@@ -208,7 +209,7 @@ def uniformity(x: Tensor) -> Tensor:
     fields = x.shape[1]
     if fields < 2:
         return x.sum() * 0
-    centre = F.normalize(x, dim=-1).mean(0)  # the mean of products is the product of means
+    centre = directions(x).mean(0)  # the mean of products is the product of means
     return (centre.sum(0).square().sum() - centre.square().sum()) / (fields * (fields - 1))
 
 

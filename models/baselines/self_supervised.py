@@ -27,6 +27,7 @@ from models.baselines.sequences import (
     some,
 )
 from models.batch import Batch
+from models.contrast import directions
 from models.ranker import Ranker
 
 MOST_CANDIDATES = 4096
@@ -134,8 +135,8 @@ class SampledSoftmax(nn.Module):
         self.temperature = temperature
 
     def forward(self, states: Tensor, pool: Pool) -> Tensor:
-        asked = F.normalize(self.project(states).float(), dim=-1)
-        return asked @ F.normalize(pool.vectors.float(), dim=-1).T / self.temperature
+        asked = directions(self.project(states))
+        return asked @ directions(pool.vectors).T / self.temperature
 
 
 class BERT4Rec(SequenceTask):
@@ -203,7 +204,7 @@ class SQN(SequenceTask):
         entropy = F.cross_entropy(self.choose(states, pool), action, reduction="none")
         coin = int(torch.rand(()) < 0.5)
         learner, judge = self.worth[coin], self.worth[1 - coin]
-        items = F.normalize(pool.vectors, dim=-1)
+        items = directions(pool.vectors)
         value = (learner(states) * items[action]).sum(-1)
         with torch.no_grad():
             choice = (learner(following) @ items.T).argmax(-1)
@@ -326,7 +327,7 @@ class CL4SRec(SequenceTask):
 
 def nt_xent(one: Tensor, other: Tensor, *, temperature: float, user: Tensor) -> Tensor:
     """Normalised temperature-scaled cross-entropy of two views, (N, D) each; views of one user are no negatives."""
-    views = F.normalize(torch.cat([one, other]).float(), dim=-1)
+    views = directions(torch.cat([one, other]))
     partner = torch.arange(len(views), device=views.device).roll(len(one))
     same = equal(torch.cat([user, user]))
     same[torch.arange(len(views), device=views.device), partner] = False

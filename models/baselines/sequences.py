@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.batch import Batch, Events
+from models.contrast import directions
 from models.ranker import Ranker
 
 MAXIMUM_LENGTH = 64
@@ -160,7 +161,7 @@ def info_nce(
     if not len(anchor):
         return anchor.sum() * 0
     others = other if extra is None else torch.cat([other, extra])
-    logits = F.normalize(anchor.float(), dim=-1) @ F.normalize(others.float(), dim=-1).T / temperature
+    logits = directions(anchor) @ directions(others).T / temperature
     diagonal = torch.arange(len(anchor), device=anchor.device)
     if same is not None:
         same = same.clone()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.contrast import ContrastConfig, CrossRepresentation, ShortHistory, pair_loss
+from models.contrast import SHORTEST, ContrastConfig, CrossRepresentation, ShortHistory, directions, pair_loss
 
 
 def histories(rows: int = 30, length: int = 6, items: int = 50, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -227,3 +227,13 @@ def test_a_config_that_cannot_be_meant_is_refused():
         ContrastConfig(temperature=0)
     with pytest.raises(ValueError, match="not be negative"):
         ContrastConfig(cross_weight=-1)
+
+
+def test_an_item_that_starts_at_zero_does_not_drown_the_others() -> None:
+    """A new domain's own items are zero at first: their gradient stays of the size of all others'."""
+    vectors = torch.tensor([[0.0, 0.0], [0.3, 0.4]], requires_grad=True)
+    shown = directions(vectors)
+    assert torch.allclose(shown[1], torch.tensor([0.6, 0.8]))
+    shown.sum().backward()
+    assert vectors.grad is not None
+    assert bool((vectors.grad.norm(dim=1) <= 2 / SHORTEST).all())
