@@ -30,6 +30,7 @@ from models.baselines.plain import ItemMean, ItemUserBias, TrainMean
 from models.batch import Batch
 from models.borrowing import TransferConfig, TransferReport
 from models.enhancement import EnhancementConfig, RepresentationEnhancement
+from models.information_flow import ANY_SOURCE
 from models.training import TrainConfig, predict, train
 from models.transfer import CollaborativeTransfer
 from orchestrator import arena_report
@@ -182,7 +183,7 @@ def fit(
     if config is not None:
         transfer = CollaborativeTransfer(replace(config, targets=(slot,)), held)
         if config.mode == "influence" and config.influence == "path":
-            transfer.scout_from(own)
+            transfer.scout_from(own, _epoch(given, lent, 1024))
     result = train(
         model,
         SideBySide(own, _epoch(given, lent, recipe.batch_size) if sources else None),
@@ -243,7 +244,7 @@ def _feeds_found(given: Given, report: TransferReport) -> dict[str, int]:
     values = given.layout.item_fields[at].values
     counts: dict[str, int] = {}
     for part in report.parts:
-        if part.group == "item" and part.field == at and part.code:
+        if part.group == "item" and part.field == at and part.code and part.source != ANY_SOURCE:
             name = given.layout.slots[part.source]
             kind = KINDS[given.workspace.kind_of_feed(name, values[part.code - 1])]
             counts[kind] = counts.get(kind, 0) + 1
@@ -281,7 +282,8 @@ def plain(name: str, make: Any, case: Case, seed: int) -> dict[str, Scored]:
     return {name: Scored(rival.predict(given.asked.user, given.asked.item))}
 
 
-BORROWING = TransferConfig(targets=(0,), sync_every=16, warm_up_steps=20)
+BORROWING = TransferConfig(targets=(0,), sync_every=16, warm_up_steps=20, companion=False)
+"""Weights come of the scout: the companion, which only measures the gain, stands beside where the gain rewards."""
 
 
 def entrants(setting: str = "simulator-harmed") -> list[Entrant]:
@@ -296,21 +298,22 @@ def entrants(setting: str = "simulator-harmed") -> list[Entrant]:
         rows[POINT] = {"config": replace(BORROWING, influence="point")}
         rows[POINT_UNGUARDED] = {"config": replace(BORROWING, influence="point", guarded=False)}
     elif setting.endswith("harmed"):
-        rows[GRADIENT] = {"config": replace(BORROWING, mode="reinforce", sync_every=8)}
+        rows[GRADIENT] = {"config": replace(BORROWING, mode="reinforce", sync_every=8, companion=True)}
         rows[BANDIT] = {"config": replace(BORROWING, mode="bucket", sync_every=8)}
         rows[POINT] = {"config": replace(BORROWING, influence="point")}
         rows[ENHANCED] = {"config": BORROWING, "enhanced": True}
         rows[ORACLE] = {"keep": (GOOD,)}
     simple = {"train mean": TrainMean, "item mean": ItemMean, "item + user bias": ItemUserBias}
     found = [Entrant((name,), partial(plain, name, make), {"defaults": repr(make())}) for name, make in simple.items()]
-    shown = {"recipe": RECIPE.model_dump(mode="json"), "target": [TARGET_BATCH, TARGET_ROWS, TINY_ROWS, MANY]}
-    return [
-        *found,
-        *(
-            Entrant((name,), partial(neural, name, options), {**shown, "options": options})
-            for name, options in rows.items()
-        ),
-    ]
+    shown = {
+        "scouted": "target and sources first",
+        "recipe": RECIPE.model_dump(mode="json"),
+        "target": [TARGET_BATCH, TARGET_ROWS, TINY_ROWS, MANY],
+    }
+    for name, options in rows.items():
+        by_path = {"ledger": "entered before the first step"} if "config" in options else {}
+        found.append(Entrant((name,), partial(neural, name, options), {**shown, **by_path, "options": options}))
+    return found
 
 
 def measure(

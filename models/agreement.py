@@ -28,10 +28,12 @@ from models.optimisers import Nested, Optimisers
 from models.training import BatchSource, TrainConfig, autocast, evaluating, objective
 
 HELD_OUT_OF = 5
-"""One user in so many is kept from the scout, to see whether what it learns is true of others."""
+"""One target row in so many is kept from a scout that learns ahead, to see whether what it learns is true of others."""
 _SURE_OF_TARGET = 3.0  # t value of the fresh target rows' own agreement from which sources are judged by it
 _FADING = 0.98
-_SOURCE_PRECISION, _CODE_PRECISION = 1.0, 11.0  # of worth, before evidence: within about 1, and 0.3 beside the source
+_PRECISION = 1.0  # of worth, before evidence
+_TELLS = 3.5  # z value from which a code is believed to make a difference
+_MOST_CODES = 128
 _GROWTH = 1.1  # the ledger is solved anew when it has grown by a tenth
 
 
@@ -91,14 +93,14 @@ class Scout(Companion):
         self.seen = [0.0, 0.0, 0.0]  # of fresh target rows: count, sum and square sum of agreement
         self.passes = 0
 
-    def learn_ahead(self, target: BatchSource, passes: int, patience: int = 2) -> None:
-        """Pass over the target's rows and stay where agreement with users kept out was the surest."""
+    def learn_ahead(self, target: BatchSource, passes: int, patience: int = 3) -> None:
+        """Pass over the target's rows and stay where agreement with those kept out was the surest."""
         best, kept = -math.inf, None
         fresh: list[Batch] = []
         for number in range(passes):
             for batch in target.batches(number):
                 batch = batch.to(next(self.tower.parameters()).device)
-                held = _drawn(batch.user)
+                held = _drawn(batch)
                 if number == 0 and bool(held.any()):
                     fresh.append(batch.rows(held))
                 if not bool(held.all()):
@@ -163,11 +165,13 @@ class Scout(Companion):
 
 
 class Ledger:
-    """Worth of source samples by what is shown of them: a ridge regression of agreement, solved as it grows.
+    """Worth of source samples by what is shown of them: a sparse regression of agreement, solved as it grows.
 
-    A sample's worth is that of its source and a difference for each of its codes there; agreement is worth times the
-    scout's unit, and noise of spread 1. Before evidence a source is worth ``expected`` and codes make no difference, so
-    a feed of few rows stays with its source and a source of few rows with what is usual.
+    A sample's worth is that of its source and a difference for each of its codes, there or everywhere; agreement is
+    worth times the scout's unit, and noise of spread 1. Before evidence a source is worth ``expected``. Codes make no
+    difference until they do for certain: they enter one by one, the surest first, and each changes what is left for the
+    others to tell. So the many codes of which nothing is to be said add no noise, and a source is judged without its
+    bad parts.
     """
 
     def __init__(self, expected: float) -> None:
@@ -199,14 +203,26 @@ class Ledger:
     def solve(self) -> Tensor:
         """By how much each key moves a sample's worth away from what was expected, (SOLVED,)."""
         self.solved_at = self.rows
-        active = torch.nonzero(self.gram.diagonal() > 0).squeeze(1)
+        seen = torch.nonzero(self.gram.diagonal() > 0).squeeze(1)
         worth = torch.zeros(SOLVED, dtype=torch.float64)
-        if len(active):
-            from_source = torch.tensor([self.named[key][1] == "source" for key in active.tolist()])
-            usual = torch.where(from_source, self.expected, 0.0).double()
-            gram = self.gram[active][:, active]
-            prior = torch.where(from_source, _SOURCE_PRECISION, _CODE_PRECISION).double()
-            worth[active] = torch.linalg.solve(gram + torch.diag(prior), self.cross[active] - gram @ usual)
+        if not len(seen):
+            return worth.float()
+        chosen = [place for place, key in enumerate(seen.tolist()) if self.named[key][1] == "source"]
+        usual = torch.zeros(len(seen), dtype=torch.float64)
+        usual[chosen] = self.expected
+        gram = self.gram[seen][:, seen]
+        left = self.cross[seen] - gram @ usual
+        while True:
+            own = gram[chosen][:, chosen] + _PRECISION * torch.eye(len(chosen), dtype=torch.float64)
+            moved = torch.linalg.solve(own, left[chosen])
+            # How much the rows of a code still differ from what is believed of them, in standard errors.
+            z = (left - gram[:, chosen] @ moved).abs() / gram.diagonal().sqrt()
+            z[chosen] = 0.0
+            surest = int(z.argmax())
+            if float(z[surest]) < _TELLS or len(chosen) >= _MOST_CODES:
+                break
+            chosen.append(surest)
+        worth[seen[chosen]] = moved
         return worth.float()
 
     def evidence(self, key: int) -> tuple[float, float, int]:
@@ -240,6 +256,7 @@ def _standard(values: Tensor) -> Tensor:
     return centred / centred.square().mean().sqrt().clamp(min=1e-8)
 
 
-def _drawn(user: Tensor) -> Tensor:
-    """Whether each row's user is kept from the scout, (B,) bool; the same user always is."""
-    return (user * 2_654_435_761 % 2**32 >> 16) % HELD_OUT_OF == 0
+def _drawn(batch: Batch) -> Tensor:
+    """Whether each row is kept from the scout, (B,) bool; the same row always is."""
+    mixed = (batch.user * 8191 + batch.item) * 8191 + batch.time % 1_000_003
+    return (mixed * 2_654_435_761 % 2**32 >> 16) % HELD_OUT_OF == 0

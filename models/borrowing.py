@@ -49,11 +49,11 @@ class TransferConfig:
     warm_up_steps: int = 1000
     update_every: int = 1
     learning_rate: float = 0.01
-    start: float = 0.8
-    expected: float = 0.3
-    steepness: float = 8.0
+    start: float = 0.9
+    expected: float = 0.2
+    steepness: float = 16.0
     ahead_passes: int = 8
-    enough_rows: int = 100_000
+    enough_rows: int = 50_000
     sensitivity: float = 20.0
     centre: Literal["target", "mean", "zero"] = "target"
     companion: bool = True
@@ -97,8 +97,9 @@ class Verdict:
 class Part:
     """The rows of a source that share a code: of a feed, a placement, a kind of user.
 
-    ``group`` is item, user or context, ``field`` the place among its fields, ``code`` the code there; ``worth`` and
-    ``certainty`` are of these rows by themselves, ``harms`` says that they tell the opposite, for certain.
+    ``source`` is -1 for the rows of all sources; ``group`` is item, user or context, ``field`` the place among its
+    fields, ``code`` the code there. ``worth`` and ``certainty`` are of these rows by themselves; ``harms`` says that
+    they tell the opposite, for certain.
     """
 
     source: int

@@ -27,6 +27,7 @@ SLOTS = 256
 BUCKETS = 4096
 SOLVED = 1024
 """Keys of what is shown of samples whose part in their weight is solved for: sources first, then codes, hashed."""
+ANY_SOURCE = -1
 _SOURCES = 64
 _GROUPS = ("item", "user", "context")
 _FIELD_STRIDE = 1_000_003
@@ -67,26 +68,28 @@ class Traits:
         return Traits(self.domain[index], (first, second, third), self.label[index], self.scores[index])
 
     def keys(self) -> Tensor:
-        """Key of each row's source, and of each of its codes within that source, (B, 1 + fields) long."""
+        """Keys of each row, (B, 1 + 2 fields) long: its source, and each of its codes in that source and in any."""
         columns = [self.domain % _SOURCES]
-        field = 0
-        for group in self.codes:
-            for at in range(group.shape[1]):
-                mixed = (self.domain * 8191 + field) * 1_000_003 + group[:, at]
-                columns.append(_SOURCES + mixed * 2_654_435_761 % 2**32 % (SOLVED - _SOURCES))
-                field += 1
+        for source in (self.domain, torch.full_like(self.domain, ANY_SOURCE)):
+            field = 0
+            for group in self.codes:
+                for at in range(group.shape[1]):
+                    mixed = ((source + 1) * 8191 + field) * 1_000_003 + group[:, at]
+                    columns.append(_SOURCES + mixed * 2_654_435_761 % 2**32 % (SOLVED - _SOURCES))
+                    field += 1
         return torch.stack(columns, 1)
 
     def names(self) -> dict[int, tuple[int, str, int, int]]:
         """What stands behind the keys of these rows: source, group of fields ("source" for itself), field, code."""
         keys = self.keys().cpu()
-        columns = [("source", 0, torch.zeros_like(self.domain))]
-        for name, group in zip(_GROUPS, self.codes, strict=True):
-            columns += [(name, at, group[:, at]) for at in range(group.shape[1])]
+        columns = [(self.domain, "source", 0, torch.zeros_like(self.domain))]
+        for source in (self.domain, torch.full_like(self.domain, ANY_SOURCE)):
+            for name, group in zip(_GROUPS, self.codes, strict=True):
+                columns += [(source, name, at, group[:, at]) for at in range(group.shape[1])]
         found: dict[int, tuple[int, str, int, int]] = {}
-        for column, (name, at, code) in enumerate(columns):
-            rows = torch.unique(torch.stack([keys[:, column], self.domain.cpu(), code.cpu()], 1), dim=0)
-            found |= {key: (source, name, at, value) for key, source, value in rows.tolist()}
+        for column, (source, name, at, code) in enumerate(columns):
+            rows = set(zip(keys[:, column].tolist(), source.tolist(), code.tolist(), strict=True))
+            found |= {key: (number, name, at, value) for key, number, value in rows}
         return found
 
     def state(self) -> Nested:

@@ -15,8 +15,8 @@ the target (``models/agreement.py``). Give it the target's rows beforehand, `sco
 
 Guards, since rows that are no longer fresh mislead (good sources look harmful to a network that has memorised its
 target):
- - fresh rows are target rows before they are first trained on, ``held_out`` ones, or those of users whom the scout
-   never meets; while they do not agree with the scout for certain, every weight stays at its start;
+ - fresh rows are target rows before they are first trained on, ``held_out`` ones, or those kept from the scout; while
+   they do not agree with the scout for certain, every weight stays at its start;
  - a scout that learns ahead stops where such rows agree the most;
  - otherwise, from the second epoch on, without ``held_out``, the flow network stands still;
  - it stands still while the fresh loss exceeds the loss on rows just trained on by more than ``overfit_gap`` of itself;
@@ -37,6 +37,7 @@ from models.agreement import Companion, Ledger, Scout
 from models.batch import Batch, Events
 from models.borrowing import Part, TransferConfig, TransferReport, Verdict, harms, verdicts
 from models.information_flow import (
+    ANY_SOURCE,
     BucketBandit,
     Influence,
     InformationFlow,
@@ -77,12 +78,19 @@ class CollaborativeTransfer:
     def __init__(self, config: TransferConfig, held_out: Sequence[Batch] = ()) -> None:
         self.config, self.held_out = config, held_out
         self.target: BatchSource | None = None
+        self.sources: BatchSource | None = None
         self.weight_rows: list[dict[str, Any]] = []
         self.window_rows: list[dict[str, Any]] = []
 
-    def scout_from(self, target: BatchSource) -> None:
-        """Rows of the targets that the scout may pass over, as often as helps, before the model's first step."""
-        self.target = target
+    def scout_from(self, target: BatchSource, sources: BatchSource | None = None) -> None:
+        """Rows that the scout may go through before the model's first step.
+
+        Args:
+            target: rows of the targets, which it passes over as often as helps.
+            sources: rows of the sources, which are then entered into the ledger at once, so that weights are known from
+                the first step; else they are entered as they come.
+        """
+        self.target, self.sources = target, sources
 
     # The loop's side
 
@@ -116,6 +124,7 @@ class CollaborativeTransfer:
         if self.scout is not None and self.target is not None and not self.scout.passes:
             with torch.random.fork_rng(devices=[]):
                 self.scout.learn_ahead(self.target, self.config.ahead_passes)
+                self._go_through_sources(batch.label.device)
         is_target = torch.isin(batch.domain, self.targets)
         if bool(is_target.all()):
             self._observe(batch, moment)
@@ -258,12 +267,26 @@ class CollaborativeTransfer:
         beside = self.target is None
         if (beside and not self._may_learn(moment, looking=True)) or self.ledger.rows >= self.config.enough_rows:
             return
-        unit = self.scout.unit
-        if unit <= 0:
+        if self.sources is not None:
+            return
+        self._enter(source, traits)
+        if self.ledger.due():
+            self.flow.solved.copy_(self.config.steepness * self.ledger.solve())
+
+    def _enter(self, source: Batch, traits: Traits) -> None:
+        if self.scout is None or self.scout.unit <= 0:
             return
         for number in torch.unique(source.domain).tolist():
             mine = source.domain == number
-            self.ledger.add(traits.rows(mine), self.scout.agreement(source.rows(mine)), unit)
+            self.ledger.add(traits.rows(mine), self.scout.agreement(source.rows(mine)), self.scout.unit)
+
+    def _go_through_sources(self, device: torch.device) -> None:
+        """Enter what sources have, up to enough rows, and close the ledger."""
+        for batch in self.sources.batches(0) if self.sources is not None else ():
+            here = batch.to(device)
+            self._enter(here, Traits.of(here))
+            if self.ledger.rows >= self.config.enough_rows or not self.ledger.rows:
+                break
         if self.ledger.due():
             self.flow.solved.copy_(self.config.steepness * self.ledger.solve())
 
@@ -349,9 +372,10 @@ class CollaborativeTransfer:
     def _parts(self) -> tuple[Part, ...]:
         """Parts of sources of which enough rows are known, the most harmful first."""
         parts = []
+        alone = sum(group == "source" for _, group, _, _ in self.ledger.named.values()) == 1
         for key, (source, group, at, code) in self.ledger.named.items():
             worth, certainty, rows = self.ledger.evidence(key)
-            if group != "source" and rows >= _ROWS_OF_A_PART:
+            if group != "source" and rows >= _ROWS_OF_A_PART and not (alone and source == ANY_SOURCE):
                 harmful = harms(self.config, worth, certainty)
                 parts.append(Part(source, group, at, code, rows, worth, certainty, harmful))
         return tuple(sorted(parts, key=lambda part: part.certainty))

@@ -52,8 +52,10 @@ def fit(
     prepare(ranker, learnt, assembler, seed=recipe.seed)
     if isinstance(sample_weigher, CollaborativeTransfer):
         asked = [(rows, slot) for rows, slot in learnt.train if slot in sample_weigher.config.targets and len(rows)]
+        lent = [(rows, slot) for rows, slot in learnt.train if slot not in sample_weigher.config.targets and len(rows)]
         sample_weigher.scout_from(
-            EpochOfDomains(assembler, asked, batch_size=recipe.fine_tune_batch_size, seed=recipe.seed)
+            EpochOfDomains(assembler, asked, batch_size=recipe.fine_tune_batch_size, seed=recipe.seed),
+            EpochOfDomains(assembler, lent, batch_size=recipe.batch_size, seed=recipe.seed),
         )
     learn(
         ranker,

@@ -13,6 +13,7 @@ from domains.errors import NotEnoughData
 from domains.histories import Histories
 from models import adapters, checkpoint, training
 from models.distributed import Alone
+from models.information_flow import ANY_SOURCE
 from models.ranker import Ranker
 from models.transfer import CollaborativeTransfer, Part, TransferConfig, TransferReport
 from orchestrator import evaluation, serving_data
@@ -232,7 +233,7 @@ def _told(report: TransferReport, layout: Layout) -> dict[str, Any]:
         "target_certainty": report.target,
         "harmful_parts": [
             {
-                "source": slots[part.source],
+                "source": "every source" if part.source == ANY_SOURCE else slots[part.source],
                 "part": words(part),
                 "rows": part.rows,
                 "worth": part.worth,
