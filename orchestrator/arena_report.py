@@ -36,42 +36,50 @@ def markdown(
         plain: a row that must be beaten before transfer may be claimed; tested by itself as well.
         not_rivals: rows that are the subject's own kin.
     """
-    parts = ["## Results\n", *(_results(table, metric, subject) for metric in measures)]
+    parts = ["## Results\n", *_all_results(table, measures)]
     parts += ["## Paired tests\n", _tests(table, subject, measures, plain, not_rivals, bounds)]
     if bounds is not None:
-        parts += ["## Unclipped\n", *(_results(table, f"raw_{metric}", subject) for metric in measures)]
+        parts += ["## Unclipped\n", *_all_results(table, [f"raw_{metric}" for metric in measures])]
     parts += ["## Cost\n", _cost(table)]
     return "\n".join(parts)
 
 
-def _results(table: Table, metric: str, subject: str) -> str:
-    """Mean and sample deviation over seeds; the best of a setting is bold.
+def _all_results(table: Table, measures: Sequence[str]) -> list[str]:
+    """A table a measure, its columns the settings; of one setting, one table whose columns are the measures."""
+    settings = table.settings()
+    if len(settings) == 1 and len(measures) > 1:
+        return [_results(table, settings[0], [(metric, settings[0], metric) for metric in measures])]
+    return [_results(table, metric, [(setting, setting, metric) for setting in settings]) for metric in measures]
+
+
+def _results(table: Table, title: str, columns: Sequence[tuple[str, str, str]]) -> str:
+    """Mean and sample deviation over seeds of columns (name, setting, metric); the best of a column is bold.
 
     A row with fewer seeds than others says how many and is not compared: seeds differ more than models do.
     """
     models = table.models()
     # A segment of one set is no segment of another: such a setting has no column.
-    settings = [s for s in table.settings() if any(table.values(s, model, metric) for model in models)]
-    sign = _sign(metric)
-    lines = [f"{metric} (mean ± sd over seeds)\n", _row(["model", *settings]), _row(["---"] * (len(settings) + 1))]
+    columns = [one for one in columns if any(table.values(one[1], model, one[2]) for model in models)]
+    names = [name for name, _, _ in columns]
+    lines = [f"{title} (mean ± sd over seeds)\n", _row(["model", *names]), _row(["---"] * (len(columns) + 1))]
     best, seeds = {}, {}
-    for setting in settings:
+    for name, setting, metric in columns:
         found = {model: list(table.values(setting, model, metric).values()) for model in models}
-        seeds[setting] = max(len(values) for values in found.values())
-        whole = [values for values in found.values() if len(values) == seeds[setting]]
-        best[setting] = min(sign * float(np.mean(values)) for values in whole)
+        seeds[name] = max(len(values) for values in found.values())
+        whole = [values for values in found.values() if len(values) == seeds[name]]
+        best[name] = min(_sign(metric) * float(np.mean(values)) for values in whole)
     for model in models:
         cells = []
-        for setting in settings:
+        for name, setting, metric in columns:
             values = list(table.values(setting, model, metric).values())
             if not values:
                 cells.append("–")
                 continue
             text = f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
-            if len(values) < seeds[setting]:
-                cells.append(f"{text} ({len(values)} of {seeds[setting]} seeds)")
+            if len(values) < seeds[name]:
+                cells.append(f"{text} ({len(values)} of {seeds[name]} seeds)")
                 continue
-            cells.append(f"**{text}**" if sign * np.mean(values) <= best[setting] else text)
+            cells.append(f"**{text}**" if _sign(metric) * np.mean(values) <= best[name] else text)
         lines.append(_row([model, *cells]))
     return "\n".join([*lines, ""])
 
