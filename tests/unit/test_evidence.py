@@ -1,9 +1,12 @@
 """The plain facts that a score starts from: the item's mean and the user's own leaning."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
 import torch
 
+from models import adapters
 from models.batch import Batch, Events
 from models.evidence import (
     SHRINKAGE,
@@ -142,3 +145,46 @@ def test_of_a_user_of_whom_nothing_is_seen_no_fact_of_clicks_is_told():
     """Whatever the item is like."""
     nothing = tuple(torch.zeros(1).double() for _ in range(3))
     assert not click_facts(nothing, nothing, torch.tensor([0.7])).any()
+
+
+@pytest.fixture
+def of_clicks(make_ranker: Callable[..., Ranker], chance: torch.Generator) -> Ranker:
+    """A ranker of clicks with wide facts: items of two source domains, and one domain's own."""
+    ranker = make_ranker(wide=True)
+    with torch.no_grad():
+        ranker.source_slot[1:30], ranker.source_slot[30:] = 0, 1
+        ranker.owned(2).values.copy_(2 + torch.rand(len(ranker.owned(2).values), generator=chance))
+        ranker.evidence.copy_(torch.randn(len(ranker.evidence), generator=chance))
+    return ranker
+
+
+def test_facts_of_clicks_do_not_depend_on_batch_mates(of_clicks: Ranker, make_batch: Callable[..., Batch]):
+    """Rows of three domains at once are told what each is told alone."""
+    batch = make_batch(12)
+    together = of_clicks.facts(batch)
+    for row in range(12):
+        alone = of_clicks.facts(batch.rows(torch.tensor([row])))
+        torch.testing.assert_close(alone[0][0], together[0][row])
+        torch.testing.assert_close(alone[1][0], together[1][row])
+
+
+def test_own_events_are_those_of_the_rows_domain(of_clicks: Ranker, make_batch: Callable[..., Batch]):
+    """A source domain finds its own in the long history, a target in its short one; each counts all others apart."""
+    for slot in range(3):
+        batch = make_batch(8, domain=slot)
+        own, others = torch.expm1(5 * of_clicks.facts(batch)[0][:, 4:6]).round().T
+        long = batch.lifelong.mask()
+        assert (own + others == long.sum(1) + (batch.short_target.mask().sum(1) if slot == 2 else 0)).all()
+        mine = of_clicks.source_slot[batch.lifelong.item[batch.lifelong.row]] == slot
+        expected = batch.short_target.mask().sum(1) if slot == 2 else (mine & long).sum(1)
+        assert torch.equal(own, expected.to(own.dtype))
+
+
+def test_an_adapter_takes_its_facts_of_clicks_along(of_clicks: Ranker, make_batch: Callable[..., Batch]):
+    """Extracted and attached again, the domain scores the same: its event values travel with its items."""
+    batch = make_batch(10, domain=2)
+    before = of_clicks(batch)
+    adapter = adapters.extract(of_clicks, 2)
+    del of_clicks.domains[2]
+    assert adapters.attach(of_clicks, adapter) == 2
+    assert torch.equal(of_clicks.double().eval()(batch), before)
