@@ -4,12 +4,11 @@
 
 Two settings. ``food-kitchen``: each user is asked in both domains for his last event there, from what came before it
 (ABXI's set; events of one day in drawn order). ``game-video``: users without any event in the asked domain are asked
-for what they have there (CDRIB's split). A question has 999 wrong candidates of the same domain. The event before the
-last, or the split's own validation rows, choose; test questions are answered once.
+for what they have there (CDRIB's split). A question has 999 wrong candidates of the same domain. Models learn from and
+choose by the events before the last, or by warm users and the split's validation rows (`case_of`).
 
-Rows with a network start from the plain facts (`benchmarks.ranking_facts`), whose weights are fitted on one half of the
-validation questions while the other half chooses epochs; the facts alone stand as a row of their own, so that nobody
-takes their worth for the network's.
+Rows with a network start from the plain facts (`benchmarks.ranking_facts`); the facts alone stand as a row as well, so
+that nobody takes their worth for the network's.
 """
 
 from __future__ import annotations
@@ -36,30 +35,31 @@ from orchestrator.arena import Case, Cell, Entrant, Scored, Table, run
 
 SETTINGS = ("food-kitchen", "game-video")
 FACTS, SUBJECT, DACDR = "plain facts", "Graft (DACDR + LCN + CRP)", "DACDR alone"
-FOLDS, FACTORS, TITLE_WIDTH = 3, 32, 96
+FOLDS, FACTORS, TITLE_WIDTH, WEIGHED = 5, 32, 96, 4000
 SEGMENTS = {"food-kitchen": ("Food", "Kitchen"), "game-video": ("Game", "Video")}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is asked: test, validation and training questions of each domain, and wrong candidates of each.
+    """How much is asked: questions of each domain to learn from, to choose by and for the test, and wrong candidates.
 
-    What chooses has fewer candidates, so that it can have more questions.
+    Before the test there are fewer candidates, so that there can be more questions.
     """
 
+    training: int = 5000
+    validation: int = 800
     test: int = 800
-    validation: int = 1600
-    training: int = 8000
-    test_negatives: int = 999
+    training_negatives: int = 99
     validation_negatives: int = 199
-    training_negatives: int = 31
+    test_negatives: int = 999
 
 
 @dataclass(frozen=True)
 class Given:
     """What models learn from; the asked questions come with candidates shuffled and without the right one's place.
 
-    ``known`` are all events but those held back for the test. Facts (Q, C, N) stand beside their questions.
+    ``known`` are all events but those held back for the test. Facts (Q, C, N) stand beside their questions; ``factors``
+    (V, FACTORS) are those of the events that training questions are not among, of no width in a cold market.
     """
 
     items: int
@@ -71,7 +71,7 @@ class Given:
     asked: Questions
     asked_facts: np.ndarray
     names: tuple[str, ...]
-    seed: int
+    factors: np.ndarray
     weights: dict[tuple[str, ...], Weights] = field(default_factory=dict)
 
 
@@ -90,50 +90,53 @@ def open_case(data: Path, out: Path, setting: str, seed: int, *, sizes: Sizes | 
 
 
 def case_of(market: Market, seed: int, sizes: Sizes, kept: Path | None = None) -> Case:
-    """The questions of a market; each sees what came before it and was not held back for those that come after."""
+    """The questions of a market; each sees what came before it and was not held back for those that come after.
+
+    Models learn from the events before the last of four in five users, and the other fifth's choose: neither is among
+    what facts are counted on, exactly as it is in the test. In a cold market they learn from users who have both
+    domains, each as if he were cold, with facts counted on other people; the split's validation rows choose.
+    """
     random = np.random.default_rng([seed, 2])
     log = market.log
     train, known = log.take(log.role == TRAIN), log.take(log.role != TEST)
+    if market.cold:
+        teaches, chooses = _both_domains(market), log.role == VALIDATION
+    else:
+        learner = random.random(int(log.user.max()) + 1) < 0.8
+        teaches = (log.role == VALIDATION) & learner[log.user]
+        chooses = (log.role == VALIDATION) & ~learner[log.user]
 
-    def some(rows: np.ndarray, most: int) -> np.ndarray:
-        """At most so many rows of each domain."""
-        parts = [np.flatnonzero(rows & (log.domain == domain)) for domain in (0, 1)]
-        return np.sort(np.concatenate([random.permutation(part)[:most] for part in parts]))
+    def questions(rows: np.ndarray, seen: Log, most: int, negatives: int, met: Log) -> Questions:
+        """At most so many of each domain."""
+        parts = [random.permutation(np.flatnonzero(rows & (log.domain == domain)))[:most] for domain in (0, 1)]
+        return ask(market, seen, log.take(np.sort(np.concatenate(parts))), negatives, random, met)
 
-    def questions(of: int, seen: Log, most: int, negatives: int, met: Log) -> Questions:
-        rows = log.role == of
-        if of == TRAIN:
-            rows &= _teaches(market)
-        return ask(market, seen, log.take(some(rows, most)), negatives, random, met)
-
-    training = questions(TRAIN, train, sizes.training, sizes.training_negatives, train)
-    validation = questions(VALIDATION, train, sizes.validation, sizes.validation_negatives, known)
-    asked, right = questions(TEST, known, sizes.test, sizes.test_negatives, log).shuffled(random)
+    training = questions(teaches, train, sizes.training, sizes.training_negatives, known)
+    validation = questions(chooses, train, sizes.validation, sizes.validation_negatives, known)
+    asked, right = questions(log.role == TEST, known, sizes.test, sizes.test_negatives, log).shuffled(random)
     if kept is not None and kept.is_file():
-        found = [np.load(kept)[name] for name in ("training", "validation", "asked")]
+        found = [np.load(kept)[name] for name in ("training", "validation", "asked", "factors")]
     else:
         found = _count(market, train, known, (training, validation, asked), seed)
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             writing = kept.with_suffix(".writing.npz")
-            np.savez(writing, training=found[0], validation=found[1], asked=found[2])
+            np.savez(writing, training=found[0], validation=found[1], asked=found[2], factors=found[3])
             writing.replace(kept)
     names = ranking_facts.names(timed=market.timed, titled=bool(market.titles))
-    given = Given(len(market.domain_of), known, training, found[0], validation, found[1], asked, found[2], names, seed)
+    given = Given(
+        len(market.domain_of), known, training, found[0], validation, found[1], asked, found[2], names, found[3]
+    )
     segments = {name: asked.domain == domain for domain, name in enumerate(market.names)}
     return Case(given, right, asked.user, segments=segments)
 
 
-def _teaches(market: Market) -> np.ndarray:
-    """Events that a training question may ask for: a user has something before them, in a cold market elsewhere."""
-    log = market.log
+def _both_domains(market: Market) -> np.ndarray:
+    """Training events of users who also have some in the other domain."""
+    log, people = market.log, int(market.log.user.max()) + 1
     train = log.role == TRAIN
-    people = int(log.user.max()) + 1
-    if market.cold:
-        has = np.stack([np.bincount(log.user[train & (log.domain == d)], minlength=people) > 0 for d in (0, 1)])
-        return train & has[1 - log.domain, log.user]
-    place = np.arange(len(log)) - np.searchsorted(log.user, log.user)
-    return train & (place >= 3)
+    has = np.stack([np.bincount(log.user[train & (log.domain == d)], minlength=people) > 0 for d in (0, 1)])
+    return train & has[1 - log.domain, log.user]
 
 
 def _count(
@@ -143,10 +146,16 @@ def _count(
     titles = title_vectors(market.titles, TITLE_WIDTH, seed) if market.titles else None
     options: dict[str, Any] = {"timed": market.timed, "width": FACTORS, "seed": seed}
     training, validation, test = asked
+    counts = Counts.of(train, items, **options)
+    if market.cold:
+        learnt = others_facts(training, train, items, folds=FOLDS, **options)
+    else:
+        learnt = ranking_facts.facts(training, counts, titles)
     return [
-        others_facts(training, train, items, folds=FOLDS, **options),
-        ranking_facts.facts(validation, Counts.of(train, items, **options), titles),
+        learnt,
+        ranking_facts.facts(validation, counts, titles),
         ranking_facts.facts(test, Counts.of(known, items, **options), titles),
+        counts.factors[:, : 0 if market.cold else FACTORS],
     ]
 
 
@@ -177,7 +186,7 @@ def factors(case: Case, seed: int) -> dict[str, Scored]:
 
 
 def weighed(name: str, without: Sequence[str], case: Case, seed: int) -> dict[str, Scored]:
-    """The facts but for these, weighed on the half of the validation questions that does not choose."""
+    """The facts but for these, weighed on training questions."""
     given: Given = case.given
     score = _expected(given, without, given.asked_facts, given.asked)
     return {name: Scored(score, {"facts": len(_columns(given, without))})}
@@ -187,18 +196,12 @@ def _columns(given: Given, without: Sequence[str]) -> list[int]:
     return [place for place, name in enumerate(given.names) if name not in without]
 
 
-def _halves(given: Given) -> tuple[np.ndarray, np.ndarray]:
-    """Two halves of the validation questions, by user: where facts are weighed, and where epochs are chosen."""
-    first = np.random.default_rng([given.seed, 3]).random(int(given.known.user.max()) + 1)[given.validation.user] < 0.5
-    return np.flatnonzero(first), np.flatnonzero(~first)
-
-
 def _expected(given: Given, without: Sequence[str], facts: np.ndarray, questions: Questions) -> np.ndarray:
     """What the facts say of candidates, (Q, C); the weights are solved for once a case."""
     columns, key = _columns(given, without), tuple(without)
     if key not in given.weights:
-        fitted, _ = _halves(given)
-        given.weights[key] = weigh(given.validation_facts[fitted][..., columns], given.validation.domain[fitted])
+        part = slice(None, None, -(-len(given.training) // WEIGHED))
+        given.weights[key] = weigh(given.training_facts[part][..., columns], given.training.domain[part])
     return given.weights[key].score(facts[..., columns], questions.domain)
 
 
@@ -214,8 +217,9 @@ class Training:
     choose the epoch, where the right one is among them.
     """
 
-    epochs: int = 1
+    epochs: int = 3
     learning_rate: float = 3e-3
+    embedding_learning_rate: float = 1e-4
     weight_decay: float = 0.0
     batch: int = 128
     patience: int = 1
@@ -232,22 +236,23 @@ class Training:
 def network(name: str, changes: Mapping[str, Any], how: Training, case: Case, seed: int) -> dict[str, Scored]:
     """A ranker on lists; its detail says what validation thought of it and of what it started from."""
     given: Given = case.given
-    columns, (_, choosing) = _columns(given, how.without), _halves(given)
+    columns = _columns(given, how.without)
     training, validation, asked = _lists(given, how, columns)
     bins = _bins(given, how, columns)
     build = {name: value for name, value in changes.items() if name != "blind"}
-    ranker = new_network(given.items, () if bins is None else bins.sizes, build, seed)
+    ranker = new_network(given.items, () if bins is None else bins.sizes, build, seed, given.factors)
     reach = Reach(0, 0) if "blind" in changes else Reach(how.lifelong, how.short)
     result = fit_network(
         ranker,
         training.contested(how.learnt),
-        validation.take(choosing).contested(how.chosen_by),
+        validation.contested(how.chosen_by),
         reach=reach,
         batch=how.batch,
         config=TrainConfig(
             loss="listwise",
             epochs=how.epochs,
             learning_rate=how.learning_rate,
+            embedding_learning_rate=how.embedding_learning_rate,
             weight_decay=how.weight_decay,
             patience=how.patience,
             auxiliary_weight=how.contrastive if "contrast" in changes else 0.0,

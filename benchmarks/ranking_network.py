@@ -18,6 +18,9 @@ from models.pyramid import PyramidConfig
 from models.ranker import DomainConfig, Ranker, RankerConfig
 from models.training import TrainConfig, TrainResult, predict, train
 
+FACTOR_SCALE = 0.3
+"""Length of an item's vector at first, about that of a random one."""
+
 
 @dataclass(frozen=True)
 class Lists:
@@ -160,8 +163,13 @@ def _events(questions: Questions, row: np.ndarray, event: np.ndarray, length: in
     )
 
 
-def new_network(items: int, fact_sizes: tuple[int, ...], changes: Mapping[str, Any], seed: int) -> Ranker:
-    """A ranker whose two domains share one item table, so that what a user has and what he is asked share vectors."""
+def new_network(
+    items: int, fact_sizes: tuple[int, ...], changes: Mapping[str, Any], seed: int, factors: np.ndarray | None = None
+) -> Ranker:
+    """A ranker whose two domains share one item table, so that what a user has and what he is asked share vectors.
+
+    Items start from ``factors`` (V, D) where given: who met what says how they lie before any question is learnt from.
+    """
     torch.manual_seed(seed)
     given = dict(changes)
     if "pyramid" in given:
@@ -183,6 +191,9 @@ def new_network(items: int, fact_sizes: tuple[int, ...], changes: Mapping[str, A
     ranker = Ranker(config)
     for slot in (0, 1):
         ranker.add_domain(DomainConfig(items=0, feature_codes=(slot + 1,)))
+    if factors is not None and factors.shape[1] == config.width:
+        with torch.no_grad():
+            ranker.source_items.rows.weight.copy_(torch.from_numpy(factors) * FACTOR_SCALE)
     return ranker
 
 

@@ -12,7 +12,8 @@ from benchmarks.ranking_facts import Counts, facts, others_facts, weigh
 from benchmarks.ranking_network import Bins, Lists, Reach, answers, batch_of, new_network
 from benchmarks.ranking_questions import DAY_US, TEST, TRAIN, VALIDATION, Log, Market, ask, food_kitchen, game_video
 from models.placement import places, reciprocal_rank
-from orchestrator.arena import Entrant, Table, run
+from orchestrator import arena_report
+from orchestrator.arena import Case, Entrant, Scored, Table, run
 
 USERS, ITEMS = 60, 40  # items of each domain
 SMALL = Sizes(test=60, validation=60, training=200, test_negatives=19, validation_negatives=9, training_negatives=9)
@@ -82,6 +83,15 @@ def test_no_test_event_is_given_to_models(case, market):
     assert {(u, i) for u, i in zip(given.asked.user, right, strict=True)} <= asked
 
 
+def test_who_chooses_teaches_nothing(case):
+    """Users are apart, and what they are asked for is not among what is counted or seen."""
+    given = case.given
+    assert not set(given.training.user.tolist()) & set(given.validation.user.tolist())
+    for questions in (given.training, given.validation):
+        shown = set(zip(questions.seen.user.tolist(), questions.seen.item.tolist(), strict=True))
+        assert not shown & set(zip(questions.user.tolist(), questions.candidates[:, 0].tolist(), strict=True))
+
+
 def test_wrong_candidates_are_of_the_domain_and_strangers_to_the_user(case, market):
     given = case.given
     mine = {user: set(market.log.item[market.log.user == user].tolist()) for user in range(USERS)}
@@ -140,7 +150,7 @@ def test_what_was_met_lately_ends_before_the_day_of_the_question(market):
 def test_weighed_facts_find_the_half_that_a_user_buys_from(case):
     """Far better than chance on what the made market holds, and never told by the order of candidates."""
     given = case.given
-    weights = weigh(given.validation_facts, given.validation.domain)
+    weights = weigh(given.training_facts, given.training.domain)
     placed = places(weights.score(given.asked_facts, given.asked.domain), case.label)
     chance = reciprocal_rank(places(np.zeros((1, SMALL.test_negatives + 1)), np.zeros(1, int)))[0]
     assert reciprocal_rank(placed).mean() > 1.3 * chance
@@ -187,6 +197,39 @@ def test_lists_that_are_learnt_from_hold_the_best_where_the_right_one_is_among_t
     assert (kept.questions.candidates[:, 0] == given.training.candidates[among, 0]).all()
     assert (np.sort(kept.prior, 1) == np.sort(np.take_along_axis(prior, best, 1), 1)[among]).all()
     assert 0 < len(kept.questions) < len(lists.questions)
+
+
+def test_a_ranker_with_no_level_of_the_pyramid_still_reads_short_histories(case):
+    """The ablation without LAP."""
+    some = case.given.training.take(np.arange(4))
+    nothing = np.zeros((*some.candidates.shape, 0), np.int64)
+    lists = Lists(some, np.zeros(some.candidates.shape, np.float32), nothing)
+    ranker = new_network(case.given.items, (), {"interest": "lcn", "pyramid": {"levels": ()}}, 0).eval()
+    assert ranker.pyramid is None
+    with torch.inference_mode():
+        one, three = (ranker(batch_of(lists, Reach(lifelong=8, short=short))) for short in (1, 3))
+    assert not torch.equal(one, three)
+    with pytest.raises(ValueError, match="no level"):
+        new_network(9, (), {"interest": "domain_over_pyramid", "pyramid": {"levels": ()}}, 0)
+
+
+def test_a_page_has_a_column_only_for_settings_that_know_the_measure(tmp_path):
+    """Two sets, each with domains of its own, in one table."""
+    rng = np.random.default_rng(0)
+
+    def open_case(setting: str, seed: int) -> Case:
+        return Case(None, rng.integers(0, 5, 8), np.arange(8), segments={setting: np.arange(8) < 4})
+
+    def guess(case: Case, seed: int) -> dict[str, Scored]:
+        return {"guess": Scored(rng.normal(size=(8, 5)))}
+
+    table = Table(tmp_path)
+    row = Entrant(("guess",), guess)
+    run(table, settings=["one", "two"], seeds=[0, 1], entrants=[row], open_case=open_case, task="ranking")
+    page = arena_report.markdown(table, subject="guess", measures=("one/mrr", "two/mrr"))
+    assert "| model | one |" in page
+    assert "| model | two |" in page
+    assert "one | two" not in page
 
 
 def test_bins_are_codes_from_one_on():
