@@ -438,3 +438,16 @@ def test_a_config_survives_json() -> None:
     assert RankerConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
     with pytest.raises(ValueError, match="wdith"):
         RankerConfig.from_dict({"source_items": 3, "wdith": 4})
+
+
+def test_the_cascades_share_is_told_for_rows_of_a_batch(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
+    """A share of events, which does not depend on a row's batch mates; no pyramid, no share."""
+    batch = make_batch(40)
+    ranker = make_ranker(interest="lcn")
+    share, counts = ranker.consistency(batch, top=2)
+    assert share.shape == counts.shape == (40,)
+    assert set(share.tolist()) == {0.0, 0.5, 1.0}
+    alone = torch.cat([ranker.consistency(batch.rows(torch.tensor([row])), top=2)[0] for row in range(40)])
+    assert torch.equal(share, alone)
+    with pytest.raises(ValueError, match="pyramid"):
+        make_ranker(interest="dacdr").consistency(batch)

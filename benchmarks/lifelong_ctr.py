@@ -1,0 +1,315 @@
+"""Lifelong clicks, protocol B: what do 800 events of other domains tell of the next item of this one?
+
+    python -m benchmarks.lifelong_ctr --data DIR --out DIR [--settings matched ...] [--seeds 5] [--models ROW ...]
+
+KuaiRand's sequences: code 0 (141,674 steps of known items, 21,360 items) is the target, the six other codes are the
+sources. A row asks whether a user took an item of code 0 at a moment, knowing everything strictly before: his latest
+800 events of the other codes, 24 of his own code. Of each user the last two steps are the test, the one before is held
+out to choose by, the two before those teach; each stands with two negatives (`benchmarks/sampled_negatives.py`). A seed
+draws 2,500 users, the negatives and the networks' first weights. All networks start from the same item vectors, made
+of events before the rows (`benchmarks/item_vectors.py`), and are trained alike (`benchmarks/lifelong_networks.py`).
+
+Settings: ``matched`` negatives are drawn as often as people took them, ``uniform`` ones evenly from the catalogue.
+
+Stopped, it goes on where it was. Under ``--out``: ``cells.jsonl``, ``lifelong-ctr.md`` and ``.svg``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import contenders
+from benchmarks.item_vectors import item_vectors
+from benchmarks.lifelong_networks import Network, Schooling, consistency, networks, trained
+from benchmarks.sampled_negatives import NEVER, Parts, draw
+from domains.histories import Histories
+from domains.public import LOADERS
+from domains.registry import Registry
+from models.baselines.plain import CoOccurrence, ItemMean, ItemUserBias, PlainRival, Popularity, Rows, TrainMean
+from orchestrator import arena_report, use_cases
+from orchestrator.arena import Case, Cell, Entrant, Scored, Table, run
+from orchestrator.encoding import Layout
+from orchestrator.fitting import Lessons
+from orchestrator.item_means import item_means, without_itself
+from orchestrator.recipe import Recipe
+from orchestrator.settings import Settings
+from orchestrator.training_data import Examples
+from orchestrator.workspace import Workspace
+
+SETTINGS = ("matched", "uniform")
+FOLDER = "kuairand_sequences"
+TARGET, SOURCES = "0", ("9", "4", "7", "8", "11", "1")
+OURS, WITHOUT_CRP = "both + CRP", "both"
+VECTORS, POPULARITY, CO_OCCURRENCE = "item vectors alone", "popularity", "co-occurrence"
+LIFELONG, SHORT, WIDTH = 800, 24, 16
+PER_POSITIVE, TAUGHT, PEOPLE = 2, 2, 2500
+FEW = 10
+MEASURES = ("auc", "gauc", "logloss", "few/auc", "unseen/auc")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a row may learn from. ``asked`` are the test rows with their labels taken out.
+
+    ``taken`` and ``lent`` are what people took in the target and in the sources before their own first test row.
+    """
+
+    school: Schooling
+    train: Examples
+    taken: Rows
+    lent: Rows
+    asked: Examples
+
+
+def prepare(data: Path, folder: Path) -> Workspace:
+    """Register and ingest the codes under ``folder``; what is there already stays."""
+    settings = Settings(home=folder / "home")
+    registry = Registry(settings.registry_url)
+    if not (settings.home / "prepared").is_file():
+        settings.home.mkdir(parents=True, exist_ok=True)
+        registry.migrate()
+        for domain in LOADERS["kuairand-sequences"](
+            data / FOLDER, settings.home / "raw", sources=SOURCES, targets=(TARGET,)
+        ):
+            use_cases.register(domain.spec, registry=registry, by="benchmark")
+            use_cases.ingest_data(
+                domain.spec.name,
+                interactions=[domain.interactions],
+                items=domain.items,
+                users=domain.users,
+                registry=registry,
+                settings=settings,
+                by="benchmark",
+            )
+        Histories.build(settings.data_dir, [(domain.spec, domain.number) for domain in registry.domains()])
+        (settings.home / "prepared").touch()
+    return Workspace(settings, tuple(registry.domains()))
+
+
+def open_case(workspace: Workspace, setting: str, seed: int, *, people: int = PEOPLE) -> Case:
+    """One draw of users and negatives."""
+    target = next(domain.name for domain in workspace.domains if domain.role == "target")
+    slots = [domain.name for domain in workspace.domains if domain.role == "source"] + [target]
+    slot = len(slots) - 1
+    layout = workspace.fit_layout(
+        task="ctr", slots=slots, lifelong=LIFELONG, short=SHORT, with_users=False, until_us=None
+    )
+    steps = workspace.examples(layout, target)
+    sizes = {name: len(workspace.data(name).item_vocabulary) for name in slots}
+    parts = draw(
+        steps,
+        catalogue=sizes[target],
+        negatives=setting,  # type: ignore[arg-type]
+        per_positive=PER_POSITIVE,
+        taught=TAUGHT,
+        seed=seed,
+        people=people,
+    )
+    found = item_means(parts.train, sizes[target], "ctr")
+    means = {name: np.full(size, parts.train.label.mean(), np.float32) for name, size in sizes.items()}
+    lessons = Lessons(
+        layout,
+        [(without_itself(parts.train, found), slot)],
+        [(parts.validation, slot)],
+        means | {target: found.means},
+        {name: np.ones(size, np.float32) for name, size in sizes.items()},
+    )
+    recipe = Recipe(width=WIDTH, lifelong=LIFELONG, short=SHORT, interest="both", facts="plain", seed=seed)
+    test = parts.test
+    school = Schooling(
+        workspace,
+        recipe,
+        lessons,
+        workspace.assembler(layout, slots),
+        slot,
+        _vectors(workspace, layout, steps, parts, sizes[target], seed),
+    )
+    given = Given(
+        school,
+        parts.train,
+        before(steps.user, steps.item, steps.time_us, parts.first_test_us),
+        _lent(workspace, layout, parts.first_test_us),
+        replace(test, label=np.full(len(test), np.nan, np.float32), value=np.zeros(len(test), np.float32)),
+    )
+    return Case(given, test.label, test.user, segments=_segments(workspace, parts))
+
+
+def _segments(workspace: Workspace, parts: Parts) -> dict[str, np.ndarray]:
+    """Users of whom little was seen in the target itself, and items that nobody was taught about."""
+    store = workspace.histories.target[parts.test.domain]
+    start, stop = store.window(parts.test.user, parts.test.time_us, FEW)
+    found = {"few": stop - start < FEW, "unseen": ~np.isin(parts.test.item, parts.train.item)}
+    return {name: rows for name, rows in found.items() if rows.any()}
+
+
+def _vectors(workspace: Workspace, layout: Layout, steps: Examples, parts: Parts, size: int, seed: int) -> np.ndarray:
+    """Where items start: from what people took before their first row of any part."""
+    lent = _lent(workspace, layout, parts.first_us)
+    own = before(steps.user, steps.item, steps.time_us, parts.first_us)
+    items = layout.source_rows_total
+    return item_vectors(
+        np.concatenate([lent.user, own.user]),
+        np.concatenate([lent.item, items + own.item]),
+        items + size,
+        WIDTH,
+        seed,
+    )
+
+
+def _lent(workspace: Workspace, layout: Layout, until_us: np.ndarray) -> Rows:
+    store = workspace.histories.source
+    user = np.repeat(np.arange(len(store.offsets) - 1), np.diff(store.offsets))
+    item = layout.source_rows(np.asarray(store.domain), np.asarray(store.item))
+    return before(user, item, np.asarray(store.time_us), until_us)
+
+
+def before(user: np.ndarray, item: np.ndarray, time_us: np.ndarray, until_us: np.ndarray) -> Rows:
+    """What was taken before each user's own moment."""
+    until = np.full(max(len(until_us), int(user.max(initial=0)) + 1), NEVER)
+    until[: len(until_us)] = until_us
+    kept = time_us < until[user]
+    return Rows.of(user[kept], item[kept], np.ones(int(kept.sum())))
+
+
+def plain(name: str, make: type[PlainRival], case: Case, seed: int) -> dict[str, Scored]:
+    """Means and biases of the taught rows; counts, where nothing is chosen, of all taken before the test."""
+    given: Given = case.given
+    counts = name in (POPULARITY, CO_OCCURRENCE)
+    rows = given.taken if counts else Rows.of(given.train.user, given.train.item, given.train.label)
+    rival = make().fit(rows.user, rows.item, rows.label, source=given.lent if counts else None)
+    return {name: Scored(rival.predict(given.asked.user, given.asked.item))}
+
+
+def vectors_alone(case: Case, seed: int) -> dict[str, Scored]:
+    """Cosine of the candidate's first vector and the mean of those that the user's lifelong history holds."""
+    given: Given = case.given
+    school, asked = given.school, given.asked
+    own = school.lessons.layout.source_rows_total
+    scores = []
+    for at in range(0, len(asked), 4096):
+        part = asked.take(np.arange(at, min(at + 4096, len(asked))))
+        events = school.assembler.batch(part, school.slot).lifelong
+        past = np.cumsum(school.vectors[events.item.numpy()], 1, dtype=np.float64)
+        past = np.concatenate([np.zeros_like(past[:, :1]), past], 1)
+        row = events.row.numpy()
+        mean = past[row, events.stop.numpy()] - past[row, events.start.numpy()]
+        length = np.maximum(np.linalg.norm(mean, axis=1), 1e-9)
+        scores.append((mean * school.vectors[own + part.item]).sum(1) / length)
+    cosine = np.concatenate(scores)
+    return {VECTORS: Scored(1 / (1 + np.exp(-cosine)))}
+
+
+def network(name: str, what: Network, case: Case, seed: int) -> dict[str, Scored]:
+    """A network of the table, ours or a rival."""
+    given: Given = case.given
+    school = given.school
+    model, detail = trained(what, school, seed)
+    score = contenders.score(model, school.assembler, given.asked, school.slot)
+    return {name: Scored(score, detail | consistency(model, school, given.asked))}
+
+
+def entrants() -> list[Entrant]:
+    """Every row of the table."""
+    protocol = {"width": WIDTH, "rows": (PER_POSITIVE, TAUGHT, PEOPLE)}
+    simple: dict[str, type[PlainRival]] = {
+        "train mean": TrainMean,
+        "item mean": ItemMean,
+        POPULARITY: Popularity,
+        "item + user bias": ItemUserBias,
+        CO_OCCURRENCE: CoOccurrence,
+    }
+    rows = [Entrant((name,), partial(plain, name, make), protocol | {"plain": name}) for name, make in simple.items()]
+    rows.append(Entrant((VECTORS,), vectors_alone, protocol))
+    rows += [
+        Entrant((name,), partial(network, name, what), protocol | what.config()) for name, what in networks().items()
+    ]
+    return rows
+
+
+def measure(
+    data: Path,
+    out: Path,
+    *,
+    settings: Sequence[str] = SETTINGS[:1],
+    seeds: int = 5,
+    models: Sequence[str] = (),
+    people: int = PEOPLE,
+) -> Table:
+    """Fill the table under ``out`` and write its page; returns it. What ``graft bench lifelong-ctr`` calls.
+
+    Args:
+        models: rows to train, or all where empty; what other rows the folder already holds stays in the table.
+    """
+    table, workspace = Table(out), prepare(Path(data), out)
+    run(
+        table,
+        settings=settings,
+        seeds=range(seeds),
+        entrants=[one for one in entrants() if not models or set(one.names) & set(models)],
+        open_case=partial(open_case, workspace, people=people),
+        task="ctr",
+        on_cell=_say,
+    )
+    write(table, out)
+    return table
+
+
+def write(table: Table, out: Path) -> None:
+    """The page and the plot of a table, whole or not yet."""
+    kin = [name for name in networks() if name.startswith(("both", "domain over", "LCN-", "DACDR", "LCN + CRP"))]
+    parts = [
+        arena_report.markdown(table, subject=OURS, plain=VECTORS, measures=MEASURES, not_rivals=kin),
+        "## Consistency of the cascade\n",
+        _consistency(table),
+    ]
+    (out / "lifelong-ctr.md").write_text("\n".join(parts))
+    arena_report.plot(table, "auc", out / "lifelong-ctr-auc.svg", subject=OURS)
+
+
+def _consistency(table: Table) -> str:
+    """Share of the last stage's own best 50 events that the stages before it find."""
+    lines = ["| model | setting | share | rows a seed |", "| --- | --- | --- | --- |"]
+    for setting in table.settings():
+        for model in table.models():
+            cells = [one for one in table.cells() if one.setting == setting and one.model == model]
+            found = [one.detail["consistency"] for one in cells if "consistency" in one.detail]
+            if found:
+                rows = np.mean([one.detail["consistency_rows"] for one in cells if "consistency" in one.detail])
+                lines.append(f"| {model} | {setting} | {np.mean(found):.3f} ± {np.std(found):.3f} | {rows:.0f} |")
+    return "\n".join([*lines, ""])
+
+
+def _say(cell: Cell) -> None:
+    print(
+        f"{cell.setting} seed {cell.seed} {cell.model}: auc {cell.metrics['auc']:.4f} gauc {cell.metrics['gauc']:.4f} "
+        f"logloss {cell.metrics['logloss']:.4f} in {cell.seconds:.1f} s",
+        flush=True,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help=f"folder that holds {FOLDER}/")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS[:1]), choices=SETTINGS, metavar="SETTING")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", default=[], metavar="ROW", help="rows to train; all by default")
+    parser.add_argument("--json", type=Path, help="also write the cells as one JSON file")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    table = measure(given.data, given.out, settings=given.settings, seeds=given.seeds, models=given.models)
+    if given.json:
+        given.json.write_text(json.dumps(arena_report.as_dict(table), indent=1))
+    print((given.out / "lifelong-ctr.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

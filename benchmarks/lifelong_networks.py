@@ -1,0 +1,197 @@
+"""The networks of the lifelong table: which there are, how each is built, and the one way in which all are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks import contenders
+from benchmarks.item_vectors import begin_with
+from models import training
+from models.baselines import LIFELONG, SELF_SUPERVISED
+from models.baselines.inputs import Rival
+from models.baselines.self_supervised import WithAuxiliary
+from models.contrast import ContrastConfig
+from models.pyramid import PyramidConfig
+from models.ranker import Ranker
+from orchestrator import fitting
+from orchestrator.fitting import Lessons
+from orchestrator.recipe import Recipe
+from orchestrator.training_data import Assembler, EpochOfDomains, Examples
+from orchestrator.workspace import Workspace
+
+AUXILIARY_WEIGHT = 0.01
+"""Of CRP and of every self-supervised loss alike, chosen on validation rows: see docs/experiments.md."""
+EPOCHS, BATCH, LEARNING_RATE = 1, 256, 2e-3
+SESSION = 64
+"""Rows of one user that stand together in a batch."""
+CONSISTENCY_ROWS = 1500
+NARROW, WIDE_PYRAMID = PyramidConfig.named("LCN-200-50"), PyramidConfig.named("LCN-500-100")
+WITHOUT_FEATURES = ("SSL",)
+"""Losses that set an item's features against each other, which these items have not."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A row of the table.
+
+    contender: name in ``benchmarks/contenders.py``; for ``Graft`` the network is a ranker of ``changes``
+    changes: fields of RankerConfig
+    rule: how tables of items are updated
+    """
+
+    contender: str = contenders.OURS
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    rule: Literal["lazy_adam", "rowwise_adagrad", "dense"] = "lazy_adam"
+
+    def config(self) -> dict[str, Any]:
+        """All that its result depends on beside the rows."""
+        return {
+            "contender": self.contender,
+            "changes": {name: repr(value) for name, value in self.changes.items()},
+            "rule": self.rule,
+            "training": (EPOCHS, BATCH, LEARNING_RATE, SESSION, AUXILIARY_WEIGHT),
+        }
+
+
+def networks() -> dict[str, Network]:
+    """Every network of the table by its name, those that decide first."""
+    crp = ContrastConfig()
+
+    def ours(
+        interest: str, pyramid: PyramidConfig = NARROW, contrast: ContrastConfig | None = None, **more: Any
+    ) -> Any:
+        return Network(changes={"interest": interest, "pyramid": pyramid, "contrast": contrast, **more})
+
+    def dacdr(**changes: Any) -> Network:
+        return Network(changes={"interest": "dacdr", **changes})
+
+    lifelong = replace(NARROW, levels=())
+    rows = {
+        "both": ours("both"),
+        "both + CRP": ours("both", contrast=crp),
+        "domain over pyramid": ours("domain_over_pyramid"),
+        "domain over pyramid + CRP": ours("domain_over_pyramid", contrast=crp),
+        "both + CRP, w/o LAP": ours("both", lifelong, crp),
+        "DACDR": dacdr(),
+        "LCN-200-50": ours("lcn"),
+        "LCN-200-50 + CRP": ours("lcn", contrast=crp),
+        **{name: Network(name) for name in LIFELONG},
+        "both, dense Adam": replace(ours("both"), rule="dense"),
+        "both, row-wise Adagrad": replace(ours("both"), rule="rowwise_adagrad"),
+        "LCN-500-100": ours("lcn", WIDE_PYRAMID),
+        "LCN-500-100 + CRP": ours("lcn", WIDE_PYRAMID, crp),
+        "LCN + CRP, w/o LAP": ours("lcn", lifelong, crp),
+        "LCN + CRP, w/o MSA": ours("lcn", NARROW.without("msa"), crp),
+        "LCN + CRP, w/o FSA": ours("lcn", NARROW.without("fsa"), crp),
+        "LCN + CRP, w/o L_PC": ours("lcn", contrast=replace(crp, cross_weight=0.0)),
+        "LCN + CRP, InfoNCE": ours("lcn", contrast=replace(crp, denominator="infonce")),
+        "DACDR, w/o DA": dacdr(domain_attention=False),
+        "DACDR, w/o IA": dacdr(item_attention=False),
+        "DACDR, w/o DA&IA": dacdr(domain_attention=False, item_attention=False),
+        "DACDR, w/o DA&IA, mean in their place": dacdr(domain_attention=False, item_attention=False, vacated="mean"),
+        **{name + contenders.CRP: Network(name + contenders.CRP) for name in LIFELONG},
+    }
+    for name in SELF_SUPERVISED:
+        if name not in WITHOUT_FEATURES:
+            changes = {"interest": "lcn", "pyramid": NARROW}
+            rows[f"LCN + {name}"] = Network(f"{contenders.OURS} + {name}", changes)
+    return rows
+
+
+@dataclass(frozen=True)
+class Schooling:
+    """What a network is built for and taught by: the same for every row of the table.
+
+    vectors: (source items + own items, D) that every network's items start from
+    """
+
+    workspace: Workspace
+    recipe: Recipe
+    lessons: Lessons
+    assembler: Assembler
+    slot: int
+    vectors: np.ndarray
+
+
+def trained(what: Network, school: Schooling, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+    """A network of the table, trained, and what it says of itself."""
+    recipe = school.recipe.model_copy(update={"seed": seed})
+    model = built(what, school, recipe)
+    own, lessons = EpochOfDomains, school.lessons
+    result = training.train(
+        model,
+        own(school.assembler, lessons.train, batch_size=BATCH, seed=seed, session_rows=SESSION),
+        config=training.TrainConfig(
+            epochs=EPOCHS,
+            learning_rate=LEARNING_RATE,
+            auxiliary_weight=AUXILIARY_WEIGHT,
+            embedding_optimiser=what.rule,
+            seed=seed,
+        ),
+        validation=own(school.assembler, lessons.validation, batch_size=4096, seed=0, shuffle=False),
+    )
+    return model.eval(), {
+        "parameters": sum(part.numel() for part in model.parameters()),
+        "best_epoch": result.best_epoch,
+        "validation": result.best,
+    }
+
+
+def built(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
+    """A fresh network that knows the items' means and starts from the given vectors."""
+    ours = what.contender.startswith(contenders.OURS)
+    model = _ranker(what, school, recipe) if ours else _rival(what, school, recipe)
+    inner = model.backbone if isinstance(model, WithAuxiliary) else model
+    source = school.lessons.layout.source_rows_total
+    if isinstance(inner, Rival):
+        begin_with(inner.inputs.items.rows.weight, school.vectors)
+    elif isinstance(inner, Ranker):
+        own = inner.owned(school.slot).items
+        assert own is not None
+        begin_with(inner.source_items.rows.weight, school.vectors[:source])
+        begin_with(own.rows.weight, school.vectors[source:])
+    return model
+
+
+def _rival(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
+    return contenders.build(what.contender, school.workspace, recipe, school.lessons)
+
+
+def _ranker(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
+    layout = school.lessons.layout
+    # Only for its config and codes; narrow, because another is built of them.
+    usual = fitting.new_ranker(
+        school.workspace, layout, recipe.model_copy(update={"width": 4}), mean_label=school.lessons.mean_label
+    )
+    torch.manual_seed(recipe.seed)
+    ranker = Ranker(replace(usual.config, width=recipe.width, **what.changes), usual.source_items.codes)
+    for name in layout.slots:
+        fitting.add_domain(ranker, school.workspace, layout, name)
+    fitting.prepare(ranker, school.lessons, school.assembler, seed=recipe.seed)
+    task = what.contender.removeprefix(contenders.OURS).removeprefix(" + ")
+    return WithAuxiliary(ranker, SELF_SUPERVISED[task](recipe.width)) if task else ranker  # type: ignore[call-arg]
+
+
+def consistency(model: nn.Module, school: Schooling, rows: Examples) -> dict[str, float]:
+    """How much of its last stage's own choice a cascade finds, over rows with more events than are chosen.
+
+    Empty for networks that search in no stages.
+    """
+    inner = model.backbone if isinstance(model, WithAuxiliary) else model
+    if isinstance(inner, Ranker) and (inner.pyramid is None or inner.pyramid.fsa is None):
+        return {}
+    ask = getattr(inner, "consistency", None)
+    if ask is None:
+        return {}
+    asked = rows.take(np.arange(min(len(rows), CONSISTENCY_ROWS)))
+    with torch.inference_mode():
+        share, counts = ask(school.assembler.batch(asked, school.slot))
+    if not bool(counts.any()):
+        return {}
+    return {"consistency": float(share[counts].float().mean()), "consistency_rows": int(counts.sum())}
