@@ -121,23 +121,29 @@ class DomainAwareCrossAttention(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         config = self.config
         domain_view = item_view = attention = None
+        queries = []
         if config.domain_attention:
             assert domain_weights is not None
-            domain_view, attention = self._domain_view(history, domain_tokens, domain_weights)
+            queries.append(project(domain_tokens, domain_weights.query_key)[:, None])  # [C, 1, M, D]
         if config.item_attention:
             assert item_weights is not None
-            item_view = self._item_view(history, item_tokens, side_tokens, domain_view, attention, item_weights)
+            queries.append(project(item_tokens, item_weights.query_key))  # [C, G, Q, D]
+        scores = history.item_scores_of(*queries) if queries else ()
+        if domain_weights is not None and config.domain_attention:
+            domain_view, attention = self._domain_view(history, queries[0], scores[0], domain_weights.value)
+        if item_weights is not None and config.item_attention:
+            memory = (side_tokens, domain_view, attention)
+            item_view = self._item_view(history, queries[-1], scores[-1], *memory, item_weights.value)
         both = config.domain_attention and config.item_attention
         return domain_view, item_view, None if both else self.mean(history)
 
-    def _domain_view(self, history: History, tokens: Tensor, weights: StepWeights) -> tuple[Tensor, Shares]:
+    def _domain_view(self, history: History, query: Tensor, scores: Tensor, value: Tensor) -> tuple[Tensor, Shares]:
         """T_d of equation 3 and the attention over the null event, (C, V, M, 1), and S, (C, V, M, L)."""
         history, view = history.distinct()
-        query = project(tokens, weights.query_key)[:, None]  # [C, 1, M, D]
         null = (query @ self.null)[..., None]
-        of_null, of_events = _softmax_beside(null, history.scores(query), history.mask)
+        of_null, of_events = _softmax_beside(null, history.scores(query, scores), history.mask)
         pooled = history.pool(of_events) + of_null * self.null
-        answer, shares = project(pooled, weights.value), (of_null, of_events)
+        answer, shares = project(pooled, value), (of_null, of_events)
         if view is None:
             return answer, shares
         return _of_cells(answer, view), (_of_cells(shares[0], view), _of_cells(shares[1], view))
@@ -145,32 +151,34 @@ class DomainAwareCrossAttention(nn.Module):
     def _item_view(
         self,
         history: History,
-        tokens: Tensor,
+        query: Tensor,
+        scores: Tensor,
         side: Tensor,
         domain_view: Tensor | None,
         attention: Shares | None,
-        weights: StepWeights,
+        value: Tensor,
     ) -> Tensor:
-        """T_i of equation 4 over the memory that the config asks for."""
-        query = project(tokens, weights.query_key)  # [C, G, Q, D]
+        """T_i of equation 4 over the memory that the config asks for; ``scores`` are the query's with the items."""
         if domain_view is not None and self.config.ia_memory == "cascade":
             keys = domain_view.expand(-1, query.shape[1], -1, -1)
-            return project((query @ keys.transpose(2, 3)).softmax(-1) @ keys, weights.value)
+            return project((query @ keys.transpose(2, 3)).softmax(-1) @ keys, value)
         if attention is not None and self.config.ia_memory == "rescale":
-            return project(self._rescaled(history, query, attention), weights.value)
+            return project(self._rescaled(history, query, scores, attention), value)
         # Memory [T_d ; side information ; null ; S]: the first three are few and always valid.
         always = [] if domain_view is None else [domain_view.expand(-1, query.shape[1], -1, -1)]
         always += [side, self.null.expand(*query.shape[:2], 1, -1)]
         few = torch.cat(always, 2)[:, :, None]  # [C, G, 1, M + P + 1, D]
         # Products with so few rows are many times faster as sums than as one small matrix product a cell.
-        of_few, of_events = _softmax_beside((query[..., None, :] * few).sum(-1), history.scores(query), history.mask)
-        return project((of_few[..., None] * few).sum(3) + history.pool(of_events), weights.value)
+        of_few, of_events = _softmax_beside(
+            (query[..., None, :] * few).sum(-1), history.scores(query, scores), history.mask
+        )
+        return project((of_few[..., None] * few).sum(3) + history.pool(of_events), value)
 
-    def _rescaled(self, history: History, query: Tensor, attention: Shares) -> Tensor:
+    def _rescaled(self, history: History, query: Tensor, scores: Tensor, attention: Shares) -> Tensor:
         """Pooled memory L * alpha_l * S_l, alpha the first step's attention averaged over the domain tokens."""
         length = history.mask.sum(-1)[..., None, None] + 1  # valid events and the null one
         null_scale, scale = (part.mean(2, keepdim=True) * length for part in attention)  # [C, V, 1, 1 or L]
-        scores = history.scores(query) * scale
+        scores = history.scores(query, scores) * scale
         null = (query @ self.null)[..., None] * null_scale
         of_null, of_events = _softmax_beside(null, scores, history.mask)
         return history.pool(of_events * scale) + of_null * null_scale * self.null

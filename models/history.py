@@ -238,6 +238,22 @@ class History:
         """(C, G, Q, L) weights over item vectors: (C, G, Q, D)."""
         return _pool(weight, self.items, self.reads)
 
+    def item_scores_of(self, *queries: Tensor) -> tuple[Tensor, ...]:
+        """`item_scores` of several queries in one product, which reads the history once."""
+        if len(queries) == 1:
+            return (self.item_scores(queries[0]),)
+        joined, rows = _side_by_side(queries)
+        scores = _scores(joined, self.items, self.reads)[:, 0].split(rows, 1)
+        return tuple(part.unflatten(1, query.shape[1:3]) for part, query in zip(scores, queries, strict=True))
+
+    def item_pool_of(self, *weights: Tensor) -> tuple[Tensor, ...]:
+        """`item_pool` of several weights in one product."""
+        if len(weights) == 1:
+            return (self.item_pool(weights[0]),)
+        joined, rows = _side_by_side(weights)
+        pooled = _pool(joined, self.items, self.reads)[:, 0].split(rows, 1)
+        return tuple(part.unflatten(1, weight.shape[1:3]) for part, weight in zip(pooled, weights, strict=True))
+
     def chosen(self, position: Tensor) -> History:
         """The events at these positions (C, G, K), a history of K events for each row: chunks are rows, cells 1."""
         chunks, cells, count = position.shape
@@ -283,14 +299,21 @@ class History:
             mass = mass.scatter_add(3, code[:, :, None].expand_as(weight), weight)
         return mass @ self.table
 
-    def scores(self, query: Tensor) -> Tensor:
-        """Products with whole event tokens, item plus context: (C, G or V, Q, L)."""
-        items, context = self.item_scores(query), self.context_scores(query)
+    def scores(self, query: Tensor, items: Tensor | None = None) -> Tensor:
+        """Products with whole event tokens, item plus context: (C, G or V, Q, L); ``items`` if that part is made."""
+        items, context = self.item_scores(query) if items is None else items, self.context_scores(query)
         return items + context if self.joined is not None else context.add_(items)
 
     def pool(self, weight: Tensor) -> Tensor:
         """Weighted sums of whole event tokens: (C, G, Q, D)."""
         return self.item_pool(weight) + self.context_pool(weight)
+
+
+def _side_by_side(parts: tuple[Tensor, ...]) -> tuple[Tensor, list[int]]:
+    """Rows of several (C, G, Q, N) as one (C, 1, R, N), and how many each has."""
+    return torch.cat([part.flatten(1, 2) for part in parts], 1)[:, None], [
+        part.shape[1] * part.shape[2] for part in parts
+    ]
 
 
 def _scores(query: Tensor, events: Tensor, reads: Reads | None = None) -> Tensor:

@@ -104,23 +104,32 @@ class Pyramid(nn.Module):
     def read(self, history: History, candidate: Tensor) -> tuple[Tensor, Selection]:
         """The answer and the last selection that was made (FSA's events)."""
         config = self.config
-        query = candidate[:, :, None]
         mask = history.mask.expand(-1, candidate.shape[1], -1)
         moment = history.moment if self.reads_moments() else None
-        with torch.set_grad_enabled(torch.is_grad_enabled() and moment is None):
-            raw = history.item_scores(query)[:, :, 0]  # [C, G, L]; where CSA does not pool them, they only choose
+        # Where CSA has no need to pool its products, they only choose, and no gradient asks for them.
+        queries = [(candidate if moment is None else candidate.detach())[:, :, None]]
+        of_context = None
+        if self.msa is not None:
+            of_item, of_context = self.msa.readings(candidate)
+            queries.append(of_item)
+        raw, *of_items = (scores.squeeze(2) for scores in history.item_scores_of(*queries))  # [C, G, L] each
         answers: dict[Level, Tensor] = {}
+        weights: dict[Level, Tensor] = {}
         if moment is not None:
             count = history.mask.sum(-1, keepdim=True).clamp(min=1)
             answers["csa"] = candidate @ moment / (count if config.norm == "1/n_valid" else 1)
         elif "csa" in config.levels:
-            answers["csa"] = history.item_pool(_weights(raw, mask, config.norm)[:, :, None])[:, :, 0]
+            weights["csa"] = _weights(raw, mask, config.norm)[:, :, None]
+        if of_context is not None:
+            mask = _best_mask(raw, mask, config.k1) if config.k1 < mask.shape[2] else mask
+            raw = of_items[0] + history.context_scores(of_context).squeeze(2)
+            weights["msa"] = _weights(raw, mask, config.norm)[:, :, None]
+        if weights:
+            answers |= dict(zip(weights, history.item_pool_of(*weights.values()), strict=True))
+        if "csa" in weights:
+            answers["csa"] = answers["csa"].squeeze(2)
         if self.msa is not None:
-            narrowed = mask
-            if config.k1 < mask.shape[2]:
-                narrowed = _best_mask(raw, mask, config.k1)
-            answers["msa"], raw = self.msa(history, candidate, narrowed)
-            mask = narrowed
+            answers["msa"] = self.msa.answer(answers["msa"], history, weights["msa"])
         selection = _best(raw if self.msa is not None else _later_first(raw, mask), mask, config.k2)
         if self.fsa is not None:
             answers["fsa"] = self.fsa(history, candidate, selection)
@@ -167,13 +176,18 @@ class MedianScopeAttention(nn.Module):
         self.value = _matrix(2 * width, width)
 
     def forward(self, history: History, candidate: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        width = candidate.shape[-1]
-        reading = candidate @ (self.query @ self.key.t() / math.sqrt(width))  # [C, G, 2D]
-        of_item, of_context = reading[:, :, None].chunk(2, -1)
-        scores = (history.item_scores(of_item) + history.context_scores(of_context))[:, :, 0]
+        of_item, of_context = self.readings(candidate)
+        scores = (history.item_scores(of_item) + history.context_scores(of_context)).squeeze(2)
         weights = _weights(scores, mask, self.norm)[:, :, None]
-        pooled = torch.cat([history.item_pool(weights), history.context_pool(weights)], -1)[:, :, 0]
-        return pooled @ self.value, scores
+        return self.answer(history.item_pool(weights), history, weights), scores
+
+    def readings(self, candidate: Tensor) -> tuple[Tensor, ...]:
+        """Queries for the items and for their context, with the keys' projection folded in, (C, G, 1, D) each."""
+        return (candidate @ (self.query @ self.key.t() / math.sqrt(candidate.shape[-1])))[:, :, None].chunk(2, -1)
+
+    def answer(self, items: Tensor, history: History, weights: Tensor) -> Tensor:
+        """(C, G, D) from the items pooled with these weights, (C, G, 1, D) and (C, G, 1, L)."""
+        return torch.cat([items, history.context_pool(weights)], -1).squeeze(2) @ self.value
 
 
 class FocusedScopeAttention(nn.Module):
