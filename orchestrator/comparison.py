@@ -119,7 +119,7 @@ def cold_start_report(launch: OpenedLaunch) -> dict[str, Any]:
 def leak_scan(
     launch: OpenedLaunch, layout: Layout, rows: Examples, *, new_items: np.ndarray
 ) -> tuple[list[str], list[str]]:
-    """Ways in which a test row could be known in training, and what was looked at for them, each as a sentence."""
+    """Ways in which a test row could be known in training, and what was asked to find them, each as a sentence."""
     workspace, split = launch.workspace, launch.split
     item_codes = workspace.item_codes(layout, rows.domain)[rows.item]
     user_codes = workspace.user_codes(layout)[rows.user]
@@ -134,10 +134,10 @@ def leak_scan(
         if np.ptp(codes[:, at])
     }
     looked_at = [
-        f"{len(rows):,} rows: none, and no event, on two sides of the split",
-        f"{len(split['cold_users']):,} cold users: without a row in training or validation",
-        f"{len(np.unique(new_items)):,} items that are called new: without a row in training or validation",
-        f"features that alone know the label: {', '.join(features) or 'there are none'}",
+        f"{len(rows):,} rows: is one, or its event, on two sides of the split?",
+        f"{len(split['cold_users']):,} cold users: has one a row in training or validation?",
+        f"{len(np.unique(new_items)):,} items that are called new: has one a row in training or validation?",
+        f"features ({', '.join(features) or 'there are none'}): does one alone tell the label?",
     ]
     histories = {}
     if launch.timed:
@@ -147,8 +147,8 @@ def leak_scan(
         if own is not None:
             histories["this domain"] = (own, *own.window(rows.user, rows.time_us, layout.short))
         looked_at += [
-            "times: no training row at or after the cut, no judged row before it, no row in the future",
-            f"histories that each row reads ({', '.join(histories)}): no event of its own moment or later",
+            "times: is a training row at or after the cut, a judged row before it, any row in the future?",
+            f"histories that rows read ({', '.join(histories)}): does one hold its row's own moment, or a later one?",
         ]
     found = scan_for_leaks(
         Split(split["train"], split["validation"], split["test"], split["cold_users"], launch.cut_us),

@@ -29,6 +29,7 @@ OF_THE_SHARED_MODEL = (
     "short",
     "user_embedding",
     "contrastive_weight",
+    "borrowing",
 )
 """Choices that shared training makes and a launch takes over: what the network is built of and learns by."""
 

@@ -45,7 +45,8 @@ VERDICTS = {
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#17231f;max-width:60rem;margin:2rem auto;padding:0 1rem;background:#fff}
 h1{margin:0}h2{margin:2.2rem 0 .4rem;font-size:1.15rem}p{margin:.4rem 0}.quiet{color:#5b6b66}
-.dense td,.dense th{font-size:.82em;padding-right:.4rem}.dense .quiet{display:block;white-space:nowrap}
+.dense td,.dense th{font-size:.82em;padding-right:.4rem}.dense span.quiet{display:block;white-space:nowrap}
+.dense td:first-child{min-width:8.5rem}
 table{border-collapse:collapse;width:100%;margin:.6rem 0;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.3rem .6rem .3rem 0;border-bottom:1px solid #dde5e2;vertical-align:top}
 th{font-weight:600}.own td{font-weight:600;background:#ecfdf5}code{font-size:.85em;overflow-wrap:anywhere}
@@ -271,7 +272,7 @@ def _cost(report: Mapping[str, Any]) -> str:
         of_price, of_all = (f"{amount} {currency}".strip() for amount in (f"{price:g}", f"{cost['money']:.4f}"))
         money = escape(f" At {of_price} an hour of a processor that is {of_all}.")
     return (
-        f"<h2>Cost</h2><p>{cost['processor_seconds'] / 60:.1f} processor minutes, measured.{money}</p>"
+        f"<h2>Cost</h2><p>{cost['processor_seconds'] / 60:.2f} processor minutes, measured.{money}</p>"
         f"<table><tr><th></th><th>processor time</th></tr>{body}</table>"
     )
 

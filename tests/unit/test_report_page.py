@@ -166,7 +166,7 @@ def test_cost_is_told_in_processor_minutes_and_in_money_where_there_is_a_price()
     cost = {"processor_seconds": 90.0, "parts": {"fine-tuning": 30.0, "scratch": 60.0}, "currency": "EUR"}
     bare = {**cost, "price_per_processor_hour": None, "money": None}
     text = Page(report_page.render(a_version(a_report(cost=bare)))).text
-    assert "1.5 processor minutes" in text
+    assert "1.50 processor minutes" in text
     assert "GRAFT_PRICE_PER_PROCESSOR_HOUR" in text
     text = Page(
         report_page.render(a_version(a_report(cost={**cost, "price_per_processor_hour": 2.0, "money": 0.05})))
