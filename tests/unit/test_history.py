@@ -140,3 +140,29 @@ def test_views_that_nearly_all_differ_are_left_as_they_are() -> None:
     code = torch.arange(4)[None, :, None].expand(CHUNKS, 4, LENGTH)
     history = History(torch.randn(CHUNKS, LENGTH, WIDTH), code >= 0, (code,), torch.randn(4, WIDTH))
     assert history.distinct()[1] is None
+
+
+@pytest.mark.parametrize("noted", [False, True])
+def test_queries_asked_together_get_what_each_gets_alone(noted: bool) -> None:
+    """Scores and pools of several shapes in one product, one of them without a gradient; gradients are the same."""
+    case = Case(fields=(3,), sparse=False)
+    lone = torch.randn(CHUNKS, 1, 3, WIDTH, dtype=torch.float64, requires_grad=True)
+    still = torch.randn(CHUNKS, CELLS, 1, WIDTH, dtype=torch.float64)
+    found = []
+    for together in (True, False):
+        mask = torch.ones(CHUNKS, 1, LENGTH, dtype=torch.bool)
+        stored, _, reads = stored_items(case.items, case.fields, case.events, case.others)
+        stored, how = (stored, reads) if noted else (case.plain()[0], None)
+        history = History(stored, mask, (), torch.zeros(1, WIDTH), None, how)
+        queries = (case.query, lone, still)
+        scores = history.item_scores_of(*queries) if together else tuple(map(history.item_scores, queries))
+        weights = (scores[0].softmax(-1), scores[1].sin())
+        pooled = history.item_pool_of(*weights) if together else tuple(map(history.item_pool, weights))
+        assert [part.shape for part in (*scores, *pooled)] == [
+            *((CHUNKS, *query.shape[1:3], LENGTH) for query in queries),
+            *(query.shape for query in queries[:2]),
+        ]
+        total = sum((part.cos().sum() for part in (*scores, *pooled)), torch.zeros(()))
+        found.append([total, *torch.autograd.grad(total, [case.query, lone, case.items.rows.weight])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
