@@ -217,7 +217,7 @@ class Training:
     choose the epoch, where the right one is among them.
     """
 
-    epochs: int = 3
+    epochs: int = 2
     learning_rate: float = 3e-3
     embedding_learning_rate: float = 1e-4
     weight_decay: float = 0.0
