@@ -18,6 +18,7 @@ import pytest
 
 from domains.registry import Registry
 from domains.simulator import SimulatorConfig, simulate
+from domains.spec import DomainSpec
 from orchestrator import servers, stack, use_cases
 from orchestrator.servers import Server, StackFault
 from orchestrator.settings import Settings
@@ -209,12 +210,12 @@ def test_no_server_calls_home(tmp_path):
     assert environment["DO_NOT_TRACK"] == "1"
 
 
-def test_the_environment_says_the_same_as_the_settings(tmp_path):
+def test_the_environment_says_the_same_as_the_settings(tmp_path, monkeypatch):
     """A server that builds its own settings builds these."""
-    settings = settings_in(tmp_path)
-    environment = servers.environment(settings)
-    for name, value in settings.model_dump().items():
-        assert environment[f"GRAFT_{name.upper()}"] == str(value)
+    settings = settings_in(tmp_path).model_copy(update={"required_rivals": ("scratch", "popularity")})
+    for name, value in servers.environment(settings).items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == settings
 
 
 # ---------------------------------------------------------------------------------------------- the real four servers
@@ -305,6 +306,30 @@ def test_a_run_whose_process_is_killed_goes_on_where_it_stopped(running, tmp_pat
         states = prefect.get("/flow_run_states/", params={"flow_run_id": ended.flow_run_id}).json()
     assert "CRASHED" in {state["type"] for state in states}
     assert states[-1]["type"] in ("COMPLETED", "RUNNING")
+
+
+@pytest.mark.timeout(600)
+def test_the_clock_starts_a_retrain_and_a_schedule_taken_away_ends_it(running):
+    """Nobody asks: a run appears in the registry by itself, in the minute that the spec names, and comes to an end."""
+    settings, _ = running
+    registry = Registry(settings.registry_url)
+    declared = registry.domain("live").spec.model_dump(mode="json")
+
+    def scheduled():
+        return [run for run in registry.runs("live") if (run.kind, run.started_by) == ("retrain", "schedule")]
+
+    def deployed() -> bool:
+        with httpx.Client(base_url=settings.prefect_url, timeout=10) as prefect:
+            return prefect.get("/deployments/name/retrain/live").status_code == 200
+
+    assert scheduled() == []
+    registry.update_spec(DomainSpec.from_mapping({**declared, "schedule": "* * * * *"}), by="test")
+    wait_until(lambda: bool(scheduled()), 200)
+    registry.update_spec(DomainSpec.from_mapping({**declared, "schedule": None}), by="test")
+    wait_until(lambda: not deployed(), 60)
+    wait_until(lambda: all(run.finished_at for run in scheduled()), 200)
+    # A handful of rows may be too few to launch on: that is told like any other fault of a run.
+    assert all(run.state == "succeeded" or "rows" in run.error for run in scheduled()), scheduled()
 
 
 @pytest.mark.timeout(600)
