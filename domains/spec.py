@@ -138,12 +138,15 @@ class Users(_Declared):
 
 
 class HistoryLengths(_Declared):
-    """How many of a user's latest events the network reads."""
+    """How many of a user's latest events are kept at hand for answers.
+
+    The network reads as many of them as its shared model was trained to read (the recipe's ``lifelong`` and ``short``).
+    """
 
     lifelong: Whole = Field(default=500, ge=1, le=LONGEST_HISTORY)
     """Events in the lifelong history."""
     short: Whole = Field(default=24, ge=1, le=LONGEST_HISTORY)
-    """Latest events that are read one by one."""
+    """Latest events of this domain itself."""
 
 
 class Gate(_Declared):

@@ -251,8 +251,8 @@ def _rules(task: str, key: str) -> dict[str, Any]:
         ),
     }
     lengths = {
-        "lifelong": int(history.number_input("Past events the model reads", 1, 2000, 500, key=f"{key}-lifelong")),
-        "short": int(history.number_input("of these, read one by one", 1, 2000, 24, key=f"{key}-short")),
+        "lifelong": int(history.number_input("Past events kept at hand", 1, 2000, 500, key=f"{key}-lifelong")),
+        "short": int(history.number_input("and latest ones of this domain itself", 1, 2000, 24, key=f"{key}-short")),
     }
     schedule = history.text_input(
         "Retrain schedule (cron, UTC; optional)", placeholder="0 3 * * *", key=f"{key}-schedule"
