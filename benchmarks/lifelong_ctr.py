@@ -5,9 +5,10 @@
 KuaiRand's sequences: code 0 (141,674 steps of known items, 21,360 items) is the target, the six other codes are the
 sources. A row asks whether a user took an item of code 0 at a moment, knowing everything strictly before: his latest
 800 events of the other codes, 24 of his own code. Of each user the last two steps are the test, the one before is held
-out to choose by, the two before those teach; each stands with two negatives (`benchmarks/sampled_negatives.py`). A seed
-draws 2,500 users, the negatives and the networks' first weights. All networks start from the same item vectors, made
-of events before the rows (`benchmarks/item_vectors.py`), and are trained alike (`benchmarks/lifelong_networks.py`).
+out to choose by, the three before those teach; each stands with two negatives (`benchmarks/sampled_negatives.py`). A
+seed draws 1,250 users, the negatives and the networks' first weights. All networks start from the same item vectors,
+made of events before the rows (`benchmarks/item_vectors.py`), and are trained alike
+(`benchmarks/lifelong_networks.py`).
 
 Settings: ``matched`` negatives are drawn as often as people took them, ``uniform`` ones evenly from the catalogue.
 
@@ -26,9 +27,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import contenders
 from benchmarks.item_vectors import item_vectors
-from benchmarks.lifelong_networks import Network, Schooling, consistency, networks, trained
+from benchmarks.lifelong_networks import Network, Schooling, consistency, networks, scored, trained
 from benchmarks.sampled_negatives import NEVER, Parts, draw
 from domains.histories import Histories
 from domains.public import LOADERS
@@ -50,7 +50,7 @@ TARGET, SOURCES = "0", ("9", "4", "7", "8", "11", "1")
 OURS, WITHOUT_CRP = "both + CRP", "both"
 VECTORS, POPULARITY, CO_OCCURRENCE = "item vectors alone", "popularity", "co-occurrence"
 LIFELONG, SHORT, WIDTH = 800, 24, 16
-PER_POSITIVE, TAUGHT, PEOPLE = 2, 2, 2500
+PER_POSITIVE, TAUGHT, PEOPLE = 2, 3, 1250
 FEW = 10
 MEASURES = ("auc", "gauc", "logloss", "few/auc", "unseen/auc")
 
@@ -212,8 +212,7 @@ def network(name: str, what: Network, case: Case, seed: int) -> dict[str, Scored
     given: Given = case.given
     school = given.school
     model, detail = trained(what, school, seed)
-    score = contenders.score(model, school.assembler, given.asked, school.slot)
-    return {name: Scored(score, detail | consistency(model, school, given.asked))}
+    return {name: Scored(scored(model, school, given.asked), detail | consistency(model, school, given.asked))}
 
 
 def entrants() -> list[Entrant]:

@@ -27,9 +27,11 @@ from orchestrator.workspace import Workspace
 
 AUXILIARY_WEIGHT = 0.01
 """Of CRP and of every self-supervised loss alike, chosen on validation rows: see docs/experiments.md."""
-EPOCHS, BATCH, LEARNING_RATE = 1, 256, 2e-3
+EPOCHS, BATCH, LEARNING_RATE = 1, 256, 4e-3
 SESSION = 64
 """Rows of one user that stand together in a batch."""
+SCORED_AT_ONCE = 512
+"""Rows; more are slower, since what a batch makes no longer stays in the cache."""
 CONSISTENCY_ROWS = 1500
 NARROW, WIDE_PYRAMID = PyramidConfig.named("LCN-200-50"), PyramidConfig.named("LCN-500-100")
 WITHOUT_FEATURES = ("SSL",)
@@ -134,13 +136,19 @@ def trained(what: Network, school: Schooling, seed: int) -> tuple[nn.Module, dic
             embedding_optimiser=what.rule,
             seed=seed,
         ),
-        validation=own(school.assembler, lessons.validation, batch_size=4096, seed=0, shuffle=False),
+        validation=own(school.assembler, lessons.validation, batch_size=SCORED_AT_ONCE, seed=0, shuffle=False),
     )
     return model.eval(), {
         "parameters": sum(part.numel() for part in model.parameters()),
         "best_epoch": result.best_epoch,
         "validation": result.best,
     }
+
+
+def scored(model: nn.Module, school: Schooling, rows: Examples) -> np.ndarray:
+    """Click probabilities of rows in their order, (N,)."""
+    source = EpochOfDomains(school.assembler, [(rows, school.slot)], batch_size=SCORED_AT_ONCE, seed=0, shuffle=False)
+    return training.predict(model, source.batches(0))["score"]
 
 
 def built(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
