@@ -35,7 +35,7 @@ from domains.public import LOADERS
 from domains.registry import Registry
 from models.baselines.plain import CoOccurrence, ItemMean, ItemUserBias, PlainRival, Popularity, Rows, TrainMean
 from orchestrator import arena_report, use_cases
-from orchestrator.arena import Case, Cell, Entrant, Scored, Table, run
+from orchestrator.arena import Case, Cell, Entrant, Scored, Table, paired_over_seeds, run
 from orchestrator.encoding import Layout
 from orchestrator.fitting import Lessons
 from orchestrator.item_means import item_means, without_itself
@@ -266,11 +266,29 @@ def write(table: Table, out: Path) -> None:
     kin = [name for name in networks() if name.startswith(("both", "domain over", "LCN-", "DACDR", "LCN + CRP"))]
     parts = [
         arena_report.markdown(table, subject=OURS, plain=VECTORS, measures=MEASURES, not_rivals=kin),
+        "## Every row beside the composed ranker without CRP\n",
+        _beside(table, WITHOUT_CRP),
         "## Consistency of the cascade\n",
         _consistency(table),
     ]
     (out / "lifelong-ctr.md").write_text("\n".join(parts))
     arena_report.plot(table, "auc", out / "lifelong-ctr-auc.svg", subject=OURS)
+
+
+def _beside(table: Table, reference: str) -> str:
+    """AUC of each row less that of one, paired over the seeds that both have."""
+    lines = [f"| row | setting | AUC − that of `{reference}` | 95 % over seeds | p | seeds won |", "| --- " * 6 + "|"]
+    for setting in table.settings():
+        for model in table.models():
+            over = paired_over_seeds(table, setting, "auc", model, reference)
+            if model == reference or not over.seeds:
+                continue
+            gap = over.difference
+            shown = f"[{gap.low:+.4f}, {gap.high:+.4f}]" if over.seeds > 1 else "–"
+            won = f"{over.seeds - over.lower}/{over.seeds}"
+            chance = f"{over.p:.3f}" if over.seeds > 1 else "–"
+            lines.append(f"| {model} | {setting} | {gap.value:+.4f} | {shown} | {chance} | {won} |")
+    return "\n".join([*lines, ""])
 
 
 def _consistency(table: Table) -> str:
