@@ -234,9 +234,10 @@ def write(table: Table, out: Path) -> None:
         measures = [f"{segment}/auc" for segment in segments]
         parts.append(f"# {pair}\n")
         parts.append(arena_report.markdown(part, subject=SHARED, measures=measures, not_rivals=(FACTS,)))
+        shown = table.only([pair], without=("train mean", "popularity"))  # far below all others
         for segment in segments:
             picture = f"multi-domain-ctr-{pair}-{segment}.svg".replace(" ", "-")
-            arena_report.plot(part, f"{segment}/auc", out / picture, subject=SHARED)
+            arena_report.plot(shown, f"{segment}/auc", out / picture, subject=SHARED)
     parts.append(new_domain.write(table, out))
     (out / "multi-domain-ctr.md").write_text("\n".join(parts))
 

@@ -155,10 +155,12 @@ class Table:
         rows: np.ndarray = np.load(self._folder(setting, seed) / f"answers-segment-{_plain(name)}.npy")
         return rows
 
-    def only(self, settings: Sequence[str]) -> Table:
-        """The same cells of these settings alone, to be read and not added to."""
+    def only(self, settings: Sequence[str], *, without: Sequence[str] = ()) -> Table:
+        """The same cells of these settings alone, perhaps without some models, to be read and not added to."""
         part = Table(self.folder)
-        part._cells = {place: cell for place, cell in part._cells.items() if cell.setting in settings}
+        part._cells = {
+            place: cell for place, cell in part._cells.items() if cell.setting in settings and cell.model not in without
+        }
         return part
 
     def settings(self) -> list[str]:
