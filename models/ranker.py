@@ -279,12 +279,19 @@ class Ranker(nn.Module):
             inputs.append(tokens.flatten(1)[:, None].expand(-1, layout.per_chunk, -1))
         if kept is None or cells.key is None:
             facts, mean = self._facts(cells, present)
-            state = self.head[:-1](torch.cat([*inputs, facts.view(*shape, -1)], -1)).flatten(0, 1)
+            state = self.head[1:-1](self._first_layer(torch.cat(inputs, -1).flatten(0, 1), facts))
         else:
             facts, mean = kept.facts.index_select(0, cells.key), kept.mean.index_select(0, cells.key)
             state = self.head[1:-1](kept.first_layer(torch.cat(inputs, -1).flatten(0, 1), cells.key))
         score = last(state).view(-1) + self._expected(facts, mean, cells.domain, present)
         return layout.back(state), layout.back(score) + batch.prior
+
+    def _first_layer(self, inputs: Tensor, facts: Tensor) -> Tensor:
+        """The first layer of the head, (n, H): its vectors apart from its few facts, beside which no row is aligned."""
+        first = self.head[0]
+        assert isinstance(first, nn.Linear)
+        of_vectors, of_facts = first.weight.split([inputs.shape[1], facts.shape[1]], 1)
+        return torch.addmm(F.linear(facts, of_facts, first.bias), inputs, of_vectors.contiguous().t())
 
     def facts(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What is known before any interest is read, and what is expected of it.
