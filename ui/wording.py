@@ -95,6 +95,12 @@ DEEDS = {
     "judge_again": "judged a version again",
     "resume_run": "resumed a run",
 }
+INTERESTS = {
+    "dacdr": "cross-attention: what of it matters to this domain and item",
+    "lcn": "a lifelong pyramid: ever fewer events, ever closer",
+    "both": "both views, side by side",
+    "domain_over_pyramid": "cross-attention over what the pyramid selects",
+}
 TASKS = {"ctr": "Clicks", "rating": "Ratings"}
 
 

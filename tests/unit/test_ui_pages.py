@@ -250,6 +250,18 @@ def test_a_version_goes_live_only_with_a_reason_and_comes_back_in_one_step(full)
     assert [flip.why for flip in full.promotions("live")][:2] == ["clicks fell", "beats popularity"]
 
 
+def test_the_shared_model_can_be_chosen_in_the_dialog(full):
+    """Every way to read histories has a name in words; a pyramid asks for its size."""
+    app = press(open_page("domain_list"), "train-shared")
+    (interest,) = [box for box in app.selectbox if box.label == "A history is read by"]
+    assert len(interest.options) == 4
+    assert "Pyramid" not in [box.label for box in app.selectbox]
+    interest.set_value("domain_over_pyramid")
+    press(app, "train-shared")
+    (pyramid,) = [box for box in app.selectbox if box.label == "Pyramid"]
+    assert list(pyramid.options) == ["LCN-200-50", "LCN-500-100"]
+
+
 def test_without_prefect_a_launch_is_offered_inside_the_ui(full):
     """The dialog says that nobody else would run it."""
     app = press(open_page("domain_page", name="live"), "launch")

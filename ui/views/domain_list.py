@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import streamlit as st
 
 from domains.records import Domain, Live, Run, Version
+from orchestrator.recipe import Recipe
 from ui import components, session, version_report, wording
 
 PAGE_SIZE = 25
+CONTRASTIVE_WEIGHT = 0.1
+"""What LCN's paper gives its contrastive loss."""
 
 
 def show() -> None:
@@ -126,12 +129,33 @@ def _train_dialog(ready: list[Domain]) -> None:
         st.caption(":red[Choose at least one source domain.]")
         return
     left_out = [name for name in fitting if name not in chosen]
+    with st.expander("How it reads histories and learns"):
+        choices = _choices()
     components.start_button(
         "train-shared",
         domain=None,
-        params={"task": task, **({"leave_out": left_out} if left_out else {})},
+        params={"task": task, **({"leave_out": left_out} if left_out else {}), **choices},
         label="Train",
     )
+
+
+def _choices() -> dict[str, Any]:
+    """What differs from the recipe's defaults, which are what evidence favoured."""
+    usual = Recipe()
+    interests = list(wording.INTERESTS)
+    interest = st.selectbox(
+        "A history is read by", interests, format_func=lambda name: wording.words(wording.INTERESTS, name)
+    )
+    chosen: dict[str, Any] = {"interest": interest}
+    if interest != "dacdr":
+        chosen["pyramid"] = st.selectbox("Pyramid", list(get_args(Recipe.model_fields["pyramid"].annotation)))
+    if st.checkbox("Bring tastes of two domains together while learning (CRP); costs nothing when answering"):
+        chosen["contrastive_weight"] = CONTRASTIVE_WEIGHT
+    if st.checkbox("Weigh each source by what it gives the targets (CCTL); takes longer"):
+        chosen["borrowing"] = "weighed"
+    if st.checkbox("Know users by their id too; helps only those whom training knows"):
+        chosen["user_embedding"] = True
+    return {name: value for name, value in chosen.items() if value != getattr(usual, name)}
 
 
 def _list(domains: list[Domain], lives: dict[str | None, Live], latest: dict[str | None, Run]) -> None:
