@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks import harm_pages
 from benchmarks.injected_harm import GOOD, KINDS, HarmedWorkspace, drawn_kinds, prepare
 from models.baselines.plain import ItemMean, ItemUserBias, TrainMean
 from models.batch import Batch
@@ -214,7 +215,7 @@ def told(given: Given, transfer: CollaborativeTransfer) -> dict[str, Any]:
         "verdicts": {names[slot]: verdict.borrow for slot, verdict in report.verdicts.items()},
         "worth": {names[slot]: [verdict.influence, verdict.certainty] for slot, verdict in report.verdicts.items()},
         "gain": _late([row["gain"] for row in report.windows]),
-        "frozen_windows": float(np.mean([row["frozen"] for row in report.windows])),
+        "frozen_windows": sum(row["frozen"] for row in report.windows),
         "percentiles": [{**row, "source": names[row["source"]]} for row in report.weights],
     }
     if report.target is not None and transfer.scout is not None:
@@ -347,11 +348,13 @@ def measure(
 
 def write(table: Table, out: Path) -> None:
     """The page and the plots of a table, whole or not yet."""
-    measures = ("auc",)
     page = arena_report.markdown(
-        table, subject=INFLUENCE, plain=UNIFORM, measures=measures, not_rivals=(ORACLE, ENHANCED)
+        table, subject=INFLUENCE, plain=UNIFORM, measures=("auc",), not_rivals=(ORACLE, ENHANCED, UNGUARDED)
     )
-    (out / "source-reweighting.md").write_text(page)
+    beside = harm_pages.against(table, INFLUENCE, (UNIFORM, ALONE, ORACLE))
+    (out / "source-reweighting.md").write_text(f"{harm_pages.weights(table)}\n{beside}\n{page}")
+    arena_report.plot(table, "auc", out / "source-reweighting-auc.svg", subject=INFLUENCE)
+    harm_pages.plot(table, out / "source-reweighting-weights.svg")
 
 
 def _say(cell: Cell) -> None:

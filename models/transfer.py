@@ -112,7 +112,7 @@ class CollaborativeTransfer:
         self.influence = Influence(model, optimisers.named, config)
         self.moments, self.bandit = Moments(), BucketBandit()
         self.window = _Window()
-        self.source_batches, self.looks, self.window_due = 0, 0, False
+        self.steps, self.source_batches, self.looks, self.window_due = 0, 0, 0, False
         self.yardstick: Batch | None = None  # the bandit's: one batch before and after a window
         self.yardstick_loss = 0.0
         self.reward_mean, self.reward_square, self.rewards = 0.0, 0.0, 0
@@ -138,6 +138,7 @@ class CollaborativeTransfer:
 
     def after_step(self, batch: Batch, moment: Moment) -> None:
         """Let the companions learn from the target rows, and note when a window is over."""
+        self.steps = moment.step + 1
         is_target = torch.isin(batch.domain, self.targets)
         if bool(is_target.any()):
             target = batch if bool(is_target.all()) else batch.rows(is_target)
@@ -214,11 +215,17 @@ class CollaborativeTransfer:
                 "frozen": self.frozen or stale,
             }
         )
+        self.weight_rows += self._percentiles(window, moment.step + 1)
+
+    @staticmethod
+    def _percentiles(window: _Window, step: int) -> list[dict[str, Any]]:
+        rows = []
         for source, parts in sorted(window.weights.items()):
             w = torch.cat(parts).float()
             low, middle, high = torch.quantile(w, torch.tensor([0.1, 0.5, 0.9], device=w.device)).tolist()
-            row = {"step": moment.step + 1, "source": source, "rows": len(w), "mean": float(w.mean())}
-            self.weight_rows.append({**row, "p10": low, "p50": middle, "p90": high})
+            row = {"step": step, "source": source, "rows": len(w), "mean": float(w.mean())}
+            rows.append({**row, "p10": low, "p50": middle, "p90": high})
+        return rows
 
     @torch.no_grad()
     def _loss(self, model: nn.Module, batch: Batch) -> float:
@@ -359,12 +366,14 @@ class CollaborativeTransfer:
 
     def report(self) -> TransferReport:
         """Weights and gains over time, and a verdict on each source from its settled weights and its influence."""
-        sources = {row["source"] for row in self.weight_rows}
-        evidence = {source: self._evidence(source) for source in sources}
-        found = verdicts(self.config, self.weight_rows, self.window_rows, evidence)
+        rows = self.weight_rows + self._percentiles(
+            self.window, self.steps
+        )  # a last window may not have come to its end
+        evidence = {source: self._evidence(source) for source in {row["source"] for row in rows}}
+        found = verdicts(self.config, rows, self.window_rows, evidence)
         if self.scout is None:
-            return TransferReport(self.weight_rows, self.window_rows, found)
-        return TransferReport(self.weight_rows, self.window_rows, found, self._parts(), self.scout.certainty)
+            return TransferReport(rows, self.window_rows, found)
+        return TransferReport(rows, self.window_rows, found, self._parts(), self.scout.certainty)
 
     def _evidence(self, source: int) -> tuple[float, float]:
         return self.moments.evidence(source) if self.scout is None else self.ledger.evidence(source)[:2]
@@ -381,6 +390,7 @@ class CollaborativeTransfer:
         return tuple(sorted(parts, key=lambda part: part.certainty))
 
     _PLAIN = (
+        "steps",
         "source_batches",
         "looks",
         "window_due",

@@ -1,0 +1,139 @@
+"""What a table of source reweighting says of weights: by kind of feed, verdicts and cost, and a plot over the steps."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.arena import Cell, Table, paired_over_seeds, paired_over_users
+
+KINDS = ("good", "random", "reversed")
+PANEL, TALL, LEFT, TOP = 230, 150, 44, 40
+
+
+def weights(table: Table) -> str:
+    """Mean weights of good, random and reversed feeds at the end, what was called harmful, gain and cost."""
+    head = [
+        *("setting", "model", "seeds", *KINDS, "good − reversed", "least of any seed", "reversed feeds found"),
+        *("others called harmful", "sources not to borrow", "gain", "cost beside uniform"),
+    ]
+    lines = ["## Weights at the end\n", _row(head), _row(["---"] * len(head))]
+    for setting in table.settings():
+        for model in table.models():
+            cells = [cell for cell in _cells(table, setting, model) if "weights" in cell.detail]
+            if cells:
+                lines.append(_row([setting, model, str(len(cells)), *_told(table, cells)]))
+    return "\n".join([*lines, ""])
+
+
+def _told(table: Table, cells: Sequence[Cell]) -> list[str]:
+    by_kind = {kind: [cell.detail["weights"].get(kind) for cell in cells] for kind in KINDS}
+    gaps = [
+        good - bad for good, bad in zip(by_kind["good"], by_kind["reversed"], strict=True) if None not in (good, bad)
+    ]
+    found = [cell.detail["feeds_found"] for cell in cells if "feeds_found" in cell.detail]
+    refused: dict[str, int] = {}
+    for cell in cells:
+        for source, borrow in cell.detail["verdicts"].items():
+            refused[source] = refused.get(source, 0) + (not borrow)
+    gain = [cell.detail["gain"] for cell in cells if cell.detail.get("gain") is not None]
+    ratios = [
+        cell.seconds / other.seconds
+        for cell in cells
+        if (other := table.cell(cell.setting, cell.seed, "uniform")) is not None and other.seconds
+    ]
+    wrong = sum(_count(one, kind, harmful=True) for one in found for kind in ("good", "random"))
+    innocent = sum(_count(one, kind) for one in found for kind in ("good", "random"))
+    bad = sum(_count(one, "reversed") for one in found)
+    right = sum(_count(one, "reversed", harmful=True) for one in found)
+    return [
+        *(f"{np.mean(known):.2f}" if (known := [v for v in by_kind[k] if v is not None]) else "–" for k in KINDS),
+        f"{np.mean(gaps):.2f}" if gaps else "–",
+        f"{min(gaps):.2f}" if gaps else "–",
+        f"{right} of {bad}" if bad else "–",
+        f"{wrong} of {innocent}" if found else "–",
+        ", ".join(f"{source} in {count}" for source, count in refused.items() if count) or "none",
+        f"{np.mean(gain):+.4f}" if gain else "–",
+        f"{np.median(ratios):.1f}x" if ratios else "–",
+    ]
+
+
+def against(table: Table, subject: str, rivals: Sequence[str]) -> str:
+    """AUC of the subject less that of each rival, paired over seeds and over users."""
+    head = ["setting", "rival", f"{subject} − rival", "95 % over seeds", "p", "seeds ahead", "95 % over users"]
+    lines = [f"## {subject} beside what it must not lose to\n", _row(head), _row(["---"] * len(head))]
+    for setting in table.settings():
+        for rival in rivals:
+            over = paired_over_seeds(table, setting, "auc", subject, rival)
+            if not over.seeds:
+                continue
+            users, gap = paired_over_users(table, setting, "auc", subject, rival), over.difference
+            lines.append(
+                _row(
+                    [
+                        *(setting, rival, f"{gap.value:+.4f}", f"[{gap.low:+.4f}, {gap.high:+.4f}]"),
+                        *(f"{over.p:.3f}", f"{over.seeds - over.lower}/{over.seeds}"),
+                        f"[{users.low:+.4f}, {users.high:+.4f}]",
+                    ]
+                )
+            )
+    return "\n".join([*lines, ""])
+
+
+def plot(table: Table, path: Path, *, seed: int = 0) -> None:
+    """Weights of source rows over the steps, a panel a setting, model and source: median, and from p10 to p90. SVG."""
+    panels = []
+    for setting in table.settings():
+        for model in table.models():
+            cell = table.cell(setting, seed, model)
+            rows: list[dict[str, Any]] = cell.detail.get("percentiles", []) if cell is not None else []
+            for source in dict.fromkeys(row["source"] for row in rows):
+                panels.append((f"{setting}: {model}", source, [row for row in rows if row["source"] == source]))
+    if not panels:
+        return
+    across = 3
+    width, height = across * (PANEL + LEFT) + 20, -(-len(panels) // across) * (TALL + TOP + 24) + 10
+    shapes = []
+    for number, (title, source, rows) in enumerate(panels):
+        x0 = LEFT + (number % across) * (PANEL + LEFT)
+        y0 = TOP + (number // across) * (TALL + TOP + 24)
+        shapes.append(_panel(title, source, rows, x0, y0))
+    path.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        f'font-size="11"><rect width="100%" height="100%" fill="#fff"/>{"".join(shapes)}</svg>\n'
+    )
+
+
+def _panel(title: str, source: str, rows: list[dict[str, Any]], x0: int, y0: int) -> str:
+    last = max(row["step"] for row in rows)
+
+    def points(name: str) -> list[str]:
+        return [f"{x0 + PANEL * row['step'] / last:.1f},{y0 + TALL * (1 - row[name]):.1f}" for row in rows]
+
+    band = " ".join([*points("p90"), *reversed(points("p10"))])
+    return (
+        f'<text x="{x0}" y="{y0 - 20}" font-weight="bold">{html.escape(title)}</text>'
+        f'<text x="{x0}" y="{y0 - 6}">{html.escape(source)}</text>'
+        f'<rect x="{x0}" y="{y0}" width="{PANEL}" height="{TALL}" fill="none" stroke="#bbb"/>'
+        f'<text x="{x0 - 8}" y="{y0 + 8}" text-anchor="end">1</text>'
+        f'<text x="{x0 - 8}" y="{y0 + TALL}" text-anchor="end">0</text>'
+        f'<text x="{x0 + PANEL}" y="{y0 + TALL + 14}" text-anchor="end">step {last}</text>'
+        f'<polygon points="{band}" fill="#0b6e4f" fill-opacity="0.2"/>'
+        f'<polyline points="{" ".join(points("p50"))}" fill="none" stroke="#0b6e4f" stroke-width="2"/>'
+    )
+
+
+def _cells(table: Table, setting: str, model: str) -> list[Cell]:
+    return [cell for cell in table.cells() if cell.setting == setting and cell.model == model]
+
+
+def _count(found: Mapping[str, int], kind: str, *, harmful: bool = False) -> int:
+    return found.get(f"{kind}_called_harmful" if harmful else kind, 0)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
