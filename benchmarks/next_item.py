@@ -284,8 +284,7 @@ def _lists(given: Given, how: Training, columns: list[int]) -> tuple[Lists, List
     found = []
     for questions, facts in parts:
         prior = _expected(given, how.without, facts, questions)
-        codes = np.zeros((*prior.shape, 0), np.int64) if bins is None else bins.codes(facts[..., columns])
-        found.append(Lists(questions, prior, codes))
+        found.append(Lists(questions, prior, facts[..., columns], bins))
     return found[0], found[1], found[2]
 
 

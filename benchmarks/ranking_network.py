@@ -23,18 +23,40 @@ FACTOR_SCALE = 0.3
 
 
 @dataclass(frozen=True)
-class Lists:
-    """Questions with what is expected of each candidate before the network, and codes of its facts.
+class Bins:
+    """Inner edges of a fact's quantiles, (N, bins - 1); a network reads in which bin a fact lies, from 1 on."""
 
-    Shapes: prior (Q, C) float; codes (Q, C, N) int, from `Bins`, or of no field
+    edges: np.ndarray
+
+    @classmethod
+    def of(cls, known: np.ndarray, bins: int) -> Bins:
+        """Bins that hold about as many of the right answers, which stand first, each: they lie where it matters."""
+        return cls(np.quantile(known[:, 0], np.linspace(0, 1, bins + 1)[1:-1], axis=0).T)
+
+    def codes(self, known: np.ndarray) -> np.ndarray:
+        """(Q, C, N) facts as codes."""
+        found = [np.searchsorted(edges, known[..., fact], side="right") for fact, edges in enumerate(self.edges)]
+        return 1 + np.stack(found, -1).astype(np.int64)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (self.edges.shape[1] + 2,) * len(self.edges)
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Questions with what is expected of each candidate before the network, and facts that it reads in bins.
+
+    Shapes: prior (Q, C); known (Q, C, N), read only where there are ``bins``
     """
 
     questions: Questions
     prior: np.ndarray
-    codes: np.ndarray
+    known: np.ndarray
+    bins: Bins | None = None
 
     def take(self, index: np.ndarray) -> Lists:
-        return Lists(self.questions.take(index), self.prior[index], self.codes[index])
+        return Lists(self.questions.take(index), self.prior[index], self.known[index], self.bins)
 
     def first(self, count: int) -> tuple[Lists, np.ndarray]:
         """Only the candidates that are expected to be best, and where they stood, (Q, count)."""
@@ -55,29 +77,8 @@ class Lists:
     def of(self, place: np.ndarray) -> Lists:
         """The candidates at these places, (Q, K), in that order."""
         questions = replace(self.questions, candidates=np.take_along_axis(self.questions.candidates, place, 1))
-        codes = np.take_along_axis(self.codes, place[:, :, None], 1)
-        return Lists(questions, np.take_along_axis(self.prior, place, 1), codes)
-
-
-@dataclass(frozen=True)
-class Bins:
-    """Inner edges of a fact's quantiles, (N, bins - 1); a network reads in which bin a fact lies, from 1 on."""
-
-    edges: np.ndarray
-
-    @classmethod
-    def of(cls, known: np.ndarray, bins: int) -> Bins:
-        """Bins that hold about as many of the right answers, which stand first, each: they lie where it matters."""
-        return cls(np.quantile(known[:, 0], np.linspace(0, 1, bins + 1)[1:-1], axis=0).T)
-
-    def codes(self, known: np.ndarray) -> np.ndarray:
-        """(Q, C, N) facts as codes."""
-        found = [np.searchsorted(edges, known[..., fact], side="right") for fact, edges in enumerate(self.edges)]
-        return 1 + np.stack(found, -1).astype(np.int64)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        return (self.edges.shape[1] + 2,) * len(self.edges)
+        known = np.take_along_axis(self.known, place[:, :, None], 1)
+        return Lists(questions, np.take_along_axis(self.prior, place, 1), known, self.bins)
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def batch_of(lists: Lists, reach: Reach) -> Batch:
     own = questions.seen.domain[event] == questions.domain[row]
     label = np.zeros((count, width), np.float32)
     label[:, 0] = 1
+    codes = lists.bins.codes(lists.known) if lists.bins else np.zeros((count, width, 0), np.int64)
 
     def each(value: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.repeat(value, width))
@@ -125,7 +127,7 @@ def batch_of(lists: Lists, reach: Reach) -> Batch:
         item=torch.from_numpy(questions.candidates.reshape(-1)),
         item_features=torch.zeros((count * width, 0), dtype=torch.long),
         user_features=torch.zeros((count * width, 0), dtype=torch.long),
-        context=torch.from_numpy(lists.codes.reshape(count * width, -1)),
+        context=torch.from_numpy(codes.reshape(count * width, -1)),
         time=each(questions.now_us),
         label=torch.from_numpy(label.reshape(-1)),
         weight=torch.ones(count * width),
