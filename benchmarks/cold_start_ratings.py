@@ -44,11 +44,13 @@ from models.baselines.plain import (
 from models.ranker import Ranker
 from orchestrator import arena_report
 from orchestrator.arena import Case, Cell, Entrant, Scored, Table, run
-from orchestrator.fitting import fit, score_rows
+from orchestrator.evidence_fit import fit_own_evidence
+from orchestrator.fitting import fit, lessons, new_ranker, score_rows
+from orchestrator.fitting import prepare as set_out
 from orchestrator.launching import fit_adapter
 from orchestrator.recipe import Recipe
 from orchestrator.settings import Settings
-from orchestrator.training_data import Assembler, Examples
+from orchestrator.training_data import Examples
 from orchestrator.workspace import Workspace
 
 BOUNDS = (1.0, 5.0)
@@ -248,10 +250,7 @@ def solved_bridge(name: str, make: Any, case: Case, seed: int) -> dict[str, Scor
 
 
 def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
-    """Ours as the product trains it: the shared model, then the target's adapter with all else frozen.
-
-    A third row is what the facts in closed form say without the network, so that the network is not thanked for it.
-    """
+    """Ours as the product trains it: the shared model, then the target's adapter with all else frozen."""
     given: Given = case.given
     recipe = recipe.model_copy(update={"seed": seed})
     ranker, layout = fit(given.workspace, recipe, given.slots)
@@ -270,18 +269,19 @@ def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
                 "validation_rmse": _rmse(given.validation, score_rows(ranker, assembler, given.validation, 1)),
             },
         ),
-        FACTS: Scored(_facts_alone(ranker, assembler, given.asked)),
     }
 
 
-def _facts_alone(ranker: Ranker, assembler: Assembler, rows: Examples) -> np.ndarray:
-    """Item means and the weighed facts, without the deep part, (N,)."""
-    scores = []
-    with torch.inference_mode():
-        for at in range(0, len(rows), 4096):
-            batch = assembler.batch(rows.take(np.arange(at, min(at + 4096, len(rows)))), 1)
-            scores.append((ranker.facts(batch)[1] + batch.prior).numpy())
-    return np.concatenate(scores)
+def facts_alone(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
+    """What ours says before any descent: item means and facts in closed form, so that no network is thanked for it."""
+    given: Given = case.given
+    learnt = lessons(given.workspace, recipe, given.slots)
+    assembler = given.workspace.assembler(learnt.layout, given.slots)
+    ranker = new_ranker(given.workspace, learnt.layout, recipe, mean_label=learnt.mean_label)
+    set_out(ranker, learnt, assembler, seed=seed)
+    fit_own_evidence(ranker, assembler, learnt.train[1][0], 1, seed=seed)
+    held, asked = (score_rows(ranker, assembler, rows, 1) for rows in (given.validation, given.asked))
+    return {FACTS: Scored(asked, {"validation_rmse": _rmse(given.validation, held)})}
 
 
 def entrants(recipe: Recipe | None = None) -> list[Entrant]:
@@ -303,7 +303,9 @@ def entrants(recipe: Recipe | None = None) -> list[Entrant]:
         Entrant((name,), partial(solved_bridge, name, make), {"width": WIDTH, "map": "by rating error"})
         for name, make in solved.items()
     ]
-    return [*rows, Entrant((FACTS, SHARED, ADAPTER), partial(graft, recipe), recipe.model_dump(mode="json"))]
+    config = recipe.model_dump(mode="json")
+    rows.append(Entrant((FACTS,), partial(facts_alone, recipe), config))
+    return [*rows, Entrant((SHARED, ADAPTER), partial(graft, recipe), config)]
 
 
 def measure(

@@ -110,9 +110,6 @@ def lessons(workspace: Workspace, recipe: Recipe, slots: Sequence[str]) -> Lesso
     train: list[tuple[Examples, int]] = []
     validation: list[tuple[Examples, int]] = []
     newest_us = None
-    # Ratings borrow to serve the targets' cold users; a source's rows, far more, would choose what its own users like.
-    targets = [name for name in slots if layout.source(name) is None]
-    judges = targets if recipe.task == "rating" and targets else slots
     for slot, name in enumerate(slots):
         rows = workspace.examples(layout, name)
         split = workspace.split(rows)
@@ -120,8 +117,7 @@ def lessons(workspace: Workspace, recipe: Recipe, slots: Sequence[str]) -> Lesso
         means[name] = item_means(known, len(workspace.data(name).item_vocabulary), recipe.task)
         values[name] = own_values(known, len(means[name].means))
         train.append((without_itself(known, means[name]), slot))
-        if name in judges:
-            validation.append((rows.take(sample(split.validation, EVALUATED_ROWS)), slot))
+        validation.append((rows.take(sample(split.validation, EVALUATED_ROWS)), slot))
         if len(known):
             newest_us = max(newest_us or 0, int(known.time_us.max()))
     layout = replace(layout, trained_until_us=newest_us)
