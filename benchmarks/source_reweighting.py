@@ -312,7 +312,7 @@ def entrants(setting: str = "simulator-harmed") -> list[Entrant]:
         "target": [TARGET_BATCH, TARGET_ROWS, TINY_ROWS, MANY],
     }
     for name, options in rows.items():
-        by_path = {"ledger": "entered before the first step"} if "config" in options else {}
+        by_path = {"ledger": "entered before the first step", "scout": "last sure pass"} if "config" in options else {}
         found.append(Entrant((name,), partial(neural, name, options), {**shown, **by_path, "options": options}))
     return found
 

@@ -30,6 +30,7 @@ from models.training import BatchSource, TrainConfig, autocast, evaluating, obje
 HELD_OUT_OF = 5
 """One target row in so many is kept from a scout that learns ahead, to see whether what it learns is true of others."""
 _SURE_OF_TARGET = 3.0  # t value of the fresh target rows' own agreement from which sources are judged by it
+_NEARLY = 0.7
 _FADING = 0.98
 _PRECISION = 1.0  # of worth, before evidence
 _TELLS = 3.5  # z value from which a code is believed to make a difference
@@ -93,8 +94,12 @@ class Scout(Companion):
         self.seen = [0.0, 0.0, 0.0]  # of fresh target rows: count, sum and square sum of agreement
         self.passes = 0
 
-    def learn_ahead(self, target: BatchSource, passes: int, patience: int = 3) -> None:
-        """Pass over the target's rows and stay where agreement with those kept out was the surest."""
+    def learn_ahead(self, target: BatchSource, passes: int) -> None:
+        """Pass over the target's rows and stay at the last pass where those kept out agreed almost the surest.
+
+        The first passes find what is only the target's own, such as how its items are liked; what it shares with
+        sources comes later, and knowing rows by heart does not turn a scout's judgement of sources around.
+        """
         best, kept = -math.inf, None
         fresh: list[Batch] = []
         for number in range(passes):
@@ -110,11 +115,10 @@ class Scout(Companion):
                 return
             found = self._agreement([self._answers(batch) for batch in fresh])
             self.seen = [float(len(found)), float(found.sum()), float(found.square().sum())]
-            if self.certainty > best:
-                best, self.passes = self.certainty, number + 1
+            best = max(best, self.certainty)
+            if self.certainty >= _NEARLY * best or kept is None:
+                self.passes = number + 1
                 kept = ({name: tensor.clone() for name, tensor in self.weights().items()}, self.seen)
-            elif number + 1 - self.passes >= patience:
-                break
         assert kept is not None
         self.load_weights(kept[0])
         self.seen = kept[1]

@@ -17,7 +17,7 @@ Guards, since rows that are no longer fresh mislead (good sources look harmful t
 target):
  - fresh rows are target rows before they are first trained on, ``held_out`` ones, or those kept from the scout; while
    they do not agree with the scout for certain, every weight stays at its start;
- - a scout that learns ahead stops where such rows agree the most;
+ - a scout that learns ahead stays at the last pass where such rows agree almost the surest;
  - otherwise, from the second epoch on, without ``held_out``, the flow network stands still;
  - it stands still while the fresh loss exceeds the loss on rows just trained on by more than ``overfit_gap`` of itself;
  - all weights are 1 for the first ``warm_up_steps``.
