@@ -58,8 +58,9 @@ class Sizes:
 class Given:
     """What models learn from; the asked questions come with candidates shuffled and without the right one's place.
 
-    ``known`` are all events but those held back for the test. Facts (Q, C, N) stand beside their questions; ``factors``
-    (V, FACTORS) are those of the events that training questions are not among, of no width in a cold market.
+    ``known`` are all events but those held back for the test, in a cold market training's alone. Facts (Q, C, N) stand
+    beside their questions; ``factors`` (V, FACTORS) are those of events that training questions are not among, of no
+    width in a cold market.
     """
 
     items: int
@@ -98,7 +99,10 @@ def case_of(market: Market, seed: int, sizes: Sizes, kept: Path | None = None) -
     """
     random = np.random.default_rng([seed, 2])
     log = market.log
-    train, known = log.take(log.role == TRAIN), log.take(log.role != TEST)
+    train = log.take(log.role == TRAIN)
+    # Validation rows of a cold market are of the very users that are asked in the test: with them nobody were cold.
+    known = train if market.cold else log.take(log.role != TEST)
+    held = log.take(log.role != TEST)
     if market.cold:
         teaches, chooses = _both_domains(market), log.role == VALIDATION
     else:
@@ -111,8 +115,8 @@ def case_of(market: Market, seed: int, sizes: Sizes, kept: Path | None = None) -
         parts = [random.permutation(np.flatnonzero(rows & (log.domain == domain)))[:most] for domain in (0, 1)]
         return ask(market, seen, log.take(np.sort(np.concatenate(parts))), negatives, random, met)
 
-    training = questions(teaches, train, sizes.training, sizes.training_negatives, known)
-    validation = questions(chooses, train, sizes.validation, sizes.validation_negatives, known)
+    training = questions(teaches, train, sizes.training, sizes.training_negatives, held)
+    validation = questions(chooses, train, sizes.validation, sizes.validation_negatives, held)
     asked, right = questions(log.role == TEST, known, sizes.test, sizes.test_negatives, log).shuffled(random)
     if kept is not None and kept.is_file():
         found = [np.load(kept)[name] for name in ("training", "validation", "asked", "factors")]

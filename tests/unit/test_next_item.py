@@ -293,3 +293,19 @@ def test_cold_users_are_asked_with_the_other_domain_alone(tmp_path):
     assert (visible.user == about.user[0]).all()
     assert len(visible) == 2
     assert torch.from_numpy(questions.candidates).unique().numel() == 2
+
+
+def test_validation_rows_of_a_cold_user_are_not_known_at_the_test():
+    """They are of the users that the test asks: with them nobody were cold."""
+    people, each = 12, 6
+    user = np.repeat(np.arange(people), each)
+    domain = np.tile([0, 0, 0, 1, 1, 1], people)
+    item = np.concatenate([np.r_[1 + (u + np.arange(3)) % 20, 21 + (u + np.arange(3)) % 20] for u in range(people)])
+    role = np.where((user < 4) & (domain == 0), np.tile([VALIDATION, TEST, TEST, 0, 0, 0], people), TRAIN)
+    log = Log(user, item, np.ones(len(user), np.int64), domain, role)
+    market = Market(log, np.r_[-1, np.zeros(20, int), np.ones(20, int)], ("Game", "Video"), timed=False, cold=True)
+    given = case_of(market, 0, Sizes(30, 10, 10, 5, 5, 5)).given
+    cold = given.known.take(given.known.user < 4)
+    assert (cold.domain == 1).all()
+    for questions in (given.training, given.validation, given.asked):
+        assert not (questions.seen.domain[questions.seen.user < 4] == 0).any()
