@@ -8,7 +8,9 @@ from torch import nn
 
 from models.distributed import Rows, _large_tables
 from models.embeddings import RowTable
+from orchestrator.processes import _environment
 from orchestrator.recipe import Recipe
+from orchestrator.settings import Settings
 
 
 @given(total=st.integers(1, 60), world=st.integers(1, 7))
@@ -59,3 +61,10 @@ def test_weighed_borrowing_and_several_processes_exclude_each_other():
     """Said when the recipe is written, before anything starts."""
     with pytest.raises(ValueError, match="choose borrowing=uniform or processes=1"):
         Recipe(borrowing="weighed", processes=2)
+
+
+def test_the_settings_of_a_run_reach_its_processes_as_they_are(monkeypatch, tmp_path):
+    settings = Settings(home=tmp_path, required_rivals=("popularity", "scratch"), threads=3)
+    for name, value in _environment(settings, 2).items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == settings
