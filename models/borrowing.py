@@ -150,6 +150,8 @@ def verdicts(
         borrow = weight >= config.borrow_above * config.largest and not harmful and not better_alone
         reason = (
             "its samples help the target"
+            if borrow and certainty > 0
+            else "too little is known of the target or of it to say more than that nothing speaks against it"
             if borrow
             else f"its samples push the target the wrong way (t = {certainty:.1f})"
             if harmful
