@@ -1,6 +1,6 @@
 """Which item comes next: cross-domain ranking by leave-one-out, and of users who are cold in the asked domain.
 
-    python -m benchmarks.next_item --data ../shared/data --out build/bench/next-item
+    python -m benchmarks.next_item --data DIR --out DIR
 
 Two settings. ``food-kitchen``: each user is asked in both domains for his last event there, from what came before it
 (ABXI's set; events of one day in drawn order). ``game-video``: users without any event in the asked domain are asked
