@@ -178,6 +178,20 @@ def seed_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     return Interval(mean, mean - half, mean + half)
 
 
+def row_losses(task: Literal["ctr", "rating"], label: ArrayLike, score: ArrayLike) -> Array:
+    """What each row loses, (N,): cross-entropy of probabilities, squared error of ratings."""
+    y, s = _rows(label, score)
+    return _logloss_sums(y, s)[:, 0] if task == "ctr" else np.square(y - s)
+
+
+def surely_lower(loss: ArrayLike, other: ArrayLike, user: ArrayLike) -> bool:
+    """Whether the same rows lose less than they did, by more than a standard error over users."""
+    gap = np.asarray(other, np.float64) - np.asarray(loss, np.float64)
+    code = _codes(user, len(gap))
+    left = np.bincount(code, weights=gap - gap.mean())
+    return bool(gap.mean() > np.sqrt(np.square(left).sum()) / len(gap))
+
+
 def summary(task: Literal["ctr", "rating"], label: ArrayLike, score: ArrayLike, user: ArrayLike) -> dict[str, float]:
     """The usual row of a results table: probabilities in for ``ctr``, ratings for ``rating``."""
     if task == "rating":

@@ -164,6 +164,8 @@ class _Run:
         )
         self.standing = _Standing()
         self.best_weights: dict[str, Tensor] | None = None
+        self.held_out: tuple[np.ndarray, np.ndarray] | None = None
+        self.start: tuple[np.ndarray, np.ndarray] | None = None
         self.loss_of_epoch = torch.zeros((), dtype=torch.float64, device=device)
         if weigher is not None:
             weigher.begin(model, self.optimisers, config)
@@ -177,6 +179,7 @@ class _Run:
         now = self.standing
         if not now.finished and now.step == 0 and self.config.consider_start and self.validation is not None:
             self._judge(self._measure(), epoch=0)
+            self.start = self.held_out if self.config.consider_start == "surely" else None
         while not now.finished:
             self._train_mode()
             batches = self.data.batches(now.epoch, start=now.step_in_epoch)
@@ -240,6 +243,9 @@ class _Run:
         if listwise:
             now.metric = "mrr"
             return mean_reciprocal_rank(rows["label"], rows["score"])
+        self.held_out = None
+        if self.config.consider_start == "surely":
+            self.held_out = metrics.row_losses(task, rows["label"], rows["score"]), rows["user"]
         if now.metric is None:
             both = 0 < rows["label"].mean() < 1
             now.metric = self.config.metric or ("rmse" if task == "rating" else "auc" if both else "logloss")
@@ -249,7 +255,10 @@ class _Run:
     def _judge(self, value: float, epoch: int) -> None:
         now = self.standing
         sign = 1 if now.metric in _HIGHER_IS_BETTER else -1
-        if now.best is None or sign * value > sign * now.best:
+        better = now.best is None or sign * value > sign * now.best
+        if better and now.best_epoch == 0 and self.start is not None and self.held_out is not None:
+            better = metrics.surely_lower(self.held_out[0], *self.start)
+        if better:
             now.best, now.best_epoch = value, epoch
             self.best_weights = {name: tensor.detach().clone() for name, tensor in self._changing().items()}
 
@@ -295,6 +304,7 @@ class _Run:
         if not done:
             state["optimisers"] = self.optimisers.state_dict()
             state["best_weights"] = self.best_weights
+            state["start"] = None if self.start is None else [torch.from_numpy(part) for part in self.start]
         state["weigher"] = None if self.weigher is None else self.weigher.state_dict()
         self.peers.save(self.folder, self.standing.step, state)
 
@@ -309,6 +319,8 @@ class _Run:
         if not self.standing.finished:
             self.optimisers.load_state_dict(_on(self.device, state["optimisers"]))
             self.best_weights = _on(self.device, state["best_weights"])
+            start = state.get("start")
+            self.start = None if start is None else (start[0].numpy(), start[1].numpy())
             self.loss_of_epoch.fill_(self.standing.loss_sum)
         if self.weigher is not None:
             self.weigher.load_state_dict(_on(self.device, state["weigher"]))

@@ -37,7 +37,10 @@ class TrainConfig:
         metric: what validation chooses by; None is AUC for clicks (logloss if a label is absent), RMSE for ratings, MRR
             for lists.
         patience: epochs without improvement after which to stop; 0 trains all epochs. The best weights are kept.
-        consider_start: the weights given count as a candidate too, so that training never returns worse ones.
+        consider_start: the weights given count as a candidate too, so that training never returns worse ones. With
+            ``surely`` an epoch replaces them only if held-out rows lose less by more than a standard error over users
+            (the one standard error rule of Breiman et al. 1984): for starts that were solved for, beside which the
+            little that an epoch seems to gain is mostly luck.
         clip: longest gradient norm; 0 leaves gradients alone.
         auxiliary_weight: factor of ``model.auxiliary_loss``, where the model has one (LCN eq. 14).
         checkpoint_every_steps: 0 saves at the ends of epochs only.
@@ -55,7 +58,7 @@ class TrainConfig:
     loss: Loss = "pointwise"
     metric: MetricName | None = None
     patience: int = 0
-    consider_start: bool = False
+    consider_start: bool | Literal["surely"] = False
     clip: float = 10.0
     auxiliary_weight: float = 0.1
     seed: int = 0

@@ -16,7 +16,7 @@ from models.devices import device_for
 from models.kept import keeping
 from models.ranker import Ranker
 from orchestrator.evidence_fit import fit_own_evidence
-from orchestrator.fitting import own_values, searched_parameters, set_own_means
+from orchestrator.fitting import own_values, searched_parameters, set_own_means, start_of
 from orchestrator.item_means import item_means, without_itself
 from orchestrator.recipe import Recipe
 from orchestrator.settings import Settings
@@ -76,7 +76,7 @@ def fit_adapter(
                 weight_decay=recipe.weight_decay,
                 patience=max(recipe.patience, 1),
                 auxiliary_weight=recipe.contrastive_weight,
-                consider_start=True,
+                consider_start=start_of(ranker) or True,
                 seed=recipe.seed,
                 checkpoint_every_steps=recipe.checkpoint_every_steps,
                 prefetch=2,

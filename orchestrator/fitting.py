@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ def fit(
         assembler,
         recipe,
         parameters=searched_parameters(ranker),
-        consider_start=ranker.config.wide,
+        consider_start=start_of(ranker),
         auxiliary_weight=recipe.contrastive_weight,
         sample_weigher=sample_weigher,
         checkpoint_dir=checkpoint_dir,
@@ -145,7 +145,7 @@ def learn(
     *,
     auxiliary_weight: float,
     parameters: Sequence[torch.nn.Parameter] | None = None,
-    consider_start: bool = False,
+    consider_start: bool | Literal["surely"] = False,
     sample_weigher: training.SampleWeigher | None = None,
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[training.Progress], None] | None = None,
@@ -310,6 +310,11 @@ def set_bands(ranker: Ranker, values: np.ndarray) -> None:
     usual = np.bincount(np.searchsorted(edges, values), minlength=LEVELS) / max(len(values), 1)
     ranker.value_edges.copy_(torch.from_numpy(edges))
     ranker.usual_shares.copy_(torch.from_numpy(usual))
+
+
+def start_of(ranker: Ranker) -> bool | Literal["surely"]:
+    """How shared training treats the weights that a network starts with: wide facts of ratings are hard to better."""
+    return "surely" if ranker.config.wide and ranker.config.task == "rating" else ranker.config.wide
 
 
 def searched_parameters(ranker: Ranker) -> list[torch.nn.Parameter]:

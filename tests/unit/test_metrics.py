@@ -224,3 +224,18 @@ def test_summary_names_what_each_task_reports():
     rows = _clicks(np.random.default_rng(11))
     assert {"auc", "gauc", "gauc_coverage", "logloss", "pcoc", "ece"} <= set(metrics.summary("ctr", **rows))
     assert {"mae", "rmse"} <= set(metrics.summary("rating", **rows))
+
+
+def test_less_loss_counts_only_beyond_a_standard_error_over_users():
+    """Ten rows of one user are one piece of luck; ten users who agree are not."""
+    loss, other = np.zeros(10), np.r_[np.full(5, 1.0), np.full(5, -0.9)]
+    assert not metrics.surely_lower(loss, other, np.arange(10))
+    assert metrics.surely_lower(loss, np.full(10, 0.1), np.arange(10))
+    assert not metrics.surely_lower(loss, np.r_[np.full(5, 0.3), np.full(5, -0.2)], np.repeat([0, 1], 5))
+
+
+def test_a_rows_loss_adds_up_to_the_metric():
+    """The mean of rows' losses is the log loss, and the root of it the RMSE."""
+    label, score = np.array([0.0, 1.0, 1.0]), np.array([0.2, 0.9, 0.4])
+    assert metrics.row_losses("ctr", label, score).mean() == pytest.approx(metrics.logloss(label, score))
+    assert np.sqrt(metrics.row_losses("rating", label, score).mean()) == pytest.approx(metrics.rmse(label, score))

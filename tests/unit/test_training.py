@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -267,6 +268,17 @@ def test_training_never_returns_worse_weights_than_it_was_given_if_asked():
     result = train(net, data, config=TrainConfig(epochs=3, learning_rate=0.02, consider_start=True), validation=held)
     assert result.best_epoch == 0
     assert all(torch.equal(given[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_a_start_that_is_to_be_beaten_surely_stands_against_luck_and_yields_to_learning(tmp_path):
+    """A step that helps a handful of held-out users by chance changes nothing; one that all of them feel does."""
+    net, held = Net(), Taste(4000)
+    surely = TrainConfig(epochs=2, learning_rate=1e-6, consider_start="surely")
+    noise = Taste(400)
+    noise.label = noise.label[torch.randperm(len(noise.label), generator=torch.Generator().manual_seed(0))]
+    assert train(net, noise, config=surely, validation=held).best_epoch == 0
+    learning = replace(surely, learning_rate=0.02, epochs=4)
+    assert train(net, Taste(4000), config=learning, validation=held, checkpoint_dir=tmp_path).best_epoch > 0
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_spoils_no_checkpoint(tmp_path):
