@@ -35,10 +35,11 @@ def command(settings: Settings) -> list[str]:
 
 def serve(settings: Settings, *, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start the service as a process of its own; it is ready when /readyz says so."""
-    own = {f"GRAFT_{name.upper()}": str(value) for name, value in settings.model_dump().items()}
     quiet = {"BENTOML_DO_NOT_TRACK": "True", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1", "FEAST_USAGE": "False"}
     home = {"GRAFT_HOME": str(settings.home.absolute()), "BENTOML_HOME": str(settings.artifacts_dir.absolute())}
-    return subprocess.Popen(command(settings), env={**os.environ, **own, **quiet, **home, **(environment or {})})
+    return subprocess.Popen(
+        command(settings), env={**os.environ, **settings.as_environment(), **quiet, **home, **(environment or {})}
+    )
 
 
 class JsonLines(logging.Formatter):

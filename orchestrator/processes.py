@@ -101,10 +101,7 @@ def _run_group(
 
 def _environment(settings: Settings, processes: int) -> dict[str, str]:
     """The same settings for the processes, the cores shared out among them, and talk that stays on this machine."""
-    own = {
-        f"GRAFT_{name.upper()}": ",".join(value) if isinstance(value, list) else str(value)
-        for name, value in settings.model_dump(mode="json").items()
-    }
+    own = settings.as_environment()
     threads = {"OMP_NUM_THREADS": str(max(1, (settings.threads or os.cpu_count() or 1) // processes))}
     talk = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform.startswith("linux") else {}
     return {**talk, **threads, **os.environ, **own, **(threads if settings.threads else {})}

@@ -45,13 +45,9 @@ class Server:
 def environment(settings: Settings) -> dict[str, str]:
     """Environment of every server: where Graft runs, nobody called home, one thread a process."""
     home = settings.home.absolute()
-    own = {
-        f"GRAFT_{name.upper()}": ",".join(value) if isinstance(value, tuple) else str(value)
-        for name, value in settings.model_dump().items()
-    }
     return {
         **os.environ,
-        **own,
+        **settings.as_environment(),
         "GRAFT_HOME": str(home),
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_API_URL": settings.prefect_url,

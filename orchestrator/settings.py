@@ -64,6 +64,13 @@ class Settings(BaseSettings):
     keep_predictions_days: float = Field(default=0.0, ge=0)
     """Days that the log of answers and feedback goes back; what is older is deleted. 0 keeps all."""
 
+    def as_environment(self) -> dict[str, str]:
+        """The variables that make another process start with these settings."""
+        return {
+            f"GRAFT_{name.upper()}": ",".join(value) if isinstance(value, tuple) else str(value)
+            for name, value in self.model_dump().items()
+        }
+
     @property
     def registry_url(self) -> str:
         return self.database_url or f"sqlite:///{self.home.absolute() / 'registry.db'}"
