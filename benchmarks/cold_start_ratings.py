@@ -13,8 +13,6 @@ Stopped, it goes on where it was. Under ``--out``: ``cells.jsonl``, ``cold-start
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from benchmarks import command
 from benchmarks.public_pairs import Pair, amazon_reviews, offered, settle
 from benchmarks.rating_bridges import BridgeData, BridgeRows, bridge_rows, fit_bridge, ridge_cmf, ridge_emcdr
 from domains.public import PreparedDomain
@@ -324,7 +322,7 @@ def measure(
         models: rows to train, or all where empty; what other rows the folder already holds stays in the table.
     """
     table = Table(out)
-    chosen = [one for one in entrants(recipe) if not models or set(one.names) & set(models)]
+    chosen = command.chosen(entrants(recipe), models)
     run(
         table,
         settings=settings or offered(Path(data), SETTINGS, pair_of),
@@ -382,23 +380,14 @@ def _say(cell: Cell) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder that holds douban/, amazon_movie_tv/ or amazon/"
+    command.run(
+        measure,
+        page="cold-start-ratings.md",
+        about=__doc__,
+        folders="douban/, amazon_movie_tv/ or amazon/",
+        settings=SETTINGS,
+        arguments=arguments,
     )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--settings", nargs="+", default=[], choices=SETTINGS, metavar="SETTING", help="; ".join(SETTINGS)
-    )
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="rows to train; all by default")
-    parser.add_argument("--json", type=Path, help="also write the cells as one JSON file")
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    table = measure(given.data, given.out, settings=given.settings, seeds=given.seeds, models=given.models)
-    if given.json:
-        given.json.write_text(json.dumps(arena_report.as_dict(table), indent=1))
-    print((given.out / "cold-start-ratings.md").read_text())
 
 
 if __name__ == "__main__":

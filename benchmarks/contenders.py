@@ -109,7 +109,7 @@ def fit(
                 recipe,
                 auxiliary_weight=auxiliary_weight,
                 parameters=searched,
-                consider_start=ranker is not None and ranker.config.wide,
+                consider_start=ranker is not None and fitting.start_of(ranker),
             )
         )
         users = _users(network)

@@ -17,30 +17,26 @@ Stopped, it goes on where it was. Under ``--out``: ``cells.jsonl``, ``lifelong-c
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from benchmarks import command
 from benchmarks.item_vectors import item_vectors
 from benchmarks.lifelong_networks import Network, Schooling, consistency, networks, scored, trained
+from benchmarks.public_pairs import settle
 from benchmarks.sampled_negatives import NEVER, Parts, draw
-from domains.histories import Histories
 from domains.public import LOADERS
-from domains.registry import Registry
 from models.baselines.plain import CoOccurrence, ItemMean, ItemUserBias, PlainRival, Popularity, Rows, TrainMean
-from orchestrator import arena_report, use_cases
+from orchestrator import arena_report
 from orchestrator.arena import Case, Cell, Entrant, Scored, Table, paired_over_seeds, run
 from orchestrator.encoding import Layout
 from orchestrator.fitting import Lessons
 from orchestrator.item_means import item_means, without_itself
 from orchestrator.recipe import Recipe
-from orchestrator.settings import Settings
 from orchestrator.training_data import Examples
 from orchestrator.workspace import Workspace
 
@@ -71,27 +67,13 @@ class Given:
 
 def prepare(data: Path, folder: Path) -> Workspace:
     """Register and ingest the codes under ``folder``; what is there already stays."""
-    settings = Settings(home=folder / "home")
-    registry = Registry(settings.registry_url)
-    if not (settings.home / "prepared").is_file():
-        settings.home.mkdir(parents=True, exist_ok=True)
-        registry.migrate()
-        for domain in LOADERS["kuairand-sequences"](
-            data / FOLDER, settings.home / "raw", sources=SOURCES, targets=(TARGET,)
-        ):
-            use_cases.register(domain.spec, registry=registry, by="benchmark")
-            use_cases.ingest_data(
-                domain.spec.name,
-                interactions=[domain.interactions],
-                items=domain.items,
-                users=domain.users,
-                registry=registry,
-                settings=settings,
-                by="benchmark",
-            )
-        Histories.build(settings.data_dir, [(domain.spec, domain.number) for domain in registry.domains()])
-        (settings.home / "prepared").touch()
-    return Workspace(settings, tuple(registry.domains()))
+    load = LOADERS["kuairand-sequences"]
+    settings, domains = settle(
+        folder / "home",
+        lambda raw: [(one.spec, one) for one in load(data / FOLDER, raw, sources=SOURCES, targets=(TARGET,))],
+        histories=True,
+    )
+    return Workspace(settings, domains)
 
 
 def open_case(workspace: Workspace, setting: str, seed: int, *, people: int = PEOPLE) -> Case:
@@ -252,7 +234,7 @@ def measure(
         table,
         settings=settings,
         seeds=range(seeds),
-        entrants=[one for one in entrants() if not models or set(one.names) & set(models)],
+        entrants=command.chosen(entrants(), models),
         open_case=partial(open_case, workspace, people=people),
         task="ctr",
         on_cell=_say,
@@ -314,19 +296,15 @@ def _say(cell: Cell) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help=f"folder that holds {FOLDER}/")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS[:1]), choices=SETTINGS, metavar="SETTING")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--models", nargs="+", default=[], metavar="ROW", help="rows to train; all by default")
-    parser.add_argument("--json", type=Path, help="also write the cells as one JSON file")
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    table = measure(given.data, given.out, settings=given.settings, seeds=given.seeds, models=given.models)
-    if given.json:
-        given.json.write_text(json.dumps(arena_report.as_dict(table), indent=1))
-    print((given.out / "lifelong-ctr.md").read_text())
+    command.run(
+        measure,
+        page="lifelong-ctr.md",
+        about=__doc__,
+        folders=f"{FOLDER}/",
+        settings=SETTINGS,
+        default=SETTINGS[:1],
+        arguments=arguments,
+    )
 
 
 if __name__ == "__main__":

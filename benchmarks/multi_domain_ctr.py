@@ -13,17 +13,14 @@ Stopped, it goes on where it was. Under ``--out``: ``cells.jsonl``, ``multi-doma
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from benchmarks import contenders, new_domain
+from benchmarks import command, contenders, new_domain
 from benchmarks.public_pairs import offered
 from benchmarks.two_domains import PAIRS, TwoDomains, pair_of, prepare
 from models.baselines import MULTI_DOMAIN
@@ -214,7 +211,7 @@ def measure(
             table,
             settings=[setting for setting in wanted if setting in names],
             seeds=range(seeds),
-            entrants=[one for one in rows if not models or set(one.names) & set(models)],
+            entrants=command.chosen(rows, models),
             open_case=partial(open_case, Path(data), out),
             task="ctr",
             on_cell=_say,
@@ -248,21 +245,14 @@ def _say(cell: Cell) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder that holds douban/, amazon_movie_tv/ or amazon/"
+    command.run(
+        measure,
+        page="multi-domain-ctr.md",
+        about=__doc__,
+        folders="douban/, amazon_movie_tv/ or amazon/",
+        settings=SETTINGS,
+        arguments=arguments,
     )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--settings", nargs="+", default=[], choices=SETTINGS, metavar="SETTING")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="rows to train; all by default")
-    parser.add_argument("--json", type=Path, help="also write the cells as one JSON file")
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    table = measure(given.data, given.out, settings=given.settings, seeds=given.seeds, models=given.models)
-    if given.json:
-        given.json.write_text(json.dumps(arena_report.as_dict(table), indent=1))
-    print((given.out / "multi-domain-ctr.md").read_text())
 
 
 if __name__ == "__main__":

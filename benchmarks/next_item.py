@@ -13,8 +13,6 @@ that nobody takes their worth for the network's.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from functools import partial
@@ -22,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks import ranking_facts
+from benchmarks import command, ranking_facts
 from benchmarks.ranking_facts import TITLES, Counts, Weights, others_facts, title_vectors, weigh
 from benchmarks.ranking_network import Bins, Lists, Reach, answers, fit_network, new_network
 from benchmarks.ranking_questions import TEST, TRAIN, VALIDATION, Log, Market, Questions, ask, food_kitchen, game_video
@@ -356,7 +353,7 @@ def measure(
     """Fill the table under ``out`` and write its pages; returns it. What ``graft bench next-item`` calls."""
     table = Table(out)
     for setting in settings:
-        chosen = [one for one in entrants() if not models or set(one.names) & set(models)]
+        chosen = command.chosen(entrants(), models)
         run(
             table,
             settings=[setting],
@@ -386,19 +383,15 @@ def _say(cell: Cell) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds food_kitchen/ and game_video/")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="SETTING")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="rows to train; all by default")
-    parser.add_argument("--json", type=Path, help="also write the cells as one JSON file")
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    table = measure(given.data, given.out, settings=given.settings, seeds=given.seeds, models=given.models)
-    if given.json:
-        given.json.write_text(json.dumps(arena_report.as_dict(table), indent=1))
-    print((given.out / "next-item.md").read_text())
+    command.run(
+        measure,
+        page="next-item.md",
+        about=__doc__,
+        folders="food_kitchen/ and game_video/",
+        settings=SETTINGS,
+        default=SETTINGS,
+        arguments=arguments,
+    )
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def _events(questions: Questions, row: np.ndarray, event: np.ndarray, length: in
     shape = (count, max(1, int(kept.max(initial=0))))
 
     def laid(value: np.ndarray, kind: type) -> torch.Tensor:
-        table = np.zeros(shape, kind)
+        table: np.ndarray = np.zeros(shape, kind)
         table[row[latest], place] = value
         return torch.from_numpy(table)
 

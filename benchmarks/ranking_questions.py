@@ -173,11 +173,11 @@ def game_video(folder: Path, random: np.random.Generator) -> Market:
         parts.append((users, items + first_item, np.full(len(users), domain), role))
         sizes.append(int(items.max()) + 1)
         first_item += sizes[-1]
-    users, item, domain, role = (np.concatenate(part) for part in zip(*parts, strict=True))
+    users, item, asked_in, role = (np.concatenate(part) for part in zip(*parts, strict=True))
     _, user = np.unique(users, return_inverse=True)
-    order = np.lexsort((random.random(len(user)), domain, user))
+    order = np.lexsort((random.random(len(user)), asked_in, user))
     domain_of = np.r_[-1, np.zeros(sizes[0], np.int64), np.ones(sizes[1], np.int64)]
-    log = Log(user[order], item[order], np.ones(len(user), np.int64), domain[order], role[order])
+    log = Log(user[order], item[order], np.ones(len(user), np.int64), asked_in[order], role[order])
     return Market(log, domain_of, ("Game", "Video"), timed=False, cold=True)
 
 

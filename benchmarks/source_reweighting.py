@@ -13,8 +13,6 @@ Stopped, it goes on where it was. Under ``--out``: ``cells.jsonl``, ``source-rew
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks import harm_pages
+from benchmarks import command, harm_pages
 from benchmarks.injected_harm import GOOD, KINDS, HarmedWorkspace, drawn_kinds, prepare
 from models.baselines.plain import ItemMean, ItemUserBias, TrainMean
 from models.batch import Batch
@@ -337,7 +335,7 @@ def measure(
                 table,
                 settings=[setting],
                 seeds=[seed],
-                entrants=[one for one in entrants(setting) if not models or set(one.names) & set(models)],
+                entrants=command.chosen(entrants(setting), models),
                 open_case=partial(open_case, None if data is None else Path(data), out),
                 task="ctr",
                 on_cell=_say,
@@ -368,19 +366,16 @@ def _say(cell: Cell) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder that holds amazon_movie_tv/")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="SETTING")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="rows to train; all by default")
-    parser.add_argument("--json", type=Path, help="also write the cells as one JSON file")
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    table = measure(given.data, given.out, settings=given.settings, seeds=given.seeds, models=given.models)
-    if given.json:
-        given.json.write_text(json.dumps(arena_report.as_dict(table), indent=1))
-    print((given.out / "source-reweighting.md").read_text())
+    command.run(
+        measure,
+        page="source-reweighting.md",
+        about=__doc__,
+        folders="amazon_movie_tv/",
+        settings=SETTINGS,
+        default=SETTINGS,
+        needs_data=False,
+        arguments=arguments,
+    )
 
 
 if __name__ == "__main__":

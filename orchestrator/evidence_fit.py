@@ -64,12 +64,7 @@ def solve(
     people, person = np.unique(user, return_inverse=True)
     if len(people) < 2 * FOLDS:
         return np.zeros(facts.shape[1])
-    scale = facts.std(0)
-    scale[0] = 1.0
-    scale[scale < 1e-9] = np.inf
-    centre = facts.mean(0)
-    centre[0] = 0.0
-    standard = (facts - centre) / scale
+    standard, centre, scale = _standardised(facts)
     fold = np.random.default_rng(seed).integers(0, FOLDS, len(people))[person]
     grams = [standard[fold == part].T @ standard[fold == part] for part in range(FOLDS)]
     sums = [standard[fold == part].T @ target[fold == part] for part in range(FOLDS)]
@@ -114,12 +109,7 @@ def solve_clicks(
     people, person = np.unique(user, return_inverse=True)
     if len(people) < 2 * FOLDS:
         return np.zeros(facts.shape[1])
-    scale = facts.std(0)
-    scale[0] = 1.0
-    scale[scale < 1e-9] = np.inf
-    centre = facts.mean(0)
-    centre[0] = 0.0
-    standard = (facts - centre) / scale
+    standard, centre, scale = _standardised(facts)
     fold = np.random.default_rng(seed).integers(0, FOLDS, len(people))[person]
 
     def weights(rows: np.ndarray, ridge: float) -> np.ndarray:
@@ -144,6 +134,16 @@ def solve_clicks(
     best = weights(np.ones(len(standard), bool), ridge) / scale
     best[0] -= centre @ best
     return np.asarray(best)
+
+
+def _standardised(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Facts (N, F) centred and scaled, and by what; the first, which says whether there are any, stays as it is."""
+    scale = facts.std(0)
+    scale[0] = 1.0
+    scale[scale < 1e-9] = np.inf
+    centre = facts.mean(0)
+    centre[0] = 0.0
+    return (facts - centre) / scale, centre, scale
 
 
 def _gathered(

@@ -1,0 +1,55 @@
+"""The command line of a benchmark that fills an arena's table: one set of options, the page printed at the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator import arena_report
+from orchestrator.arena import Entrant, Table
+
+
+def run(
+    measure: Callable[..., Table],
+    *,
+    page: str,
+    about: str | None,
+    folders: str,
+    settings: Sequence[str],
+    default: Sequence[str] = (),
+    needs_data: bool = True,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Read the options, measure, write ``--json``, print the page.
+
+    Args:
+        page: name of the page that ``measure`` writes under ``--out``.
+        about: the module's own words, for ``--help``.
+        folders: what ``--data`` holds.
+        default: settings to measure where none is named; where this is empty ``measure`` decides.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=needs_data, help=f"folder that holds {folders}")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--settings", nargs="+", default=list(default), choices=settings, metavar="SETTING", help="; ".join(settings)
+    )
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="rows to train; all by default")
+    parser.add_argument("--json", type=Path, help="also write the cells as one JSON file")
+    given: Any = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    table = measure(given.data, given.out, settings=given.settings, seeds=given.seeds, models=given.models)
+    if given.json:
+        given.json.write_text(json.dumps(arena_report.as_dict(table), indent=1))
+    print((given.out / page).read_text())
+
+
+def chosen(entrants: Sequence[Entrant], models: Sequence[str]) -> list[Entrant]:
+    """The entrants that fill any of the rows named; all of them where none is."""
+    return [one for one in entrants if not models or set(one.names) & set(models)]
