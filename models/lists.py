@@ -4,9 +4,8 @@ Rows of a list are contiguous and begin with the right one (label 1, all others 
 length. No network may read a row's place, so the order tells it nothing.
 
 A pointwise loss spends itself on how likely a click is at all; what ranks is the difference within a list, and a
-softmax over it is exactly the likelihood of the right one among the candidates (sampled softmax). Where negatives are
-drawn as they are met when the model answers, no correction is due; drawn otherwise, `correction` holds what
-``batch.prior`` must be lowered by.
+softmax over it is exactly the likelihood of the right one among the candidates (sampled softmax). No correction for how
+negatives were drawn is made: draw them as they are met when the model answers.
 """
 
 from __future__ import annotations
@@ -47,13 +46,3 @@ def mean_reciprocal_rank(label: NDArray, score: NDArray) -> float:
     above = np.bincount(of_row, score > own, len(right))
     level = np.bincount(of_row, score == own, len(right))
     return float(reciprocal_rank(np.stack([above, level], 1).astype(np.int64)).mean())
-
-
-def correction(drawn_with: Tensor) -> Tensor:
-    """logQ: what to take off the score of candidates that were drawn with these chances and not uniformly.
-
-    Subtracted while training alone, it lets popular negatives be drawn more often without teaching that popular items
-    are wrong. It is centred, so that uniform chances give zeros.
-    """
-    log = drawn_with.log()
-    return log - log.mean()

@@ -1,7 +1,9 @@
 """Fixtures for every test: where public data sets lie, and quiet third parties."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,3 +24,32 @@ def public_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no public data sets at {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def simulated_market() -> Callable[..., Any]:
+    """Makes a tiny marketplace in a home of its own, ingested; nothing is trained. Gives its settings and registry."""
+
+    def make(home: Path, *, events: int = 16_000) -> Any:
+        from domains.registry import Registry  # here: the variables above must be set first
+        from domains.simulator import SimulatorConfig, simulate
+        from orchestrator import use_cases
+        from orchestrator.settings import Settings
+
+        settings = Settings(home=home)
+        registry = Registry(settings.registry_url)
+        registry.migrate()
+        for made in simulate(SimulatorConfig(events=events), home / "simulated"):
+            use_cases.register(made.spec, registry=registry, by="test")
+            use_cases.ingest_data(
+                made.spec.name,
+                interactions=[made.interactions],
+                items=made.items,
+                users=made.users,
+                registry=registry,
+                settings=settings,
+                by="test",
+            )
+        return settings, registry
+
+    return make

@@ -6,14 +6,11 @@ from typer.testing import CliRunner
 
 from domains.errors import NotEnoughData, UnknownVersion
 from domains.histories import HistoryStore
-from domains.registry import Registry
-from domains.simulator import SimulatorConfig, simulate
 from domains.spec import DomainSpec
 from orchestrator import comparison, evaluation, launching, promotion, terminal, use_cases
 from orchestrator.cli import app
 from orchestrator.opened_launch import OpenedLaunch
 from orchestrator.runs import RunContext
-from orchestrator.settings import Settings
 
 QUICK = {"epochs": 1, "fine_tune_epochs": 1, "width": 4, "lifelong": 10, "batch_size": 512, "fine_tune_batch_size": 512}
 SPEC_OF_NOBODY = {
@@ -27,24 +24,9 @@ SMALLEST = {"folds": 2, "target_rows": 1_500, "source_rows": 600, "width": 4, "l
 
 
 @pytest.fixture(scope="module")
-def market(tmp_path_factory):
+def market(tmp_path_factory, simulated_market):
     """A tiny marketplace, ingested; nothing is trained."""
-    home = tmp_path_factory.mktemp("market")
-    settings = Settings(home=home)
-    registry = Registry(settings.registry_url)
-    registry.migrate()
-    for simulated in simulate(SimulatorConfig(events=16_000), home / "simulated"):
-        use_cases.register(simulated.spec, registry=registry, by="test")
-        use_cases.ingest_data(
-            simulated.spec.name,
-            interactions=[simulated.interactions],
-            items=simulated.items,
-            users=simulated.users,
-            registry=registry,
-            settings=settings,
-            by="test",
-        )
-    return settings, registry
+    return simulated_market(tmp_path_factory.mktemp("market"))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from deployment.snapshot import Snapshot, SnapshotBuilder
 from domains.domain_data import DomainData
 from domains.histories import Histories
 from domains.registry import Registry
-from domains.simulator import SimulatorConfig, simulate
 from feature_repo.online import OnlineFeatures, UserFeatures
 from models import adapters, checkpoint
 from orchestrator import fitting, use_cases
@@ -36,24 +35,9 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def market(tmp_path_factory) -> tuple[Settings, Registry]:
+def market(tmp_path_factory, simulated_market) -> tuple[Settings, Registry]:
     """A tiny marketplace, ingested."""
-    home = tmp_path_factory.mktemp("market")
-    settings = Settings(home=home)
-    registry = Registry(settings.registry_url)
-    registry.migrate()
-    for simulated in simulate(SimulatorConfig(events=16_000), home / "simulated"):
-        use_cases.register(simulated.spec, registry=registry, by="test")
-        use_cases.ingest_data(
-            simulated.spec.name,
-            interactions=[simulated.interactions],
-            items=simulated.items,
-            users=simulated.users,
-            registry=registry,
-            settings=settings,
-            by="test",
-        )
-    return settings, registry
+    return simulated_market(tmp_path_factory.mktemp("market"))
 
 
 def a_user(settings: Settings, name: str) -> UserFeatures:

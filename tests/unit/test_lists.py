@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from models.batch import Batch
-from models.lists import correction, list_losses, mean_reciprocal_rank
+from models.lists import list_losses, mean_reciprocal_rank
 from models.training import TrainConfig, task_loss, train
 
 LENGTHS = (3, 1, 5)
@@ -46,12 +46,6 @@ def test_reciprocal_rank_counts_ties_by_the_mean_of_their_orders():
     label = np.array([1, 0, 0, 1, 0, 1, 0, 0])
     score = np.array([3.0, 1.0, 2.0, 5.0, 5.0, 0.0, 1.0, 1.0])
     assert mean_reciprocal_rank(label, score) == pytest.approx((1 + (1 + 0.5) / 2 + 1 / 3) / 3)
-
-
-def test_uniform_chances_need_no_correction_and_likelier_ones_are_lowered():
-    assert torch.equal(correction(torch.full((4,), 0.25)), torch.zeros(4))
-    lowered = correction(torch.tensor([0.5, 0.25, 0.25]))
-    assert lowered[0] > 0 > lowered[1]
 
 
 class Scorer(torch.nn.Module):
