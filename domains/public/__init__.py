@@ -8,6 +8,7 @@ option (``sources``, ``targets``) wherever the set allows a choice. Files are re
 from collections.abc import Callable
 
 from domains.public import (
+    ali_ccp,
     amazon,
     amazon_heterogeneous,
     douban,
@@ -23,6 +24,7 @@ from domains.public import (
 from domains.public.reading import PreparedDomain
 
 LOADERS: dict[str, Callable[..., list[PreparedDomain]]] = {
+    "ali-ccp": ali_ccp.load,
     "amazon": amazon.load,
     "amazon-heterogeneous": amazon_heterogeneous.load,
     "douban": douban.load,

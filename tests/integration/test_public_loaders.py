@@ -320,6 +320,78 @@ def test_taobao_ads_can_keep_the_log_of_target_categories(tmp_path: Path) -> Non
     assert prepared["taobao-ads"].spec.sources == ("taobao-log", "taobao-log-near")
 
 
+def _ali_ccp(folder: Path) -> Path:
+    """Two users in train and one of them again in test; scenes 10 and 11."""
+
+    def features(**fields: str) -> str:
+        return "\x01".join(f"{field.removeprefix('f')}\x02{feature}\x031.0" for field, feature in fields.items())
+
+    def impression(number: int, click: int, buy: int, common: str, **fields: str) -> str:
+        return f"{number},{click},{buy},{common},{len(fields)},{features(**fields)}"
+
+    _write(
+        folder / "common_features_train.csv",
+        f"c1,4,{features(f101='7', f121='70', f124='2', f109_14='999')}",
+        f"c2,2,{features(f101='8', f125='5')}",
+    )
+    _write(folder / "common_features_test.csv", f"c3,2,{features(f101='7', f129='4')}")
+    _write(
+        folder / "sample_skeleton_train.csv",
+        impression(1, 1, 0, "c1", f205="50", f206="6", f207="20", f216="9", f301="10"),
+        impression(2, 0, 0, "c1", f205="51", f206="6", f301="11", f508="205"),
+        impression(3, 0, 1, "c2", f205="50", f206="6", f301="10"),
+        impression(4, 1, 1, "c2", f205="52", f206="7", f301="10"),
+        impression(5, 0, 0, "c2", f206="7", f301="10"),
+    )
+    _write(
+        folder / "sample_skeleton_test.csv",
+        impression(1, 0, 0, "c3", f205="50", f207="20", f301="10"),
+        impression(2, 0, 0, "gone", f205="50", f301="11"),
+    )
+    return folder
+
+
+def test_ali_ccp_scenes_are_domains(tmp_path: Path) -> None:
+    """Users come of the common features, items and scenes of the impressions; both parts of the files are read."""
+    prepared = _load("ali-ccp", _ali_ccp(tmp_path / "in"), tmp_path / "out", minimum_rows=1)
+    ten, eleven = prepared["ali-ccp-10"], prepared["ali-ccp-11"]
+    assert sorted((row["user_id"], row["item_id"], row["click"], row["event_type"]) for row in _rows(ten)) == [
+        ("7", "50", 0, "view"),
+        ("7", "50", 1, "click"),
+        ("8", "52", 1, "buy"),
+    ]
+    assert [(row["user_id"], row["item_id"]) for row in _rows(eleven)] == [("7", "51")]
+    assert (ten.spec.role, eleven.spec.role, eleven.spec.sources) == ("source", "target", ("ali-ccp-10",))
+    assert ten.left_out == {"no item or no scene": 1, "bought without a click": 1, "no user": 1}
+    assert {row["item_id"]: (row["category"], row["shop"], row["brand"]) for row in _rows(ten, "items")} == {
+        "50": ("6", "20", "9"),
+        "52": ("7", None, None),
+    }
+    people = {row["user_id"]: row for row in _rows(ten, "users")}
+    assert (people["7"]["profile_1"], people["7"]["gender"], people["7"]["geography"]) == ("70", "2", "4")
+    assert (people["8"]["age"], people["8"]["gender"]) == ("5", None)
+    _assert_ingests_whole(ten, tmp_path / "data", 1)
+
+
+def test_ali_ccp_can_be_read_for_a_share_of_its_users(tmp_path: Path) -> None:
+    """Whole users stay or go."""
+    folder = tmp_path / "in"
+    people = [(f"c{user}", str(user)) for user in range(40)]
+    _write(folder / "common_features_train.csv", *(f"{common},1,101\x02{user}\x031.0" for common, user in people))
+    _write(
+        folder / "sample_skeleton_train.csv",
+        *(
+            f"{number},0,0,{common},2,205\x02{number}\x031.0\x01301\x02{10 + number % 2}\x031.0"
+            for number, common in enumerate(common for common, _ in people * 4)
+        ),
+    )
+    prepared = _load("ali-ccp", folder, tmp_path / "out", user_share=0.5, minimum_rows=1, targets=["11"])
+    kept = {name: _distinct(domain, "user_id") for name, domain in prepared.items()}
+    users = kept["ali-ccp-10"] | kept["ali-ccp-11"]
+    assert 5 < len(users) < 35
+    assert sum(domain.rows for domain in prepared.values()) == 4 * len(users)
+
+
 def test_taobao_behaviour_leaves_out_rows_of_other_years(tmp_path: Path) -> None:
     """The original file has some; they are counted by domain."""
     file = _write(
@@ -417,6 +489,8 @@ def _douban(folder: Path) -> Path:
         ("kuairand", _kuairand, "data/log_standard_4_08_to_4_21_1k.csv", 1, "user_id,video_id,time_ms"),
         ("taobao-ads", _taobao_ads, "ad_feature.csv", 3, "101,none,9,9,NULL,20.0"),
         ("taobao-ads", _taobao_ads, "behavior_log.csv", 4, "2,1493741627,pv"),
+        ("ali-ccp", _ali_ccp, "sample_skeleton_train.csv", 2, "2,maybe,0,c1,1,205\x0251\x031.0"),
+        ("ali-ccp", _ali_ccp, "common_features_test.csv", 1, "c3,2"),
         ("amazon", _amazon_json, "CDs_and_Vinyl_5.json", 1, '{"reviewerID": "A1", "asin":'),
         ("amazon", _amazon_json, "CDs_and_Vinyl_5.json", 1, '{"reviewerID": "A1", "asin": "B", "overall": 5}'),
         ("amazon", _amazon_json, "meta_Books.json", 1, "{'asin': '0000013714', 'price': }"),
