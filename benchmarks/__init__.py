@@ -42,6 +42,11 @@ SETS: Mapping[str, PublicSet] = {
     "food_kitchen": PublicSet("afk_50_preprocessed.txt, map_item_50.txt", "the repository of ABXI"),
     "game_video": PublicSet("game_video/ and video_game/, each {train,valid,test}.txt", "the repository of CDRIB"),
     "kuairand_sequences": PublicSet("sequences.npz", "AutoCDSR's cut of KuaiRand-1K (original: Zenodo 10439422)"),
+    "kuairand": PublicSet("log_standard_*.csv, with the features' files or without", "KuaiRand, Zenodo 10439422"),
+    "taobao_ads": PublicSet(
+        "raw_sample.csv, ad_feature.csv, behavior_log.csv and user_profile.csv",
+        "Ali_Display_Ad_Click, Tianchi data set 56",
+    ),
 }
 """By folder."""
 
@@ -52,7 +57,7 @@ CATALOGUE: Mapping[str, Benchmark] = {
     "lifelong-ctr": Benchmark(
         "lifelong_ctr",
         "clicks told from 800 events, beside lifelong and self-supervised rivals",
-        ("kuairand_sequences",),
+        ("kuairand_sequences", "kuairand", "taobao_ads"),
     ),
     "multi-domain-ctr": Benchmark(
         "multi_domain_ctr",

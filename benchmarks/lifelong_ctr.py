@@ -11,13 +11,15 @@ made of events before the rows (`benchmarks/item_vectors.py`), and are trained a
 (`benchmarks/lifelong_networks.py`).
 
 Settings: ``matched`` negatives are drawn as often as people took them, ``uniform`` ones evenly from the catalogue.
+The others take impressions with their own clicks from original files (`benchmarks/logged_clicks.py`), 20,000 users a
+seed.
 
 Stopped, it goes on where it was. Under ``--out``: ``cells.jsonl``, ``lifelong-ctr.md`` and ``.svg``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,9 +29,9 @@ import numpy as np
 from benchmarks import command
 from benchmarks.item_vectors import item_vectors
 from benchmarks.lifelong_networks import Network, Schooling, consistency, networks, scored, trained
-from benchmarks.public_pairs import settle
+from benchmarks.logged_clicks import LOGS, cut
+from benchmarks.public_pairs import Pair, offered, settle
 from benchmarks.sampled_negatives import NEVER, Parts, draw
-from domains.public import LOADERS
 from models.baselines.plain import CoOccurrence, ItemMean, ItemUserBias, PlainRival, Popularity, Rows, TrainMean
 from orchestrator import arena_report
 from orchestrator.arena import Case, Cell, Entrant, Scored, Table, paired_over_seeds, run
@@ -40,13 +42,21 @@ from orchestrator.recipe import Recipe
 from orchestrator.training_data import Examples
 from orchestrator.workspace import Workspace
 
-SETTINGS = ("matched", "uniform")
 FOLDER = "kuairand_sequences"
-TARGET, SOURCES = "0", ("9", "4", "7", "8", "11", "1")
+SEQUENCES = Pair(
+    "kuairand-sequences",
+    FOLDER,
+    ("sequences.npz",),
+    {"sources": ("9", "4", "7", "8", "11", "1"), "targets": ("0",)},
+)
+SETS: Mapping[str, Pair] = {"matched": SEQUENCES, "uniform": SEQUENCES, **LOGS}
+"""Where the rows of a setting come from."""
 OURS, WITHOUT_CRP = "both + CRP", "both"
 VECTORS, POPULARITY, CO_OCCURRENCE = "item vectors alone", "popularity", "co-occurrence"
 LIFELONG, SHORT, WIDTH = 800, 24, 16
 PER_POSITIVE, TAUGHT, PEOPLE = 2, 3, 1250
+LOGGED_PEOPLE = 20_000
+"""Users a seed where rows are impressions, of which few are clicks."""
 FEW = 10
 MEASURES = ("auc", "gauc", "logloss", "few/auc", "unseen/auc")
 
@@ -65,19 +75,16 @@ class Given:
     asked: Examples
 
 
-def prepare(data: Path, folder: Path) -> Workspace:
-    """Register and ingest the codes under ``folder``; what is there already stays."""
-    load = LOADERS["kuairand-sequences"]
-    settings, domains = settle(
-        folder / "home",
-        lambda raw: [(one.spec, one) for one in load(data / FOLDER, raw, sources=SOURCES, targets=(TARGET,))],
-        histories=True,
-    )
+def prepare(data: Path, folder: Path, setting: str = "matched") -> Workspace:
+    """Register and ingest a setting's domains under ``folder``; what is there already stays."""
+    pair = SETS[setting]
+    home = folder / "home" if pair is SEQUENCES else folder / "homes" / setting
+    settings, domains = settle(home, lambda raw: [(one.spec, one) for one in pair.load(data, raw)], histories=True)
     return Workspace(settings, domains)
 
 
-def open_case(workspace: Workspace, setting: str, seed: int, *, people: int = PEOPLE) -> Case:
-    """One draw of users and negatives."""
+def open_case(workspace: Workspace, setting: str, seed: int, *, people: int | None = None) -> Case:
+    """One draw of users, and of negatives where there are none of their own."""
     target = next(domain.name for domain in workspace.domains if domain.role == "target")
     slots = [domain.name for domain in workspace.domains if domain.role == "source"] + [target]
     slot = len(slots) - 1
@@ -86,15 +93,19 @@ def open_case(workspace: Workspace, setting: str, seed: int, *, people: int = PE
     )
     steps = workspace.examples(layout, target)
     sizes = {name: len(workspace.data(name).item_vocabulary) for name in slots}
-    parts = draw(
-        steps,
-        catalogue=sizes[target],
-        negatives=setting,  # type: ignore[arg-type]
-        per_positive=PER_POSITIVE,
-        taught=TAUGHT,
-        seed=seed,
-        people=people,
-    )
+    if setting in LOGS:
+        parts = cut(steps, seed=seed, people=people or LOGGED_PEOPLE)
+        steps = steps.take(steps.label > 0)
+    else:
+        parts = draw(
+            steps,
+            catalogue=sizes[target],
+            negatives=setting,  # type: ignore[arg-type]
+            per_positive=PER_POSITIVE,
+            taught=TAUGHT,
+            seed=seed,
+            people=people or PEOPLE,
+        )
     found = item_means(parts.train, sizes[target], "ctr")
     means = {name: np.full(size, parts.train.label.mean(), np.float32) for name, size in sizes.items()}
     lessons = Lessons(
@@ -150,15 +161,16 @@ def _lent(workspace: Workspace, layout: Layout, until_us: np.ndarray) -> Rows:
     store = workspace.histories.source
     user = np.repeat(np.arange(len(store.offsets) - 1), np.diff(store.offsets))
     item = layout.source_rows(np.asarray(store.domain), np.asarray(store.item))
-    return before(user, item, np.asarray(store.time_us), until_us)
+    took = np.asarray(store.value) > 0
+    return before(user[took], item[took], np.asarray(store.time_us)[took], until_us)
 
 
 def before(user: np.ndarray, item: np.ndarray, time_us: np.ndarray, until_us: np.ndarray) -> Rows:
-    """What was taken before each user's own moment."""
+    """What was taken before each user's own moment, which may be nothing."""
     until = np.full(max(len(until_us), int(user.max(initial=0)) + 1), NEVER)
     until[: len(until_us)] = until_us
     kept = time_us < until[user]
-    return Rows.of(user[kept], item[kept], np.ones(int(kept.sum())))
+    return Rows(user[kept], item[kept], np.ones(int(kept.sum())))
 
 
 def plain(name: str, make: type[PlainRival], case: Case, seed: int) -> dict[str, Scored]:
@@ -219,26 +231,33 @@ def measure(
     data: Path,
     out: Path,
     *,
-    settings: Sequence[str] = SETTINGS[:1],
+    settings: Sequence[str] = (),
     seeds: int = 5,
     models: Sequence[str] = (),
-    people: int = PEOPLE,
+    people: int | None = None,
 ) -> Table:
     """Fill the table under ``out`` and write its page; returns it. What ``graft bench lifelong-ctr`` calls.
 
     Args:
+        settings: by default all whose files lie under ``data``, but for ``uniform``.
         models: rows to train, or all where empty; what other rows the folder already holds stays in the table.
+        people: users a seed, instead of those that the protocol names.
+
+    Raises:
+        InvalidData: the files of no setting, or not those of a setting asked for, lie under ``data``.
     """
-    table, workspace = Table(out), prepare(Path(data), out)
-    run(
-        table,
-        settings=settings,
-        seeds=range(seeds),
-        entrants=command.chosen(entrants(), models),
-        open_case=partial(open_case, workspace, people=people),
-        task="ctr",
-        on_cell=_say,
-    )
+    table, data = Table(out), Path(data)
+    for setting in settings or [one for one in offered(data, tuple(SETS), SETS.__getitem__) if one != "uniform"]:
+        workspace = prepare(data, out, setting)
+        run(
+            table,
+            settings=[setting],
+            seeds=range(seeds),
+            entrants=command.chosen(entrants(), models),
+            open_case=partial(open_case, workspace, people=people),
+            task="ctr",
+            on_cell=_say,
+        )
     write(table, out)
     return table
 
@@ -300,9 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measure,
         page="lifelong-ctr.md",
         about=__doc__,
-        folders=f"{FOLDER}/",
-        settings=SETTINGS,
-        default=SETTINGS[:1],
+        folders="kuairand_sequences/, taobao_ads/ or kuairand/",
+        settings=tuple(SETS),
         arguments=arguments,
     )
 

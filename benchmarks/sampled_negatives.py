@@ -77,7 +77,7 @@ def draw(
         pool = positives.item if negatives == "matched" else np.arange(1, catalogue)
         parts[name] = _with_negatives(positives, pool, had, catalogue, per_positive, random)
     used = chosen["train"] | chosen["validation"] | chosen["test"]
-    return Parts(**parts, first_us=_first_us(steps, used), first_test_us=_first_us(steps, chosen["test"]))
+    return Parts(**parts, first_us=first_us(steps, used), first_test_us=first_us(steps, chosen["test"]))
 
 
 def _with_negatives(
@@ -101,7 +101,8 @@ def _with_negatives(
     return replace(rows, item=item, label=label, value=label).take(~wrong)
 
 
-def _first_us(steps: Examples, chosen: np.ndarray) -> np.ndarray:
+def first_us(steps: Examples, chosen: np.ndarray) -> np.ndarray:
+    """The moment of each user's first chosen row, (users,); ``NEVER`` where none of his is."""
     first = np.full(int(steps.user.max(initial=0)) + 1, NEVER)
     np.minimum.at(first, steps.user[chosen], steps.time_us[chosen])
     return first

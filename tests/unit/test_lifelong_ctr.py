@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from benchmarks.item_vectors import item_vectors
 from benchmarks.lifelong_ctr import FOLDER, Given, before, entrants, measure, open_case, prepare
 from benchmarks.lifelong_networks import networks
+from benchmarks.logged_clicks import DAY_US, TAUGHT_DAYS, cut
 from benchmarks.sampled_negatives import NEVER, TESTED, draw
+from domains.errors import InvalidData
 from models.baselines import LIFELONG, SELF_SUPERVISED
 from orchestrator.arena import Case
 from orchestrator.training_data import Examples
@@ -182,3 +185,57 @@ def test_networks_start_from_the_given_vectors(case: Case) -> None:
     assert own < len(mine)
     for table in (mine, rival.inputs.items.rows.weight.detach().numpy()):  # type: ignore[union-attr]
         assert np.allclose(table[known], school.vectors[known])
+
+
+def test_logged_impressions_are_cut_by_days() -> None:
+    """The last day is the test, the day before chooses, six teach; what is older only fills histories."""
+    random = np.random.default_rng(2)
+    logged = replace(steps(30, 40, 50), time_us=random.integers(0, 10 * DAY_US, 1200), label=random.random(1200) < 0.2)
+    parts = cut(logged, seed=0, people=20)
+    end = logged.time_us.max()
+    days = [(end - part.time_us) // DAY_US for part in (parts.test, parts.validation, parts.train)]
+    assert [(int(age.min()), int(age.max())) for age in days] == [(0, 0), (1, 1), (2, 1 + TAUGHT_DAYS)]
+    assert len(np.unique(parts.train.user)) <= 20
+    for user in np.unique(parts.test.user):
+        assert parts.first_test_us[user] == parts.test.time_us[parts.test.user == user].min()
+        assert parts.first_us[user] <= parts.first_test_us[user]
+    assert set(np.unique(parts.test.user)) != set(np.unique(cut(logged, seed=1, people=20).test.user))
+
+
+def test_original_impressions_fill_the_same_table(tmp_path: Path) -> None:
+    """Taobao's files as they come, in small: rivals and ours, with clicks and non-clicks as logged."""
+    folder, random = tmp_path / "taobao_ads", np.random.default_rng(3)
+    folder.mkdir()
+    last, people, ads = 1_494_700_000, 40, 30
+    header = "userid,cms_segid,cms_group_id,final_gender_code,age_level,pvalue_level,shopping_level,occupation"
+    shown = [
+        (random.integers(1, people), last - int(random.integers(0, 8 * 86_400)), random.integers(0, ads))
+        for _ in range(900)
+    ]
+    files = {
+        "ad_feature": [
+            "adgroup_id,cate_id,campaign_id,customer,brand,price",
+            *(f"{ad},{ad},1,1,{ad % 7},{ad}.0" for ad in range(ads)),
+        ],
+        "user_profile": [header, *(f"{user},1,2,{user % 2},3,,3,0" for user in range(1, people))],
+        "raw_sample": [
+            "user,time_stamp,adgroup_id,pid,nonclk,clk",
+            *(f"{user},{at},{ad},430548_1007,{1 - (user + ad) % 2},{(user + ad) % 2}" for user, at, ad in shown),
+        ],
+        "behavior_log": [
+            "user,time_stamp,btag,cate,brand",
+            *(
+                f"{random.integers(1, people)},{last - random.integers(0, 20 * 86_400)},pv,{6000 + item},{item % 5}"
+                for item in random.integers(0, 40, 1500)
+            ),
+        ],
+    }
+    for name, lines in files.items():
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    rows = ["popularity", "item vectors alone", "both", "TWIN"]
+    table = measure(tmp_path, tmp_path / "out", settings=["taobao-ads"], seeds=1, models=rows)
+    assert table.settings() == ["taobao-ads"]
+    assert {cell.model for cell in table.cells()} == set(rows)
+    assert all(0 <= cell.metrics["auc"] <= 1 for cell in table.cells())
+    with pytest.raises(InvalidData, match="log_standard"):
+        measure(tmp_path, tmp_path / "out", settings=["kuairand"], seeds=1)
