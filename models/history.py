@@ -273,16 +273,30 @@ class History:
         """Context vectors of each event as each view sees it, (C, V, L, D)."""
         return context_vectors(torch.stack(torch.broadcast_tensors(*self.codes), -1), self.table)
 
+    def onto_context(self, weight: Tensor) -> Tensor:
+        """Vectors (..., D) that context vectors are multiplied with, as `context_scores_of` wants them, (..., K).
+
+        Their products with the table's rows, once for all events; a weight matrix can so be folded once for all rows.
+        """
+        return weight if self.joined is not None else weight @ self.table.t()
+
+    def from_context(self, value: Tensor) -> Tensor:
+        """What follows `context_mass` to apply ``value`` (D, F) to pooled context vectors: (K, F)."""
+        return value if self.joined is not None else self.table @ value
+
     def context_scores(self, query: Tensor) -> Tensor:
         """(C, G, Q, D) queries against context vectors: (C, G or V, Q, L)."""
+        return self.context_scores_of(self.onto_context(query))
+
+    def context_scores_of(self, of_row: Tensor) -> Tensor:
+        """As `context_scores` from queries (C, G, Q, K) that went through `onto_context`."""
         if self.joined is not None:
-            return _scores(query, self.joined)
-        of_row = query @ self.table.t()  # (C, G, Q, N)
+            return _scores(of_row, self.joined)
         total: Tensor | None = None
         # The codes that most rows see for themselves come first: the others are added to their scores in place.
         for code in sorted(self.codes, key=lambda code: -code.shape[1]):
-            cells = max(query.shape[1], code.shape[1])
-            index = code[:, :, None].expand(-1, cells, query.shape[2], -1)
+            cells = max(of_row.shape[1], code.shape[1])
+            index = code[:, :, None].expand(-1, cells, of_row.shape[2], -1)
             part = of_row.expand(-1, cells, -1, -1).gather(3, index)
             total = part if total is None else total.add_(part)
         assert total is not None
@@ -290,6 +304,11 @@ class History:
 
     def context_pool(self, weight: Tensor) -> Tensor:
         """(C, G, Q, L) weights over context vectors: (C, G, Q, D)."""
+        mass = self.context_mass(weight)
+        return mass if self.joined is not None else mass @ self.table
+
+    def context_mass(self, weight: Tensor) -> Tensor:
+        """How much weight falls on each row of the table, (C, G, Q, K); see `from_context`."""
         if self.joined is not None:
             return _pool(weight, self.joined)
         cells = max(weight.shape[1], *(code.shape[1] for code in self.codes))
@@ -297,7 +316,7 @@ class History:
         mass = weight.new_zeros(*weight.shape[:3], self.table.shape[0])
         for code in self.codes:
             mass = mass.scatter_add(3, code[:, :, None].expand_as(weight), weight)
-        return mass @ self.table
+        return mass
 
     def scores(self, query: Tensor, items: Tensor | None = None) -> Tensor:
         """Products with whole event tokens, item plus context: (C, G or V, Q, L); ``items`` if that part is made."""

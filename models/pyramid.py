@@ -110,7 +110,7 @@ class Pyramid(nn.Module):
         queries = [(candidate if moment is None else candidate.detach())[:, :, None]]
         of_context = None
         if self.msa is not None:
-            of_item, of_context = self.msa.readings(candidate)
+            of_item, of_context = self.msa.readings(candidate, history)
             queries.append(of_item)
         raw, *of_items = (scores.squeeze(2) for scores in history.item_scores_of(*queries))  # [C, G, L] each
         answers: dict[Level, Tensor] = {}
@@ -122,7 +122,7 @@ class Pyramid(nn.Module):
             weights["csa"] = _weights(raw, mask, config.norm)[:, :, None]
         if of_context is not None:
             mask = _best_mask(raw, mask, config.k1) if config.k1 < mask.shape[2] else mask
-            raw = of_items[0] + history.context_scores(of_context).squeeze(2)
+            raw = history.context_scores_of(of_context).squeeze(2).add_(of_items[0])
             weights["msa"] = _weights(raw, mask, config.norm)[:, :, None]
         if weights:
             answers |= dict(zip(weights, history.item_pool_of(*weights.values()), strict=True))
@@ -176,18 +176,20 @@ class MedianScopeAttention(nn.Module):
         self.value = _matrix(2 * width, width)
 
     def forward(self, history: History, candidate: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        of_item, of_context = self.readings(candidate)
-        scores = (history.item_scores(of_item) + history.context_scores(of_context)).squeeze(2)
+        of_item, of_context = self.readings(candidate, history)
+        scores = (history.item_scores(of_item) + history.context_scores_of(of_context)).squeeze(2)
         weights = _weights(scores, mask, self.norm)[:, :, None]
         return self.answer(history.item_pool(weights), history, weights), scores
 
-    def readings(self, candidate: Tensor) -> tuple[Tensor, ...]:
-        """Queries for the items and for their context, with the keys' projection folded in, (C, G, 1, D) each."""
-        return (candidate @ (self.query @ self.key.t() / math.sqrt(candidate.shape[-1])))[:, :, None].chunk(2, -1)
+    def readings(self, candidate: Tensor, history: History) -> tuple[Tensor, Tensor]:
+        """Queries for the items, (C, G, 1, D), and for their context, (C, G, 1, K), the keys' projection folded in."""
+        of_item, of_context = (self.query @ self.key.t() / math.sqrt(candidate.shape[-1])).chunk(2, -1)
+        return (candidate @ of_item)[:, :, None], (candidate @ history.onto_context(of_context))[:, :, None]
 
     def answer(self, items: Tensor, history: History, weights: Tensor) -> Tensor:
         """(C, G, D) from the items pooled with these weights, (C, G, 1, D) and (C, G, 1, L)."""
-        return torch.cat([items, history.context_pool(weights)], -1).squeeze(2) @ self.value
+        of_item, of_context = self.value.chunk(2)
+        return (items @ of_item + history.context_mass(weights) @ history.from_context(of_context)).squeeze(2)
 
 
 class FocusedScopeAttention(nn.Module):
@@ -212,41 +214,50 @@ class FocusedScopeAttention(nn.Module):
     def forward(self, history: History, candidate: Tensor, selection: Selection) -> Tensor:
         chunks, cells, count = selection.position.shape
         width = candidate.shape[-1]
-        size = width // self.heads
-        readings = self._readings(candidate)
         if count == history.items.shape[1] and self.reading == "A":
             # All events are chosen: they are read where they lie, once for all rows of a chunk.
-            chosen, real = history, selection.mask(count)[:, :, None]
+            chosen, real, shape = history, selection.mask(count)[:, :, None], (chunks, cells)
         else:
             chosen, real = history.chosen(selection.position), selection.real.view(-1, 1, 1, count)
-            readings = readings.view(-1, 1, self.heads, 2 * width)
-        of_item, of_context = readings.chunk(2, -1)
-        scores = chosen.item_scores(of_item) + chosen.context_scores(of_context)  # [C, G, H, K] or [C*G, 1, H, K]
+            shape = (chunks * cells, 1)
+        of_item, of_context = (reading.view(*shape, self.heads, -1) for reading in self._readings(candidate, chosen))
+        # [C, G, H, K], or [C * G, 1, H, K]
+        scores = chosen.context_scores_of(of_context).add_(chosen.item_scores(of_item))
         # A row without events attends to nothing: its weights are 0, not undefined.
         weights = scores.masked_fill(~real, torch.finfo(scores.dtype).min).softmax(-1) * real
-        value = self.value.view(2 * width, self.heads, size)
         if self.reading == "A":
-            pooled = torch.cat([chosen.item_pool(weights), chosen.context_pool(weights)], -1).flatten(0, 1)
-            heads = torch.einsum("rhe,ehf->rhf", pooled, value).flatten(1)
+            value_of_item, value_of_context = self.value.chunk(2)
+            heads = self._each_head(chosen.item_pool(weights), value_of_item)
+            heads = heads + self._each_head(chosen.context_mass(weights), chosen.from_context(value_of_context))
             return self.feed_forward(heads).view(chunks, cells, width)
+        value = self.value.view(2 * width, self.heads, width // self.heads)
         events = torch.cat([chosen.items, chosen.context_vectors()[:, 0]], -1)
         rows = torch.einsum("rke,ehf->rkhf", events, value) * weights[:, 0].transpose(1, 2)[..., None]
         each = self.feed_forward(rows.flatten(2)) * real[:, 0].transpose(1, 2)  # [C*G, K, D]
         return (each.sum(1) / real.sum(-1)[:, 0].clamp(min=1)).view(chunks, cells, width)
 
+    def _each_head(self, pooled: Tensor, value: Tensor) -> Tensor:
+        """What each head pooled through its own columns of ``value``: (..., H, E) and (E, D) -> (rows, D)."""
+        # Laid out with zeros between the heads, they are one product.
+        return pooled.reshape(-1, self.heads * len(value)) @ torch.block_diag(*value.chunk(self.heads, 1))
+
     def logits(self, history: History, candidate: Tensor) -> Tensor:
         """Mean over heads of the pre-softmax logits of every event, (C, G, L)."""
-        of_item, of_context = self._readings(candidate).mean(2, keepdim=True).chunk(2, -1)
-        return (history.item_scores(of_item) + history.context_scores(of_context))[:, :, 0]
+        of_item, of_context = (reading.mean(2, keepdim=True) for reading in self._readings(candidate, history))
+        return (history.item_scores(of_item) + history.context_scores_of(of_context))[:, :, 0]
 
-    def _readings(self, candidate: Tensor) -> Tensor:
-        """Queries of all heads with the keys' projection folded in, (C, G, H, 2D)."""
+    def _readings(self, candidate: Tensor, history: History) -> tuple[Tensor, Tensor]:
+        """Queries of all heads, the keys' projection folded in: for items (C, G, H, D), for context (C, G, H, K)."""
         width = candidate.shape[-1]
         size = width // self.heads
         query = self.query.view(width, self.heads, size)
         key = self.key.view(2 * width, self.heads, size)
         folded = torch.einsum("dhf,ehf->dhe", query, key) / math.sqrt(size)  # [D, H, 2D]
-        return torch.einsum("cgd,dhe->cghe", candidate, folded)
+        of_item, of_context = folded.chunk(2, -1)
+        return tuple(  # type: ignore[return-value]
+            (candidate @ part.flatten(1)).unflatten(-1, (self.heads, -1))
+            for part in (of_item, history.onto_context(of_context))
+        )
 
 
 def _best(scores: Tensor, mask: Tensor, count: int) -> Selection:

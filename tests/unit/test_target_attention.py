@@ -9,7 +9,8 @@ from models.target_attention import TargetAttention
 CHUNKS, CELLS, EVENTS, WIDTH, ROWS = 5, 3, 4, 8, 6
 
 
-def inputs(seed: int = 0):
+def inputs(seed: int = 0, views: int = CHUNKS * CELLS):
+    """Of these many different views of the histories; the last chunks' cells have one of their own each, if any."""
     draw = torch.Generator().manual_seed(seed)
 
     def some(*shape: int) -> torch.Tensor:
@@ -17,6 +18,8 @@ def inputs(seed: int = 0):
 
     code = torch.randint(0, ROWS, (CHUNKS, CELLS, EVENTS), generator=draw)
     mask = torch.rand(CHUNKS, CELLS, EVENTS, generator=draw) < 0.7
+    alike = (CHUNKS * CELLS - views) // (CELLS - 1)
+    code[:alike], mask[:alike] = code[:alike, :1].clone(), mask[:alike, :1].clone()
     return some(CHUNKS, EVENTS, WIDTH), code, some(ROWS, WIDTH), mask, some(CHUNKS, CELLS, WIDTH)
 
 
@@ -24,11 +27,12 @@ def laid_out(view: TargetAttention, shared, code, table, mask, candidate):
     return view(shared[:, None] + table[code], mask, candidate)
 
 
+@pytest.mark.parametrize("views", [CHUNKS, CHUNKS + CELLS - 1, CHUNKS * CELLS])
 @pytest.mark.parametrize("at_once", [1, 2 * CELLS * EVENTS, 10_000])
-def test_blocks_of_any_size_give_the_same_answers_and_gradients(monkeypatch, at_once):
-    """One chunk a block, two with one left over, or all at once."""
+def test_blocks_of_any_size_give_the_same_answers_and_gradients(monkeypatch, at_once, views):
+    """One group a block, two with one left over, or all at once; chunks whose cells see the same, differ, or both."""
     monkeypatch.setattr(target_attention, "_TOKENS_AT_ONCE", at_once)
-    view, given = TargetAttention(WIDTH, hidden=7).double(), inputs()
+    view, given = TargetAttention(WIDTH, hidden=7).double(), inputs(views=views)
     trained = [given[0], given[2], given[4], *view.parameters()]
     weight = torch.randn(CHUNKS, CELLS, WIDTH, dtype=torch.double)
     whole, blocks = laid_out(view, *given), view.read(*given)
