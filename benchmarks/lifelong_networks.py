@@ -45,11 +45,13 @@ class Network:
     contender: name in ``benchmarks/contenders.py``; for ``Graft`` the network is a ranker of ``changes``
     changes: fields of RankerConfig
     rule: how tables of items are updated
+    bf16: make the products of training in bfloat16
     """
 
     contender: str = contenders.OURS
     changes: Mapping[str, Any] = field(default_factory=dict)
     rule: Literal["lazy_adam", "rowwise_adagrad", "dense"] = "lazy_adam"
+    bf16: bool = False
 
     def config(self) -> dict[str, Any]:
         """All that its result depends on beside the rows."""
@@ -58,6 +60,7 @@ class Network:
             "changes": {name: repr(value) for name, value in self.changes.items()},
             "rule": self.rule,
             "training": (EPOCHS, BATCH, LEARNING_RATE, SESSION, AUXILIARY_WEIGHT),
+            **({"bf16": True} if self.bf16 else {}),
         }
 
 
@@ -86,6 +89,7 @@ def networks() -> dict[str, Network]:
         **{name: Network(name) for name in LIFELONG},
         "both, dense Adam": replace(ours("both"), rule="dense"),
         "both, row-wise Adagrad": replace(ours("both"), rule="rowwise_adagrad"),
+        "both, bfloat16": replace(ours("both"), bf16=True),
         "LCN-500-100": ours("lcn", WIDE_PYRAMID),
         "LCN-500-100 + CRP": ours("lcn", WIDE_PYRAMID, crp),
         "LCN + CRP, w/o LAP": ours("lcn", lifelong, crp),
@@ -134,6 +138,7 @@ def trained(what: Network, school: Schooling, seed: int) -> tuple[nn.Module, dic
             learning_rate=LEARNING_RATE,
             auxiliary_weight=AUXILIARY_WEIGHT,
             embedding_optimiser=what.rule,
+            bf16=what.bf16,
             seed=seed,
         ),
         validation=own(school.assembler, lessons.validation, batch_size=SCORED_AT_ONCE, seed=0, shuffle=False),

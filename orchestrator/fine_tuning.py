@@ -80,6 +80,7 @@ def fit_adapter(
                 seed=recipe.seed,
                 checkpoint_every_steps=recipe.checkpoint_every_steps,
                 prefetch=2,
+                bf16=recipe.bf16,
                 device=device,
             ),
             validation=held_out if len(validation) else None,

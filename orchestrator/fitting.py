@@ -170,6 +170,7 @@ def learn(
             seed=recipe.seed,
             checkpoint_every_steps=recipe.checkpoint_every_steps,
             prefetch=2,
+            bf16=recipe.bf16,
             device=peers.device if peers.world > 1 else device,
         ),
         validation=validation if len(validation) else None,

@@ -90,6 +90,8 @@ class Recipe(BaseModel):
     seeds: int = Field(default=1, ge=1, le=20)
     """How often a launch fine-tunes and trains its rivals, under seeds that follow each other, where that is more than
     the policy asks; the version offered is always the first seed's."""
+    bf16: bool = False
+    """Make the products of training in bfloat16; weights, losses, optimisers and all scores stay float32."""
     seed: int = 0
     checkpoint_every_steps: int = Field(default=200, ge=1)
     processes: int = Field(default=1, ge=1, le=64)

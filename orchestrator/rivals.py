@@ -89,6 +89,7 @@ def predict(
             consider_start=True,
             seed=recipe.seed,
             prefetch=2,
+            bf16=recipe.bf16,
         ),
         validation=held if len(validation) else None,
         parameters=searched,

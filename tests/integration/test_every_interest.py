@@ -24,7 +24,7 @@ NOW_US = 1_900_000_000_000_000
 CASES = {
     "dacdr": {"interest": "dacdr"},
     "lcn": {"interest": "lcn", "contrastive_weight": 0.1},
-    "both": {"interest": "both", "contrastive_weight": 0.1, "user_embedding": True},
+    "both": {"interest": "both", "contrastive_weight": 0.1, "user_embedding": True, "bf16": True},
     "domain_over_pyramid": {
         "interest": "domain_over_pyramid",
         "pyramid": "LCN-500-100",
@@ -67,7 +67,8 @@ def test_an_interest_trains_launches_certifies_attaches_and_serves(interest, mar
     backbone = use_cases.train_shared(
         registry=registry, settings=settings, by="test", domains=["video", "shop", OLD], **choices
     )
-    use_cases.launch(OLD, registry=registry, settings=settings, by="test", **FINE)
+    fine = FINE | {"bf16": choices.get("bf16", False)}
+    use_cases.launch(OLD, registry=registry, settings=settings, by="test", **fine)
     old = max(registry.versions(OLD, "adapter"), key=lambda version: version.created_at)
     live = registry.live(OLD)
     if live.version_id != old.id:
@@ -76,7 +77,7 @@ def test_an_interest_trains_launches_certifies_attaches_and_serves(interest, mar
     before = answers(builder.build(Snapshot()), settings, OLD)
     assert (before.served_by, before.model_version) == ("adapter", old.id)
 
-    version = use_cases.launch(NEW, registry=registry, settings=settings, by="test", **FINE)
+    version = use_cases.launch(NEW, registry=registry, settings=settings, by="test", **fine)
     certificate = version.certificate
     assert certificate["ok"]
     assert certificate["before"] == certificate["after"]
