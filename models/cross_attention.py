@@ -9,12 +9,14 @@ the values' projection is applied after pooling, so events are never projected:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn import functional as F
 
 from models.embeddings import INITIAL_SCALE
 from models.history import History
@@ -137,16 +139,25 @@ class DomainAwareCrossAttention(nn.Module):
         both = config.domain_attention and config.item_attention
         return domain_view, item_view, None if both else self.mean(history)
 
-    def _domain_view(self, history: History, query: Tensor, scores: Tensor, value: Tensor) -> tuple[Tensor, Shares]:
+    def _domain_view(
+        self, history: History, query: Tensor, scores: Tensor, value: Tensor
+    ) -> tuple[Tensor, Shares | None]:
         """T_d of equation 3 and the attention over the null event, (C, V, M, 1), and S, (C, V, M, L)."""
-        history, view = history.distinct()
         null = (query @ self.null)[..., None]
-        of_null, of_events = _softmax_beside(null, history.scores(query, scores), history.mask)
-        pooled = history.pool(of_events) + of_null * self.null
-        answer, shares = project(pooled, value), (of_null, of_events)
-        if view is None:
-            return answer, shares
-        return _of_cells(answer, view), (_of_cells(shares[0], view), _of_cells(shares[1], view))
+        views = history.views()
+        if views is None:
+            of_null, of_events = _softmax_beside(null, history.scores(query, scores), history.mask)
+            pooled = history.pool(of_events) + of_null * self.null
+            return project(pooled, value), (of_null, of_events)
+        seen, of_row = history.seen_by(views), history.onto_context(query)
+        joint = seen.context_scores_of(views.seen(of_row)).add_(views.seen(scores))  # [N, 1, M, L]
+        of_null, of_events = _softmax_beside(views.seen(null), joint, seen.mask)
+        of_items = views.one_by_one(history.item_pool(views.by_chunk(of_events)))
+        pooled = of_items + seen.context_pool(of_events) + of_null * self.null
+        answer = views.of_cells(project(pooled, value if len(value) == 1 else value[views.chunk]))
+        if self.config.ia_memory != "rescale":  # which alone reads the shares
+            return answer, None
+        return answer, (views.of_cells(of_null), views.of_cells(of_events))
 
     def _item_view(
         self,
@@ -229,8 +240,26 @@ class DomainEncoder(nn.Module):
                 )
             parts.append(mean.expand(-1, -1, places, -1))
         parts.append(domain_tokens[:, None])
-        flat = [part.flatten(2).expand(-1, cells, -1) for part in parts]
-        return self.layers(torch.cat(flat, -1))
+        # Each part passes the first layer as often as it differs: the domain's once a view.
+        first = self.layers[0]
+        assert isinstance(first, nn.Linear)
+        flat = sorted(
+            zip((part.flatten(2) for part in parts), self._columns(parts), strict=True),
+            key=lambda pair: -pair[0].shape[1],
+        )
+        hidden = F.linear(flat[0][0], first.weight[:, flat[0][1]], first.bias).expand(-1, cells, -1)
+        for part, columns in flat[1:]:
+            hidden = hidden + F.linear(part, first.weight[:, columns])
+        return self.layers[1:](hidden)
+
+    @staticmethod
+    def _columns(parts: list[Tensor]) -> Iterator[slice]:
+        """Which inputs of the first layer each part (C, V, tokens, D) is."""
+        at = 0
+        for part in parts:
+            size = part.shape[2] * part.shape[3]
+            yield slice(at, at + size)
+            at += size
 
 
 def project(x: Tensor, weights: Tensor) -> Tensor:
@@ -260,12 +289,6 @@ class _SoftmaxBeside(Function):
         joined = torch.ops.aten._softmax_backward_data(given, share, -1, share.dtype).to(ctx.kind)
         count = of_few.shape[-1]
         return joined[..., :count], joined[..., count:], None
-
-
-def _of_cells(parts: Tensor, view: Tensor) -> Tensor:
-    """What each cell's view got: (C, V, ...) and (C, G) -> (C, G, ...)."""
-    chunk = torch.arange(len(view), device=view.device)[:, None]
-    return parts.flatten(0, 1).index_select(0, (view + chunk * parts.shape[1]).view(-1)).unflatten(0, view.shape)
 
 
 def _softmax_beside(few: Tensor, many: Tensor, mask: Tensor) -> Shares:

@@ -8,6 +8,7 @@ reaches the vectors themselves.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from models.embeddings import FieldEmbedding, ItemTable, context_vectors, known
 from models.optimisers import pooled_by_row
+from models.views import Views
 
 
 class Reads:
@@ -108,39 +110,63 @@ class _Stored(Function):
 
 
 class _Scores(Function):
-    """(C, R, D) queries with stored vectors (C, L, D): (C, R, L)."""
+    """Queries (C, R, D), several sets of them, with stored vectors (C, L, D): (C, R, L) each, in one product."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, stored: Tensor, reads: Reads) -> Tensor:
-        ctx.save_for_backward(query, stored)
+    def forward(ctx: Any, stored: Tensor, reads: Reads, *queries: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(stored, *queries)
         ctx.reads = reads
-        return torch.bmm(query, stored.transpose(1, 2))
+        return _apart(torch.bmm(_together(queries), stored.transpose(1, 2)), queries)
 
     @staticmethod
-    def backward(ctx: Any, scores: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        query, stored = ctx.saved_tensors
-        scores = scores.to(stored.dtype)
-        if ctx.needs_input_grad[1]:
-            ctx.reads.note_product(scores, query)
-        return torch.bmm(scores, stored) if ctx.needs_input_grad[0] else None, None, None
+    def backward(ctx: Any, *scores: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        stored, *queries = ctx.saved_tensors
+        given = [None if part is None else part.to(stored.dtype) for part in scores]
+        if ctx.needs_input_grad[0]:
+            for part, query in zip(given, queries, strict=True):
+                if part is not None:
+                    ctx.reads.note_product(part, query)
+        return None, None, *_asked(ctx.needs_input_grad[2:], given, lambda joined: torch.bmm(joined, stored))
 
 
 class _Pool(Function):
-    """(C, R, L) weights over stored vectors (C, L, D): (C, R, D)."""
+    """Weights (C, R, L), several sets of them, over stored vectors (C, L, D): (C, R, D) each, in one product."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, stored: Tensor, reads: Reads) -> Tensor:
-        ctx.save_for_backward(weight, stored)
+    def forward(ctx: Any, stored: Tensor, reads: Reads, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(stored, *weights)
         ctx.reads = reads
-        return torch.bmm(weight, stored)
+        return _apart(torch.bmm(_together(weights), stored), weights)
 
     @staticmethod
-    def backward(ctx: Any, pooled: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        weight, stored = ctx.saved_tensors
-        pooled = pooled.to(stored.dtype)
-        if ctx.needs_input_grad[1]:
-            ctx.reads.note_product(weight, pooled)
-        return torch.bmm(pooled, stored.transpose(1, 2)) if ctx.needs_input_grad[0] else None, None, None
+    def backward(ctx: Any, *pooled: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        stored, *weights = ctx.saved_tensors
+        given = [None if part is None else part.to(stored.dtype) for part in pooled]
+        if ctx.needs_input_grad[0]:
+            for part, weight in zip(given, weights, strict=True):
+                if part is not None:
+                    ctx.reads.note_product(weight, part)
+        transposed = stored.transpose(1, 2)
+        return None, None, *_asked(ctx.needs_input_grad[2:], given, lambda joined: torch.bmm(joined, transposed))
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), 1)
+
+
+def _apart(joined: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (joined,) if len(like) == 1 else joined.split([part.shape[1] for part in like], 1)
+
+
+def _asked(
+    needed: Sequence[bool], given: list[Tensor | None], product: Callable[[Tensor], Tensor]
+) -> list[Tensor | None]:
+    """One product of those gradients (C, R, ...) that were given and that something asks for; None for the others."""
+    parts = [part for part, wanted in zip(given, needed, strict=True) if wanted and part is not None]
+    found = iter(_apart(product(_together(parts)), parts) if parts else ())
+    return [next(found) if wanted and part is not None else None for part, wanted in zip(given, needed, strict=True)]
 
 
 class _Rows(Function):
@@ -207,52 +233,33 @@ class History:
         """The same history of which only these events, (C, G, L), are seen."""
         return replace(self, mask=mask, moment=None)
 
-    def distinct(self) -> tuple[History, Tensor | None]:
-        """The history with only the views of a chunk that differ, and which of them each cell has, (C, G).
-
-        Rows minutes apart mostly see the same: the same events, in the same buckets of recency. A view counts as
-        another where it differs from that of the cell before. Without such neighbours it is the same history and None.
-        """
+    def views(self) -> Views | None:
+        """Which cells see the same; None where nearly all differ, and where they are written out as one already."""
         own = [part for part in (self.mask, *self.codes) if part.shape[1] > 1]
         if not own or self.joined is not None:
-            return self, None
-        changed = torch.stack([(part[:, 1:] != part[:, :-1]).any(-1) for part in own]).any(0)
-        view = F.pad(changed.cumsum(1), (1, 0))
-        count = int(view.max()) + 1
-        if count > view.shape[1] // 2:
-            return self, None
-        # A chunk with fewer views than others repeats its first.
-        first = (view[:, None] == torch.arange(count, device=view.device)[:, None]).int().argmax(-1)
+            return None
+        views = Views.of(*own)
+        return views if 2 * len(views) <= views.of_cell.numel() else None
 
-        def chosen(part: Tensor) -> Tensor:
-            index = first[..., None].expand(-1, -1, part.shape[2])
-            return part if part.shape[1] == 1 else part.gather(1, index)
-
-        return replace(self, mask=chosen(self.mask), codes=tuple(chosen(code) for code in self.codes)), view
+    def seen_by(self, views: Views) -> History:
+        """What each of N views sees, mask and codes (N, 1, L). Its items are still those of the chunks."""
+        return replace(self, mask=views.seen(self.mask), codes=tuple(views.seen(code) for code in self.codes))
 
     def item_scores(self, query: Tensor) -> Tensor:
         """(C, G, Q, D) queries against item vectors: (C, G, Q, L)."""
-        return _scores(query, self.items, self.reads)
+        return self.item_scores_of(query)[0]
 
     def item_pool(self, weight: Tensor) -> Tensor:
         """(C, G, Q, L) weights over item vectors: (C, G, Q, D)."""
-        return _pool(weight, self.items, self.reads)
+        return self.item_pool_of(weight)[0]
 
     def item_scores_of(self, *queries: Tensor) -> tuple[Tensor, ...]:
         """`item_scores` of several queries in one product, which reads the history once."""
-        if len(queries) == 1:
-            return (self.item_scores(queries[0]),)
-        joined, rows = _side_by_side(queries)
-        scores = _scores(joined, self.items, self.reads)[:, 0].split(rows, 1)
-        return tuple(part.unflatten(1, query.shape[1:3]) for part, query in zip(scores, queries, strict=True))
+        return _scores(queries, self.items, self.reads)
 
     def item_pool_of(self, *weights: Tensor) -> tuple[Tensor, ...]:
         """`item_pool` of several weights in one product."""
-        if len(weights) == 1:
-            return (self.item_pool(weights[0]),)
-        joined, rows = _side_by_side(weights)
-        pooled = _pool(joined, self.items, self.reads)[:, 0].split(rows, 1)
-        return tuple(part.unflatten(1, weight.shape[1:3]) for part, weight in zip(pooled, weights, strict=True))
+        return _pool(weights, self.items, self.reads)
 
     def chosen(self, position: Tensor) -> History:
         """The events at these positions (C, G, K), a history of K events for each row: chunks are rows, cells 1."""
@@ -291,7 +298,7 @@ class History:
     def context_scores_of(self, of_row: Tensor) -> Tensor:
         """As `context_scores` from queries (C, G, Q, K) that went through `onto_context`."""
         if self.joined is not None:
-            return _scores(of_row, self.joined)
+            return _scores([of_row], self.joined)[0]
         total: Tensor | None = None
         # The codes that most rows see for themselves come first: the others are added to their scores in place.
         for code in sorted(self.codes, key=lambda code: -code.shape[1]):
@@ -310,7 +317,7 @@ class History:
     def context_mass(self, weight: Tensor) -> Tensor:
         """How much weight falls on each row of the table, (C, G, Q, K); see `from_context`."""
         if self.joined is not None:
-            return _pool(weight, self.joined)
+            return _pool([weight], self.joined)[0]
         cells = max(weight.shape[1], *(code.shape[1] for code in self.codes))
         weight = weight.expand(-1, cells, -1, -1)
         mass = weight.new_zeros(*weight.shape[:3], self.table.shape[0])
@@ -328,25 +335,23 @@ class History:
         return self.item_pool(weight) + self.context_pool(weight)
 
 
-def _side_by_side(parts: tuple[Tensor, ...]) -> tuple[Tensor, list[int]]:
-    """Rows of several (C, G, Q, N) as one (C, 1, R, N), and how many each has."""
-    return torch.cat([part.flatten(1, 2) for part in parts], 1)[:, None], [
-        part.shape[1] * part.shape[2] for part in parts
-    ]
+def _scores(queries: Sequence[Tensor], events: Tensor, reads: Reads | None = None) -> tuple[Tensor, ...]:
+    """Each of several (C, G, Q, D) with events (C, L, D): (C, G, Q, L)."""
+    rows = [query.flatten(1, 2).to(events.dtype) for query in queries]
+    if reads is not None:
+        scores = _Scores.apply(events, reads, *rows)
+    else:
+        scores = _apart(torch.bmm(_together(rows), events.transpose(1, 2)), rows)
+    return tuple(part.unflatten(1, query.shape[1:3]) for part, query in zip(scores, queries, strict=True))
 
 
-def _scores(query: Tensor, events: Tensor, reads: Reads | None = None) -> Tensor:
-    chunks, cells, queries, width = query.shape
-    flat = query.reshape(chunks, cells * queries, width).to(events.dtype)
-    scores = torch.bmm(flat, events.transpose(1, 2)) if reads is None else _Scores.apply(flat, events, reads)
-    return scores.view(chunks, cells, queries, events.shape[1])
-
-
-def _pool(weight: Tensor, events: Tensor, reads: Reads | None = None) -> Tensor:
-    chunks, cells, queries, length = weight.shape
-    flat = weight.reshape(chunks, cells * queries, length).to(events.dtype)
-    pooled = torch.bmm(flat, events) if reads is None else _Pool.apply(flat, events, reads)
-    return pooled.view(chunks, cells, queries, events.shape[2])
+def _pool(weights: Sequence[Tensor], events: Tensor, reads: Reads | None = None) -> tuple[Tensor, ...]:
+    """Each of several (C, G, Q, L) over events (C, L, D): (C, G, Q, D)."""
+    rows = [weight.flatten(1, 2).to(events.dtype) for weight in weights]
+    pooled = (
+        _Pool.apply(events, reads, *rows) if reads is not None else _apart(torch.bmm(_together(rows), events), rows)
+    )
+    return tuple(part.unflatten(1, weight.shape[1:3]) for part, weight in zip(pooled, weights, strict=True))
 
 
 def _working_type(weight: Tensor) -> torch.dtype:

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -103,6 +104,11 @@ class Pyramid(nn.Module):
 
     def read(self, history: History, candidate: Tensor) -> tuple[Tensor, Selection]:
         """The answer and the last selection that was made (FSA's events)."""
+        answers, selection = self.answers(history, candidate)
+        return torch.cat(answers, -1), selection
+
+    def answers(self, history: History, candidate: Tensor) -> tuple[list[Tensor], Selection]:
+        """As `read`, the levels' answers apart, (C, G, D) each."""
         config = self.config
         mask = history.mask.expand(-1, candidate.shape[1], -1)
         moment = history.moment if self.reads_moments() else None
@@ -133,7 +139,7 @@ class Pyramid(nn.Module):
         selection = _best(raw if self.msa is not None else _later_first(raw, mask), mask, config.k2)
         if self.fsa is not None:
             answers["fsa"] = self.fsa(history, candidate, selection)
-        return torch.cat([answers[level] for level in LEVELS if level in answers], -1), selection
+        return [answers[level] for level in LEVELS if level in answers], selection
 
     @torch.no_grad()
     def consistency(self, history: History, candidate: Tensor, top: int = 50) -> tuple[Tensor, Tensor]:
@@ -264,9 +270,18 @@ def _best(scores: Tensor, mask: Tensor, count: int) -> Selection:
     """The ``count`` best visible events; padding is -inf before the choice and marked where there were too few."""
     if count >= scores.shape[-1]:
         return Selection(torch.arange(scores.shape[-1], device=scores.device).expand(mask.shape), mask)
-    hidden = scores.detach().masked_fill(~mask, -torch.inf)
-    best = hidden.topk(min(count, scores.shape[-1]), dim=-1, sorted=False)
-    return Selection(best.indices, best.values > -torch.inf)
+    hidden = _hidden(scores, mask)
+    if not _ranks(hidden):
+        best = hidden.topk(count, dim=-1, sorted=False)
+        return Selection(best.indices, best.values > -torch.inf)
+    ranked = _ranked(hidden)
+    chosen = ranked >= _threshold_of(ranked, count)
+    tied = chosen.sum(-1) != count
+    if bool(tied.any()):
+        among = ranked[tied].topk(count, dim=-1, sorted=False).indices
+        chosen[tied] = torch.zeros_like(ranked[tied], dtype=torch.bool).scatter_(-1, among, True)
+    position = (chosen.view(-1).nonzero()[:, 0] % scores.shape[-1]).view(*scores.shape[:2], count)
+    return Selection(position, mask.gather(-1, position))
 
 
 def _best_mask(scores: Tensor, mask: Tensor, count: int) -> Tensor:
@@ -275,21 +290,38 @@ def _best_mask(scores: Tensor, mask: Tensor, count: int) -> Tensor:
     One item may stand in a history many times, with other context each time, and CSA cannot tell these apart. Taking
     all of them keeps the choice free of their order and of rounding.
     """
-    hidden = scores.detach().masked_fill(~mask, -torch.inf)
+    hidden = _hidden(scores, mask)
     return (hidden >= _threshold(hidden, min(count, scores.shape[-1])) - _rounding(scores, mask)) & mask
+
+
+def _hidden(scores: Tensor, mask: Tensor) -> Tensor:
+    """The scores that rows may see, and -inf for the others."""
+    return torch.where(mask, scores.detach(), -torch.inf)
 
 
 def _threshold(hidden: Tensor, count: int) -> Tensor:
     """The ``count``-th largest score of each row, (C, G, 1); anything below all scores where fewer are visible."""
-    if hidden.device.type != "cpu" or hidden.dtype != torch.float32 or not hidden.numel():
+    if not _ranks(hidden):
         return hidden.topk(count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
-    # numpy partitions with the processor's vectors, two to six times faster. Equal numbers would make it slow, so those
-    # that stand for hidden events all differ.
+    return _threshold_of(_ranked(hidden), count)
+
+
+def _ranks(hidden: Tensor) -> bool:
+    """Whether numpy ranks these scores: it partitions with the processor's vectors, two to six times faster."""
+    return hidden.device.type == "cpu" and hidden.dtype == torch.float32 and bool(hidden.numel())
+
+
+def _ranked(hidden: Tensor) -> Tensor:
+    """Equal numbers would make a partition slow, so those that stand for hidden events all differ."""
     length = hidden.shape[-1]
     below = torch.arange(length, dtype=torch.float32).add_(1).mul_(torch.finfo(torch.float32).min / (2 * length))
-    ranked = torch.maximum(hidden, below).numpy()
-    ranked.partition(length - count, axis=-1)
-    return torch.from_numpy(ranked[..., length - count, None].copy())
+    return torch.maximum(hidden, below)
+
+
+def _threshold_of(ranked: Tensor, count: int) -> Tensor:
+    """The ``count``-th largest number of each row, (C, G, 1)."""
+    place = ranked.shape[-1] - count
+    return torch.from_numpy(np.partition(ranked.numpy(), place, axis=-1)[..., place, None].copy())
 
 
 def _later_first(scores: Tensor, mask: Tensor) -> Tensor:
@@ -300,10 +332,10 @@ def _later_first(scores: Tensor, mask: Tensor) -> Tensor:
 
 def _rounding(scores: Tensor, mask: Tensor) -> Tensor:
     """By how much equal scores of a row may differ, (C, G, 1)."""
-    seen = scores.detach().masked_fill(~mask, 0)
+    largest = torch.where(mask, scores.detach(), 0).abs().amax(-1, keepdim=True)
     # Equal events stay equal in half precision too, where eps would call a good part of a history a tie.
     eps = torch.finfo(torch.promote_types(scores.dtype, torch.float32)).eps
-    return 8 * eps * torch.linalg.vector_norm(seen, torch.inf, -1, keepdim=True)
+    return 8 * eps * largest
 
 
 def _weights(scores: Tensor, mask: Tensor, norm: Norm) -> Tensor:

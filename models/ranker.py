@@ -34,6 +34,7 @@ from models.evidence import (
     value_shares,
     wide_facts,
 )
+from models.head import first_layer, head_layers
 from models.history import History, Reads, stored_items
 from models.kept import Kept
 from models.pyramid import Pyramid
@@ -115,7 +116,7 @@ class Ranker(nn.Module):
         self.pyramid = Pyramid(config.pyramid, width) if config.climbs and config.pyramid.levels else None
         self.short_target = TargetAttention(width) if config.climbs else None
         self.short_source = TargetAttention(width) if config.climbs else None
-        self.head = _head(self._head_inputs() * width + config.facts, config.head)
+        self.head = head_layers(self._head_inputs() * width + config.facts, config.head)
         self.evidence = nn.Parameter(torch.zeros(config.facts))
         if config.wide and config.task == "rating":
             # What the facts say is solved for, not searched for: the network starts from nothing beside it. Clicks have
@@ -258,10 +259,9 @@ class Ranker(nn.Module):
         inputs = [candidate]
         if kept is None:
             inputs += [profile.flatten(2), self.context_fields.tokens(cells.context).view(*shape, -1)]
-        views = []
+        views: list[Tensor] = []
         if self.pyramid is not None:
-            view, selection = self.pyramid.read(history, candidate)
-            views += view.split(self.config.width, -1)
+            views, selection = self.pyramid.answers(history, candidate)
             if self.config.interest == "domain_over_pyramid":
                 history = history.only(selection.mask(history.items.shape[1]))
         if self.config.climbs:
@@ -277,21 +277,17 @@ class Ranker(nn.Module):
             inputs += [transferred, transferred * candidate] if self.config.product else [transferred]
         else:
             inputs.append(tokens.flatten(1)[:, None].expand(-1, layout.per_chunk, -1))
-        if kept is None or cells.key is None:
-            facts, mean = self._facts(cells, present)
-            state = self.head[1:-1](self._first_layer(torch.cat(inputs, -1).flatten(0, 1), facts))
-        else:
-            facts, mean = kept.facts.index_select(0, cells.key), kept.mean.index_select(0, cells.key)
-            state = self.head[1:-1](kept.first_layer(torch.cat(inputs, -1).flatten(0, 1), cells.key))
-        score = last(state).view(-1) + self._expected(facts, mean, cells.domain, present)
-        return layout.back(state), layout.back(score) + batch.prior
-
-    def _first_layer(self, inputs: Tensor, facts: Tensor) -> Tensor:
-        """The first layer of the head, (n, H): its vectors apart from its few facts, beside which no row is aligned."""
+        joined = torch.cat(inputs, -1).flatten(0, 1)
         first = self.head[0]
         assert isinstance(first, nn.Linear)
-        of_vectors, of_facts = first.weight.split([inputs.shape[1], facts.shape[1]], 1)
-        return torch.addmm(F.linear(facts, of_facts, first.bias), inputs, of_vectors.contiguous().t())
+        if kept is None or cells.key is None:
+            facts, mean = self._facts(cells, present)
+            state = self.head[1:-1](first_layer(first, joined, facts))
+        else:
+            facts, mean = kept.facts.index_select(0, cells.key), kept.mean.index_select(0, cells.key)
+            state = self.head[1:-1](kept.first_layer(joined, cells.key))
+        score = last(state).view(-1) + self._expected(facts, mean, cells.domain, present)
+        return layout.back(state), layout.back(score) + batch.prior
 
     def facts(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What is known before any interest is read, and what is expected of it.
@@ -534,15 +530,3 @@ class Ranker(nn.Module):
             view(self.short_target, cells.short_target, items.short_target),
             view(self.short_source, cells.short_source, items.short_source),
         )
-
-
-def _head(inputs: int, hidden: tuple[int, ...]) -> nn.Sequential:
-    """FC of equation 7: ReLU layers and one output."""
-    layers: list[nn.Module] = []
-    for size in hidden:
-        layers += [nn.Linear(inputs, size), nn.ReLU()]
-        inputs = size
-    last = nn.Linear(inputs, 1)
-    # The item's mean is where scores start from, so the network itself starts from nothing.
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(*layers, last)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from models.views import Views
+
 _TOKENS_AT_ONCE = 3072
 _SPLIT_UP_TO = 1.5  # groups a chunk from which it is quicker to read each cell by itself
 
@@ -86,20 +88,17 @@ class _Groups:
     @classmethod
     def of(cls, code: Tensor, mask: Tensor) -> _Groups:
         """From codes and mask, each (C, G, S)."""
-        chunks, cells = code.shape[:2]
+        views = Views.of(code, mask)
+        chunks, cells = views.shape
+        if len(views) == chunks:
+            return cls(views.shape, cells, views.chunk, views.first)
         index = torch.arange(chunks * cells, device=code.device)
-        opens = torch.ones(chunks, cells, dtype=torch.bool, device=code.device)
-        opens[:, 1:] = ((code[:, 1:] != code[:, :-1]) | (mask[:, 1:] != mask[:, :-1])).any(-1)
-        first = opens.view(-1).nonzero()[:, 0]
-        if len(first) == chunks:
-            return cls((chunks, cells), cells, first // cells, first)
-        if len(first) > chunks * _SPLIT_UP_TO:
-            return cls((chunks, cells), 1, index // cells, index)
-        group = opens.view(-1).cumsum(0) - 1
-        cell_of_row = group * cells + index - first[group]
-        row_of_cell = first.repeat_interleave(cells)
+        if len(views) > chunks * _SPLIT_UP_TO:
+            return cls(views.shape, 1, index // cells, index)
+        cell_of_row = views.of_cell * cells + index - views.first[views.of_cell]
+        row_of_cell = views.first.repeat_interleave(cells)
         row_of_cell[cell_of_row] = index
-        return cls((chunks, cells), cells, first // cells, first, cell_of_row, row_of_cell)
+        return cls(views.shape, cells, views.chunk, views.first, cell_of_row, row_of_cell)
 
     def laid_out(self, rows: Tensor) -> Tensor:
         """(C, G, D) as (N, R, D)."""

@@ -181,9 +181,9 @@ def test_cells_that_see_the_same_are_read_as_if_each_were_alone(memory: str) -> 
     found = []
     for narrow in (True, False):
         history = case.history
-        assert (history.distinct()[1] is not None) or not narrow
+        assert history.views() is not None
         if not narrow:
-            history.__dict__["distinct"] = lambda history=history: (history, None)
+            history.__dict__["views"] = lambda: None
         domain_view, item_view, _ = case.views()
         assert domain_view is not None
         assert item_view is not None

@@ -127,19 +127,20 @@ def test_views_that_do_not_differ_are_read_once() -> None:
     code[0, 2:] = 1
     mask[1, 4:, 0] = False
     history = History(stored, mask, (code,), torch.randn(2, WIDTH))
-    narrow, view = history.distinct()
-    assert view is not None
-    assert view.tolist()[:2] == [[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]]
-    assert narrow.mask.shape[1] == 2
-    for chunk in range(CHUNKS):
-        assert torch.equal(narrow.mask[chunk][view[chunk]], mask[chunk])
-        assert torch.equal(narrow.codes[0][chunk][view[chunk]], code[chunk])
+    views = history.views()
+    assert views is not None
+    assert views.of_cell.view(CHUNKS, cells).tolist()[:2] == [[0, 0, 1, 1, 1, 1], [2, 2, 2, 2, 3, 3]]
+    seen = history.seen_by(views)
+    assert len(seen.mask) == len(views) == CHUNKS + 2
+    assert torch.equal(views.of_cells(seen.mask), mask)
+    assert torch.equal(views.of_cells(seen.codes[0]), code)
+    assert torch.equal(views.one_by_one(views.by_chunk(seen.mask)), seen.mask)
 
 
 def test_views_that_nearly_all_differ_are_left_as_they_are() -> None:
     code = torch.arange(4)[None, :, None].expand(CHUNKS, 4, LENGTH)
     history = History(torch.randn(CHUNKS, LENGTH, WIDTH), code >= 0, (code,), torch.randn(4, WIDTH))
-    assert history.distinct()[1] is None
+    assert history.views() is None
 
 
 @pytest.mark.parametrize("noted", [False, True])
