@@ -9,7 +9,7 @@ the values' projection is applied after pooling, so events are never projected:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -112,6 +112,23 @@ class DomainAwareCrossAttention(nn.Module):
         # One learned event that every history holds, so that an empty one has something to read.
         self.null = nn.Parameter(torch.randn(config.width) * INITIAL_SCALE)
 
+    def queries(
+        self,
+        domain_tokens: Tensor,
+        item_tokens: Tensor,
+        domain_weights: StepWeights | None,
+        item_weights: StepWeights | None,
+    ) -> list[Tensor]:
+        """What each step that stands asks the history, keys' projection folded in: (C, 1, M, D) and (C, G, Q, D)."""
+        queries = []
+        if self.config.domain_attention:
+            assert domain_weights is not None
+            queries.append(project(domain_tokens, domain_weights.query_key)[:, None])
+        if self.config.item_attention:
+            assert item_weights is not None
+            queries.append(project(item_tokens, item_weights.query_key))
+        return queries
+
     def forward(
         self,
         history: History,
@@ -121,16 +138,22 @@ class DomainAwareCrossAttention(nn.Module):
         domain_weights: StepWeights | None,
         item_weights: StepWeights | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        queries = self.queries(domain_tokens, item_tokens, domain_weights, item_weights)
+        scores = history.item_scores_of(*queries)
+        return self.answers(history, queries, scores, side_tokens, domain_weights, item_weights)
+
+    def answers(
+        self,
+        history: History,
+        queries: Sequence[Tensor],
+        scores: Sequence[Tensor],
+        side_tokens: Tensor,
+        domain_weights: StepWeights | None,
+        item_weights: StepWeights | None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """As `forward` from what `queries` gave, and their products with the history's items."""
         config = self.config
         domain_view = item_view = attention = None
-        queries = []
-        if config.domain_attention:
-            assert domain_weights is not None
-            queries.append(project(domain_tokens, domain_weights.query_key)[:, None])  # [C, 1, M, D]
-        if config.item_attention:
-            assert item_weights is not None
-            queries.append(project(item_tokens, item_weights.query_key))  # [C, G, Q, D]
-        scores = history.item_scores_of(*queries) if queries else ()
         if domain_weights is not None and config.domain_attention:
             domain_view, attention = self._domain_view(history, queries[0], scores[0], domain_weights.value)
         if item_weights is not None and config.item_attention:

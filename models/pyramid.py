@@ -8,6 +8,7 @@ concatenated, so gradients reach each level although a top-K carries none.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -104,21 +105,25 @@ class Pyramid(nn.Module):
 
     def read(self, history: History, candidate: Tensor) -> tuple[Tensor, Selection]:
         """The answer and the last selection that was made (FSA's events)."""
-        answers, selection = self.answers(history, candidate)
+        scores = history.item_scores_of(*self.queries(history, candidate))
+        answers, selection = self.answers(history, candidate, scores)
         return torch.cat(answers, -1), selection
 
-    def answers(self, history: History, candidate: Tensor) -> tuple[list[Tensor], Selection]:
-        """As `read`, the levels' answers apart, (C, G, D) each."""
+    def queries(self, history: History, candidate: Tensor) -> list[Tensor]:
+        """What `answers` needs the history's `item_scores_of`, (C, G, 1, D) each."""
+        # Where CSA has no need to pool its products, they only choose, and no gradient asks for them.
+        pooled = history.moment is None or not self.reads_moments()
+        queries = [candidate if pooled else candidate.detach()]
+        if self.msa is not None:
+            queries.append(self.msa.of_item(candidate))
+        return [query[:, :, None] for query in queries]
+
+    def answers(self, history: History, candidate: Tensor, scores: Sequence[Tensor]) -> tuple[list[Tensor], Selection]:
+        """As `read`, the levels' answers apart, (C, G, D) each; ``scores`` are those of `queries`."""
         config = self.config
         mask = history.mask.expand(-1, candidate.shape[1], -1)
         moment = history.moment if self.reads_moments() else None
-        # Where CSA has no need to pool its products, they only choose, and no gradient asks for them.
-        queries = [(candidate if moment is None else candidate.detach())[:, :, None]]
-        of_context = None
-        if self.msa is not None:
-            of_item, of_context = self.msa.readings(candidate, history)
-            queries.append(of_item)
-        raw, *of_items = (scores.squeeze(2) for scores in history.item_scores_of(*queries))  # [C, G, L] each
+        raw, *of_items = (part.squeeze(2) for part in scores)  # [C, G, L] each
         answers: dict[Level, Tensor] = {}
         weights: dict[Level, Tensor] = {}
         if moment is not None:
@@ -126,9 +131,9 @@ class Pyramid(nn.Module):
             answers["csa"] = candidate @ moment / (count if config.norm == "1/n_valid" else 1)
         elif "csa" in config.levels:
             weights["csa"] = _weights(raw, mask, config.norm)[:, :, None]
-        if of_context is not None:
+        if self.msa is not None:
             mask = _best_mask(raw, mask, config.k1) if config.k1 < mask.shape[2] else mask
-            raw = history.context_scores_of(of_context).squeeze(2).add_(of_items[0])
+            raw = history.context_scores_of(self.msa.of_context(candidate, history)).squeeze(2).add_(of_items[0])
             weights["msa"] = _weights(raw, mask, config.norm)[:, :, None]
         if weights:
             answers |= dict(zip(weights, history.item_pool_of(*weights.values()), strict=True))
@@ -182,15 +187,21 @@ class MedianScopeAttention(nn.Module):
         self.value = _matrix(2 * width, width)
 
     def forward(self, history: History, candidate: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        of_item, of_context = self.readings(candidate, history)
+        of_item, of_context = self.of_item(candidate)[:, :, None], self.of_context(candidate, history)
         scores = (history.item_scores(of_item) + history.context_scores_of(of_context)).squeeze(2)
         weights = _weights(scores, mask, self.norm)[:, :, None]
         return self.answer(history.item_pool(weights), history, weights), scores
 
-    def readings(self, candidate: Tensor, history: History) -> tuple[Tensor, Tensor]:
-        """Queries for the items, (C, G, 1, D), and for their context, (C, G, 1, K), the keys' projection folded in."""
-        of_item, of_context = (self.query @ self.key.t() / math.sqrt(candidate.shape[-1])).chunk(2, -1)
-        return (candidate @ of_item)[:, :, None], (candidate @ history.onto_context(of_context))[:, :, None]
+    def of_item(self, candidate: Tensor) -> Tensor:
+        """Queries for the items, the keys' projection folded in, (C, G, D)."""
+        return candidate @ self._folded(0)
+
+    def of_context(self, candidate: Tensor, history: History) -> Tensor:
+        """Queries for the context, the keys' projection and the history's context folded in, (C, G, 1, K)."""
+        return (candidate @ history.onto_context(self._folded(1)))[:, :, None]
+
+    def _folded(self, half: int) -> Tensor:
+        return self.query @ self.key.chunk(2)[half].t() / math.sqrt(len(self.query))
 
     def answer(self, items: Tensor, history: History, weights: Tensor) -> Tensor:
         """(C, G, D) from the items pooled with these weights, (C, G, 1, D) and (C, G, 1, L)."""

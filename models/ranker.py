@@ -259,9 +259,17 @@ class Ranker(nn.Module):
         inputs = [candidate]
         if kept is None:
             inputs += [profile.flatten(2), self.context_fields.tokens(cells.context).view(*shape, -1)]
+        # All that the history is asked by its items is asked in one product.
+        domain_weights = stack.domain_weights and stack.domain_weights.of(domain)
+        item_weights = stack.item_weights and stack.item_weights.of(domain)
+        queries = [] if self.pyramid is None else self.pyramid.queries(history, candidate)
+        steps = slice(len(queries), None)
+        if self.attention is not None:
+            queries += self.attention.queries(tokens, candidate[:, :, None], domain_weights, item_weights)
+        scores = history.item_scores_of(*queries)
         views: list[Tensor] = []
         if self.pyramid is not None:
-            views, selection = self.pyramid.answers(history, candidate)
+            views, selection = self.pyramid.answers(history, candidate, scores)
             if self.config.interest == "domain_over_pyramid":
                 history = history.only(selection.mask(history.items.shape[1]))
         if self.config.climbs:
@@ -270,10 +278,9 @@ class Ranker(nn.Module):
         if self.config.product:
             inputs += [view * candidate for view in views]
         if self.attention is not None and self.encoder is not None:
-            domain_weights = stack.domain_weights and stack.domain_weights.of(domain)
-            item_weights = stack.item_weights and stack.item_weights.of(domain)
-            steps = self.attention(history, tokens, candidate[:, :, None], profile, domain_weights, item_weights)
-            transferred = self.encoder(*steps, tokens, layout.per_chunk)
+            read = queries[steps], scores[steps]
+            interest = self.attention.answers(history, *read, profile, domain_weights, item_weights)
+            transferred = self.encoder(*interest, tokens, layout.per_chunk)
             inputs += [transferred, transferred * candidate] if self.config.product else [transferred]
         else:
             inputs.append(tokens.flatten(1)[:, None].expand(-1, layout.per_chunk, -1))
