@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ PANEL, TALL, LEFT, TOP = 230, 150, 44, 40
 
 
 def weights(table: Table) -> str:
-    """Mean weights of good, random and reversed feeds at the end, what was called harmful, gain and cost."""
+    """Mean weights of good, random and reversed feeds at the end, how many are below half, gain and cost."""
     head = [
-        *("setting", "model", "seeds", *KINDS, "good − reversed", "least of any seed", "reversed feeds found"),
-        *("others called harmful", "sources not to borrow", "gain", "cost beside uniform"),
+        *("setting", "model", "seeds", *KINDS, "good − reversed", "least of any seed"),
+        *(f"{kind} feeds below half" for kind in reversed(KINDS)),
+        *("sources not to borrow", "gain", "cost beside uniform"),
     ]
     lines = ["## Weights at the end\n", _row(head), _row(["---"] * len(head))]
     for setting in table.settings():
@@ -35,7 +36,6 @@ def _told(table: Table, cells: Sequence[Cell]) -> list[str]:
     gaps = [
         good - bad for good, bad in zip(by_kind["good"], by_kind["reversed"], strict=True) if None not in (good, bad)
     ]
-    found = [cell.detail["feeds_found"] for cell in cells if "feeds_found" in cell.detail]
     refused: dict[str, int] = {}
     for cell in cells:
         for source, borrow in cell.detail["verdicts"].items():
@@ -46,16 +46,11 @@ def _told(table: Table, cells: Sequence[Cell]) -> list[str]:
         for cell in cells
         if (other := table.cell(cell.setting, cell.seed, "uniform")) is not None and other.seconds
     ]
-    wrong = sum(_count(one, kind, harmful=True) for one in found for kind in ("good", "random"))
-    innocent = sum(_count(one, kind) for one in found for kind in ("good", "random"))
-    bad = sum(_count(one, "reversed") for one in found)
-    right = sum(_count(one, "reversed", harmful=True) for one in found)
     return [
         *(f"{np.mean(known):.2f}" if (known := [v for v in by_kind[k] if v is not None]) else "–" for k in KINDS),
         f"{np.mean(gaps):.2f}" if gaps else "–",
         f"{min(gaps):.2f}" if gaps else "–",
-        f"{right} of {bad}" if bad else "–",
-        f"{wrong} of {innocent}" if found else "–",
+        *(_light(cells, kind) for kind in reversed(KINDS)),
         ", ".join(f"{source} in {count}" for source, count in refused.items() if count) or "none",
         f"{np.mean(gain):+.4f}" if gain else "–",
         f"{np.median(ratios):.1f}x" if ratios else "–",
@@ -131,8 +126,10 @@ def _cells(table: Table, setting: str, model: str) -> list[Cell]:
     return [cell for cell in table.cells() if cell.setting == setting and cell.model == model]
 
 
-def _count(found: Mapping[str, int], kind: str, *, harmful: bool = False) -> int:
-    return found.get(f"{kind}_called_harmful" if harmful else kind, 0)
+def _light(cells: Sequence[Cell], kind: str) -> str:
+    """Of the feeds of a kind, over all seeds, how many have a weight below half."""
+    all_, light = (sum(cell.detail[what].get(kind, 0) for cell in cells) for what in ("feeds", "feeds_below_half"))
+    return f"{light} of {all_}" if all_ else "–"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -1,8 +1,11 @@
 """Sources with known harm: some of the feeds that fill them tell the opposite of what users did, some tell nothing.
 
-Every source item comes through one of 16 feeds (partners whose catalogues a company takes in), which stands beside the
-item as a feature, so whoever weighs rows can see it and so can the ranker. A seed draws which feeds lie. What a feed
-says is said to everybody: the rows to learn from, the items' means and the events in users' histories.
+Sources are filled by 16 feeds; a seed draws which of them lie. What a feed says is said to everybody: the rows to learn
+from, the items' means and the events in users' histories. What a feed is, ``by`` says:
+
+    event   a log that events arrive through (a collector, a partner's export). Which one, the bookkeeping knows, and
+            with it whoever weighs rows; no network has it as a feature, nor could it be told from the user or the item
+    item    a partner whose catalogue is taken in: it stands beside the item as a feature, for the ranker too
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +30,7 @@ from domains.simulator import SimulatorConfig, simulate
 from domains.splits import Split, time_forward
 from orchestrator import use_cases
 from orchestrator.settings import Settings
-from orchestrator.training_data import Examples
+from orchestrator.training_data import EventSource, Examples
 from orchestrator.workspace import Workspace
 
 FEEDS = 16
@@ -58,8 +61,11 @@ class HarmedWorkspace(Workspace):
     """
 
     kinds: tuple[int, ...] = (GOOD,) * FEEDS
+    by: Literal["event", "item"] = "event"
     liars: tuple[str, ...] = ()
     """Sources all of whose feeds are reversed."""
+    refused: frozenset[tuple[str, int]] = frozenset()
+    """Sources and their feeds that nothing is taken of: no row, no share in a mean, no event of a history."""
     until_us: int | None = None
     target_rows: int | None = None
     memory: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -68,23 +74,25 @@ class HarmedWorkspace(Workspace):
         """Kind of the feed of each row, (N,); rows of targets are good."""
         if self.domain(rows.domain).role == "target":
             return np.full(len(rows), GOOD)
-        return self._kinds(rows.domain, rows.item)
+        return self._kinds(rows.domain, rows.user, rows.item, rows.time_us)
 
-    def kind_of_feed(self, name: str, feed: str) -> int:
-        """Kind of a feed by its name in the catalogue, in the source that it fills."""
-        return REVERSED if name in self.liars else self.kinds[int(feed.removeprefix("feed-"))]
+    def kind_of_feed(self, name: str, feed: int) -> int:
+        """Kind of a feed in the source that it fills."""
+        return REVERSED if name in self.liars else self.kinds[feed]
 
-    def _kinds(self, name: str, item: np.ndarray) -> np.ndarray:
+    def _kinds(self, name: str, user: np.ndarray, item: np.ndarray, time_us: np.ndarray) -> np.ndarray:
         if name in self.liars:
             return np.full(len(item), REVERSED)
-        return np.asarray(self.kinds)[self.feeds(name)[item]]
+        return np.asarray(self.kinds)[self.feeds(name, user, item, time_us)]
 
-    def feeds(self, name: str) -> np.ndarray:
-        """Feed of each item of a domain by local index, (V,)."""
+    def feeds(self, name: str, user: np.ndarray, item: np.ndarray, time_us: np.ndarray) -> np.ndarray:
+        """Feed of events of a source, (N,), by user and item (local index) and time."""
+        if self.by == "event":
+            return (_mixed(user, item, time_us) % np.uint64(FEEDS)).astype(np.int64)
         if name not in self.memory:
             ids = self.data(name).item_vocabulary
             self.memory[name] = np.array([0, *(feed_of(ids.name(index)) for index in range(1, len(ids)))])
-        return self.memory[name]
+        return self.memory[name][item]
 
     def examples(self, layout: Any, name: str) -> Examples:
         rows = super().examples(layout, name)
@@ -93,7 +101,13 @@ class HarmedWorkspace(Workspace):
         value, flipped = self._told(name, rows.user, rows.item, rows.time_us, rows.value)
         threshold = self.domain(name).spec.interactions.positive_above
         label = np.where(flipped, 1 - rows.label, (value > (0.5 if threshold is None else threshold)))
-        return replace(rows, value=value, label=label.astype(np.float32))
+        told = replace(rows, value=value, label=label.astype(np.float32))
+        return told.take(self._taken(name, rows.user, rows.item, rows.time_us)) if self.refused else told
+
+    def _taken(self, name: str, user: np.ndarray, item: np.ndarray, time_us: np.ndarray) -> np.ndarray:
+        """Whether anything is taken of events of a source, (N,) bool."""
+        refused = [feed for source, feed in self.refused if source == name]
+        return ~np.isin(self.feeds(name, user, item, time_us), refused)
 
     @cached_property
     def histories(self) -> Any:
@@ -101,13 +115,16 @@ class HarmedWorkspace(Workspace):
         arrays = {name: getattr(held.source, name) for name in COLUMNS}
         value = arrays["value"].copy()
         user = np.repeat(np.arange(len(held.source.offsets) - 1), np.diff(held.source.offsets))
+        taken = np.ones(len(value), bool)
         for domain in self.domains:
             if domain.role == "source":
                 mine = np.flatnonzero(arrays["domain"] == domain.number)
-                parts = (user[mine], arrays["item"][mine], arrays["time_us"][mine], value[mine])
-                value[mine] = self._told(domain.name, *parts)[0]
-        told = SimpleNamespace(**{**arrays, "value": value}, window=held.source.window)
-        return SimpleNamespace(source=told, target=held.target)
+                event = (user[mine], arrays["item"][mine], arrays["time_us"][mine])
+                value[mine] = self._told(domain.name, *event, value[mine])[0]
+                taken[mine] = self._taken(domain.name, *event)
+        store: Any = SimpleNamespace(**{**arrays, "value": value}, window=held.source.window)
+        told = EventSource(store).where(taken)
+        return SimpleNamespace(source=SimpleNamespace(**told.arrays, window=told.window), target=held.target)
 
     def _told(
         self, name: str, user: np.ndarray, item: np.ndarray, time_us: np.ndarray, value: np.ndarray
@@ -116,13 +133,11 @@ class HarmedWorkspace(Workspace):
 
         The draw hangs on the event alone, so rows and histories tell the same.
         """
-        kind = self._kinds(name, item)
+        kind = self._kinds(name, user, item, time_us)
         reversed_ = kind == REVERSED
         told = np.where(reversed_, value.min() + value.max() - value, value) if len(value) else value
         random = np.flatnonzero(kind == RANDOM)
-        mixed = user[random].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        mixed = mixed ^ (item[random].astype(np.uint64) * np.uint64(0xBF58476D1CE4E5B9))
-        mixed = (mixed ^ time_us[random].astype(np.uint64)) * np.uint64(0x94D049BB133111EB)
+        mixed = _mixed(user[random], item[random], time_us[random])
         place = ((mixed >> np.uint64(32)) * np.uint64(len(value)) >> np.uint64(32)).astype(np.int64)
         told[random] = np.sort(value)[place]
         return told.astype(np.float32), reversed_
@@ -140,28 +155,40 @@ class HarmedWorkspace(Workspace):
         return Split(np.flatnonzero(before), none, none, none, self.until_us)
 
 
-def prepare(name: str, data: Path | None, folder: Path) -> tuple[Settings, tuple[Domain, ...]]:
-    """Register and ingest the domains of ``simulator`` or ``amazon`` under ``folder``; what is there already stays."""
-    home = folder / "homes" / name
+def _mixed(user: np.ndarray, item: np.ndarray, time_us: np.ndarray) -> np.ndarray:
+    """A number that hangs on an event alone and that nothing else of it could be told from, (N,) uint64."""
+    mixed = user.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = mixed ^ (item.astype(np.uint64) * np.uint64(0xBF58476D1CE4E5B9))
+    mixed = (mixed ^ time_us.astype(np.uint64)) * np.uint64(0x94D049BB133111EB)
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return mixed ^ (mixed >> np.uint64(32))
+
+
+def prepare(
+    name: str, data: Path | None, folder: Path, *, with_feeds: bool = False
+) -> tuple[Settings, tuple[Domain, ...]]:
+    """Register and ingest the domains of ``simulator`` or ``amazon`` under ``folder``; what is there already stays.
+
+    Args:
+        with_feeds: whether the feed of an item stands beside it as a feature.
+    """
+    home = folder / "homes" / (f"{name}-feeds" if with_feeds else name)
     settings = Settings(home=home)
     if not (home / "prepared").is_file():
         home.mkdir(parents=True, exist_ok=True)
         registry = Registry(settings.registry_url)
         registry.migrate()
         for spec, interactions, items, users in _found(name, data, home / "raw"):
-            features = {**(spec.items.features if spec.items else {}), "feed": "category"}
-            interactions_spec = spec.interactions.model_copy(update={"action": None})
-            spec = spec.model_copy(
-                update={
-                    "items": spec.items.model_copy(update={"features": features}),
-                    "interactions": interactions_spec,
-                }
-            )
+            spec = spec.model_copy(update={"interactions": spec.interactions.model_copy(update={"action": None})})
+            if with_feeds:
+                features = {**spec.items.features, "feed": "category"}
+                spec = spec.model_copy(update={"items": spec.items.model_copy(update={"features": features})})
+                items = _with_feeds(items, spec.items.id, source=spec.role == "source")
             use_cases.register(spec, registry=registry, by="benchmark")
             use_cases.ingest_data(
                 spec.name,
                 interactions=[interactions],
-                items=_with_feeds(items, spec.items.id, source=spec.role == "source"),
+                items=items,
                 users=users,
                 registry=registry,
                 settings=settings,

@@ -14,63 +14,57 @@ Stopped, it goes on where it was. Under ``--out``: ``cells.jsonl``, ``source-rew
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from benchmarks import command, harm_pages
-from benchmarks.injected_harm import GOOD, KINDS, HarmedWorkspace, drawn_kinds, prepare
+from benchmarks.injected_harm import FEEDS, GOOD, HarmedWorkspace, drawn_kinds, prepare
+from benchmarks.refused_feeds import (
+    LOOKS,
+    REFUSED,
+    TARGET_BATCH,
+    Feed,
+    Given,
+    epoch_of,
+    gathered,
+    judge,
+    network,
+    told,
+    transfer_of,
+    without,
+)
 from models.baselines.plain import ItemMean, ItemUserBias, TrainMean
 from models.batch import Batch
-from models.borrowing import TransferConfig, TransferReport
+from models.borrowing import TransferConfig
 from models.enhancement import EnhancementConfig, RepresentationEnhancement
-from models.information_flow import ANY_SOURCE
+from models.metrics import auc
 from models.training import TrainConfig, predict, train
-from models.transfer import CollaborativeTransfer
 from orchestrator import arena_report
 from orchestrator.arena import Case, Cell, Entrant, Scored, Table, run
-from orchestrator.encoding import Layout
-from orchestrator.fitting import new_ranker, set_means
-from orchestrator.item_means import ItemMeans, item_means, without_itself
 from orchestrator.recipe import Recipe
-from orchestrator.training_data import Assembler, EpochOfDomains, Examples
+from orchestrator.training_data import EpochOfDomains
 
 RECIPE = Recipe(width=16, lifelong=30, short=24, epochs=8, patience=2, learning_rate=2e-3, batch_size=256)
-TARGET_BATCH = 128
-TARGET_ROWS = 4_000
+TARGET_ROWS = {"simulator": 8_000, "amazon": 4_000}
 TINY_ROWS, MANY = 1_200, 25
+ENOUGH_ROWS = {"simulator": 100_000, "amazon": 50_000}
+"""Source rows that a scout looks at, at most: the simulator has two sources, so twice as many feeds."""
 UNIFORM, ALONE, ORACLE = "uniform", "target only", "oracle (drops the liars; cheats)"
 INFLUENCE, GRADIENT, BANDIT = "CCTL, influence", "CCTL, policy gradient", "CCTL, bucket bandit"
 POINT, ENHANCED = "CCTL, influence at a point", "CCTL, influence + REN"
+LOSSES = "CCTL, influence, on losses alone"
+CLEANED = "target only, without refused feeds"
 UNGUARDED, POINT_UNGUARDED = "CCTL, influence, no guard", "CCTL, influence at a point, no guard"
 SETTINGS = (
     *("simulator-harmed", "amazon-harmed", "amazon-clean", "simulator-clean"),
     *("simulator-liar", "amazon-liar", "simulator-many-passes", "amazon-many-passes"),
+    *("amazon-seen", "simulator-seen"),
 )
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a model may learn from: rows by slot, sources first, the target last; ``asked`` has no labels."""
-
-    workspace: HarmedWorkspace
-    layout: Layout
-    assembler: Assembler
-    recipe: Recipe
-    means: dict[str, ItemMeans]
-    values: dict[str, np.ndarray]
-    parts: tuple[Examples, ...]
-    validation: Examples
-    asked: Examples
-
-    @property
-    def target(self) -> int:
-        return len(self.parts) - 1
 
 
 class SideBySide:
@@ -107,85 +101,65 @@ class SideBySide:
 def open_case(data: Path | None, folder: Path, setting: str, seed: int) -> Case:
     """One draw of the lying feeds."""
     name, _, kind = setting.partition("-")
-    settings, domains = prepare(name, data, folder)
+    settings, domains = prepare(name, data, folder, with_feeds=kind == "seen")
     names = [domain.name for domain in sorted(domains, key=lambda domain: (domain.role != "source", domain.number))]
     workspace = HarmedWorkspace(
         settings,
         domains,
         split_seed=seed,
-        kinds=tuple(drawn_kinds(seed, 0.25 if kind in ("harmed", "many-passes") else 0.0).tolist()),
+        kinds=tuple(drawn_kinds(seed, 0.25 if kind in ("harmed", "seen", "many-passes") else 0.0).tolist()),
+        by="item" if kind == "seen" else "event",
         liars=(names[-2],) if kind == "liar" else (),
-        target_rows=TINY_ROWS if kind == "many-passes" else TARGET_ROWS,
+        target_rows=TINY_ROWS if kind == "many-passes" else TARGET_ROWS[name],
     )
     recipe = RECIPE.model_copy(update={"seed": seed})
     if kind == "many-passes":
         recipe = recipe.model_copy(update={"epochs": MANY, "patience": 0})
-    layout = workspace.fit_layout(
-        task="ctr", slots=names, lifelong=recipe.lifelong, short=recipe.short, with_users=False, until_us=None
-    )
-    rows = workspace.examples(layout, names[-1])
-    split = workspace.split(rows)
-    workspace = replace(workspace, until_us=split.cut_us)
-    means, values, parts = {}, {}, []
-    for one in names:
-        own = workspace.examples(layout, one)
-        known = own.take(workspace.split(own).train)
-        means[one] = item_means(known, len(workspace.data(one).item_vocabulary), "ctr")
-        values[one] = item_means(replace(known, label=known.value), len(means[one].means), "rating").means
-        parts.append(without_itself(known, means[one]))
-    test = rows.take(split.test)
-    nothing = np.full(len(test), np.nan, np.float32)
-    given = Given(
-        workspace,
-        layout,
-        workspace.assembler(layout, names),
-        recipe,
-        means,
-        values,
-        tuple(parts),
-        rows.take(split.validation),
-        replace(test, label=nothing, value=nothing),
-    )
-    met = np.unique(parts[-1].user)
-    cold = ~np.isin(test.user, met)
-    return Case(given, test.label, test.user, segments={"cold": cold} if kind == "harmed" else {})
+    given, test = gathered(workspace, recipe, names)
+    cold = ~np.isin(test.user, np.unique(given.parts[-1].user))
+    return Case(given, test.label, test.user, segments={"cold": cold} if kind in ("harmed", "seen") else {})
 
 
 def fit(
     given: Given,
     *,
     config: TransferConfig | None = None,
+    refuses: bool = False,
     enhanced: bool = False,
-    keep: Sequence[int] = (GOOD, 1, 2),
+    honest: bool = False,
     sources: bool = True,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Train one model and answer the test rows; the detail tells of weights, the chosen pass and the verdicts.
 
     Args:
         config: how to borrow; None is uniform.
-        keep: kinds of feeds whose rows teach.
+        refuses: whether nothing at all is taken of feeds that a scout refuses; else weights act on losses alone.
+        honest: whether it is told which feeds lie and takes nothing of them.
+        sources: whether source rows teach; histories hold source events either way.
     """
+    judgement = judge(given, config) if config is not None and refuses else None
+    whole, given = given, judgement.left if judgement is not None else given
+    if honest:
+        given = without(given, [feed for feed in _feeds(given) if given.workspace.kind_of_feed(*feed) != GOOD])
     recipe, slot = given.recipe, given.target
-    torch.manual_seed(recipe.seed)
-    model: nn.Module = _network(given)
+    model: nn.Module = network(given)
     if enhanced:
         model = RepresentationEnhancement(model, EnhancementConfig(domains=slot + 1, state=128))
     target, held = given.parts[slot], []
     if config is not None and (config.mode != "influence" or config.influence == "point"):
         # These judge by target rows that are never trained on; the path needs none.
         aside = np.isin(target.user, np.unique(target.user)[recipe.seed % 7 :: 7])
-        held = list(_epoch(given, [(target.take(aside), slot)], TARGET_BATCH * 2).batches(0))
+        held = list(epoch_of(given, [(target.take(aside), slot)], TARGET_BATCH * 2).batches(0))
         target = target.take(~aside)
-    own = _epoch(given, [(target, slot)], TARGET_BATCH)
-    lent = [(part.take(np.isin(given.workspace.kinds_of(part), keep)), at) for at, part in enumerate(given.parts[:-1])]
-    transfer = None
-    if config is not None:
-        transfer = CollaborativeTransfer(replace(config, targets=(slot,)), held)
-        if config.mode == "influence" and config.influence == "path":
-            transfer.scout_from(own, _epoch(given, lent, 1024))
+    own = epoch_of(given, [(target, slot)], TARGET_BATCH)
+    lends = any(len(part) for part, _ in given.lent)
+    transfer = transfer_of(given, config, own, held) if config is not None and lends else None
+    if transfer is not None and judgement is not None:
+        transfer.judged = judgement.last
+    teaches = sources and lends
     result = train(
         model,
-        SideBySide(own, _epoch(given, lent, recipe.batch_size) if sources else None),
+        SideBySide(own, epoch_of(given, list(given.lent), recipe.batch_size) if teaches else None),
         config=TrainConfig(
             epochs=recipe.epochs,
             patience=recipe.patience,
@@ -194,78 +168,20 @@ def fit(
             seed=recipe.seed,
             progress_every_steps=0,
         ),
-        validation=_epoch(given, [(given.validation, slot)], 4096, shuffle=False) if recipe.patience else None,
-        sample_weigher=transfer,
+        validation=epoch_of(given, [(given.validation, slot)], 4096, shuffle=False) if recipe.patience else None,
+        sample_weigher=transfer if teaches else None,
     )
-    answers = predict(model, _epoch(given, [(given.asked, slot)], 4096, shuffle=False).batches(0))
+    chosen = predict(model, epoch_of(given, [(given.validation, slot)], 4096, shuffle=False).batches(0))
+    answers = predict(model, epoch_of(given, [(given.asked, slot)], 4096, shuffle=False).batches(0))
     detail: dict[str, Any] = {"best_pass": result.best_epoch, "passes": len(result.history)}
-    if transfer is not None:
-        detail |= told(given, transfer)
+    detail["validation_auc"] = auc(chosen["label"], chosen["score"])
+    if sources and (judgement is not None or (config is not None and lends)):
+        detail |= told(whole, transfer, given, judgement)
     return answers["score"], detail
 
 
-def told(given: Given, transfer: CollaborativeTransfer) -> dict[str, Any]:
-    """Weights of the kinds of feeds at the end, weights over time, verdicts, and what was found of feeds."""
-    report = transfer.report()
-    names = given.layout.slots
-    detail: dict[str, Any] = {
-        "weights": _weights_by_kind(given, transfer),
-        "verdicts": {names[slot]: verdict.borrow for slot, verdict in report.verdicts.items()},
-        "worth": {names[slot]: [verdict.influence, verdict.certainty] for slot, verdict in report.verdicts.items()},
-        "gain": _late([row["gain"] for row in report.windows]),
-        "frozen_windows": sum(row["frozen"] for row in report.windows),
-        "percentiles": [{**row, "source": names[row["source"]]} for row in report.weights],
-    }
-    if report.target is not None and transfer.scout is not None:
-        detail |= {"scout_certainty": report.target, "scout_passes": transfer.scout.passes}
-        detail["feeds_found"] = _feeds_found(given, report)
-    return detail
-
-
-def _weights_by_kind(given: Given, transfer: CollaborativeTransfer) -> dict[str, float]:
-    """Mean weight, at the end of training, of source rows by the kind of their feed; by source where one lies."""
-    found: dict[str, list[torch.Tensor]] = {}
-    for slot, part in enumerate(given.parts[:-1]):
-        rows = part.take(np.random.default_rng(0).permutation(len(part))[:8_192])
-        kinds = given.workspace.kinds_of(rows)
-        for at in range(0, len(rows), 4_096):
-            batch = given.assembler.batch(rows.take(np.arange(at, min(at + 4_096, len(rows)))), slot)
-            weight = transfer.weights_of(batch)
-            for kind in np.unique(kinds[at : at + 4_096]):
-                mine = torch.from_numpy(kinds[at : at + 4_096] == kind)
-                found.setdefault(KINDS[kind], []).append(weight[mine])
-    return {kind: float(torch.cat(parts).mean()) for kind, parts in found.items()}
-
-
-def _feeds_found(given: Given, report: TransferReport) -> dict[str, int]:
-    """How many feeds of each kind there are in the sources, and how many of them were called harmful."""
-    at = [field.name for field in given.layout.item_fields].index("feed")
-    values = given.layout.item_fields[at].values
-    counts: dict[str, int] = {}
-    for part in report.parts:
-        if part.group == "item" and part.field == at and part.code and part.source != ANY_SOURCE:
-            name = given.layout.slots[part.source]
-            kind = KINDS[given.workspace.kind_of_feed(name, values[part.code - 1])]
-            counts[kind] = counts.get(kind, 0) + 1
-            counts[f"{kind}_called_harmful"] = counts.get(f"{kind}_called_harmful", 0) + part.harms
-    return counts
-
-
-def _late(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known[len(known) // 2 :])) if known else None
-
-
-def _network(given: Given) -> Any:
-    labels = np.concatenate([part.label for part in given.parts])
-    ranker = new_ranker(given.workspace, given.layout, given.recipe, mean_label=float(labels.mean()))
-    set_means(ranker, given.layout, {name: one.means for name, one in given.means.items()}, given.values)
-    return ranker
-
-
-def _epoch(given: Given, parts: list[tuple[Examples, int]], size: int, *, shuffle: bool = True) -> EpochOfDomains:
-    filled = [part for part in parts if len(part[0])]
-    return EpochOfDomains(given.assembler, filled, batch_size=size, seed=given.recipe.seed, shuffle=shuffle)
+def _feeds(given: Given) -> list[Feed]:
+    return [(part.domain, feed) for part, _ in given.lent for feed in range(FEEDS)]
 
 
 def neural(name: str, options: dict[str, Any], case: Case, seed: int) -> dict[str, Scored]:
@@ -282,36 +198,35 @@ def plain(name: str, make: Any, case: Case, seed: int) -> dict[str, Scored]:
 
 
 BORROWING = TransferConfig(targets=(0,), sync_every=16, warm_up_steps=20, companion=False)
-"""Weights come of the scout: the companion, which only measures the gain, stands beside where the gain rewards."""
+"""Weights come of the scouts: the companion, which only measures the gain, stands beside where the gain rewards."""
 
 
 def entrants(setting: str = "simulator-harmed") -> list[Entrant]:
     """Every row of the table of a setting."""
+    borrowing = replace(BORROWING, enough_rows=ENOUGH_ROWS[setting.partition("-")[0]])
     rows: dict[str, dict[str, Any]] = {
         ALONE: {"sources": False},
         UNIFORM: {},
-        INFLUENCE: {"config": BORROWING},
+        INFLUENCE: {"config": borrowing, "refuses": True},
     }
     if setting.endswith("many-passes"):
-        rows[UNGUARDED] = {"config": replace(BORROWING, guarded=False)}
-        rows[POINT] = {"config": replace(BORROWING, influence="point")}
-        rows[POINT_UNGUARDED] = {"config": replace(BORROWING, influence="point", guarded=False)}
-    elif setting.endswith("harmed"):
-        rows[GRADIENT] = {"config": replace(BORROWING, mode="reinforce", sync_every=8, companion=True)}
-        rows[BANDIT] = {"config": replace(BORROWING, mode="bucket", sync_every=8)}
-        rows[POINT] = {"config": replace(BORROWING, influence="point")}
-        rows[ENHANCED] = {"config": BORROWING, "enhanced": True}
-        rows[ORACLE] = {"keep": (GOOD,)}
+        rows[UNGUARDED] = {"config": replace(borrowing, guarded=False), "refuses": True}
+        rows[POINT] = {"config": replace(borrowing, influence="point")}
+        rows[POINT_UNGUARDED] = {"config": replace(borrowing, influence="point", guarded=False)}
+    elif setting.endswith(("harmed", "seen")):
+        rows[LOSSES] = {"config": borrowing}
+        rows[CLEANED] = {"config": borrowing, "refuses": True, "sources": False}
+        rows[ORACLE] = {"honest": True}
+        rows[GRADIENT] = {"config": replace(borrowing, mode="reinforce", sync_every=8, companion=True)}
+        rows[BANDIT] = {"config": replace(borrowing, mode="bucket", sync_every=8)}
+        rows[POINT] = {"config": replace(borrowing, influence="point")}
+        rows[ENHANCED] = {"config": borrowing, "refuses": True, "enhanced": True}
     simple = {"train mean": TrainMean, "item mean": ItemMean, "item + user bias": ItemUserBias}
     found = [Entrant((name,), partial(plain, name, make), {"defaults": repr(make())}) for name, make in simple.items()]
-    shown = {
-        "scouted": "target and sources first",
-        "recipe": RECIPE.model_dump(mode="json"),
-        "target": [TARGET_BATCH, TARGET_ROWS, TINY_ROWS, MANY],
-    }
+    shown = {"recipe": RECIPE.model_dump(mode="json"), "target": [TARGET_BATCH, TARGET_ROWS, TINY_ROWS, MANY]}
     for name, options in rows.items():
-        by_path = {"ledger": "entered before the first step", "scout": "last sure pass"} if "config" in options else {}
-        found.append(Entrant((name,), partial(neural, name, options), {**shown, **by_path, "options": options}))
+        looks = {"refused below": REFUSED, "looks": LOOKS} if options.get("refuses") else {}
+        found.append(Entrant((name,), partial(neural, name, options), {**shown, **looks, "options": options}))
     return found
 
 
@@ -346,10 +261,15 @@ def measure(
 
 def write(table: Table, out: Path) -> None:
     """The page and the plots of a table, whole or not yet."""
+    not_rivals = (ORACLE, ENHANCED, UNGUARDED, LOSSES, CLEANED)
     page = arena_report.markdown(
-        table, subject=INFLUENCE, plain=UNIFORM, measures=("auc",), not_rivals=(ORACLE, ENHANCED, UNGUARDED)
+        table,
+        subject=INFLUENCE,
+        plain=UNIFORM,
+        measures=("auc",),
+        not_rivals=not_rivals,
     )
-    beside = harm_pages.against(table, INFLUENCE, (UNIFORM, ALONE, ORACLE))
+    beside = harm_pages.against(table, INFLUENCE, (UNIFORM, ALONE, LOSSES, CLEANED, ORACLE))
     (out / "source-reweighting.md").write_text(f"{harm_pages.weights(table)}\n{beside}\n{page}")
     arena_report.plot(table, "auc", out / "source-reweighting-auc.svg", subject=INFLUENCE)
     harm_pages.plot(table, out / "source-reweighting-weights.svg")
@@ -359,8 +279,8 @@ def _say(cell: Cell) -> None:
     weights = {name: round(value, 2) for name, value in cell.detail.get("weights", {}).items()}
     print(
         f"{cell.setting} seed {cell.seed} {cell.model}: auc {cell.metrics['auc']:.4f} in {cell.seconds:.1f} s "
-        f"{weights or ''} {cell.detail.get('verdicts', '')} {cell.detail.get('feeds_found', '')} "
-        f"pass {cell.detail.get('best_pass')}/{cell.detail.get('passes')} scout {cell.detail.get('scout_passes')}",
+        f"{weights or ''} {cell.detail.get('verdicts', '')} below half {cell.detail.get('feeds_below_half', '')} "
+        f"pass {cell.detail.get('best_pass')}/{cell.detail.get('passes')}",
         flush=True,
     )
 

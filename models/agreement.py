@@ -29,7 +29,7 @@ from models.training import BatchSource, TrainConfig, autocast, evaluating, obje
 
 HELD_OUT_OF = 5
 """One target row in so many is kept from a scout that learns ahead, to see whether what it learns is true of others."""
-_SURE_OF_TARGET = 3.0  # t value of the fresh target rows' own agreement from which sources are judged by it
+SURE_OF_TARGET = 3.0  # t value of the fresh target rows' own agreement from which sources are judged by it
 _NEARLY = 0.7
 _FADING = 0.98
 _PRECISION = 1.0  # of worth, before evidence
@@ -88,9 +88,11 @@ class Scout(Companion):
     ``unit`` is the mean agreement of fresh target rows, ``certainty`` its t value.
     """
 
-    def __init__(self, model: nn.Module, optimisers: Optimisers, config: TrainConfig) -> None:
+    def __init__(
+        self, model: nn.Module, optimisers: Optimisers, config: TrainConfig, *, sure: float = SURE_OF_TARGET
+    ) -> None:
         super().__init__(model, optimisers, config)
-        self.first = copy.deepcopy(model)
+        self.first, self.sure = copy.deepcopy(model), sure
         self.seen = [0.0, 0.0, 0.0]  # of fresh target rows: count, sum and square sum of agreement
         self.passes = 0
 
@@ -141,7 +143,7 @@ class Scout(Companion):
     @property
     def unit(self) -> float:
         """What a target row brings: the measure of a source's worth; 0 while too little of the target is known."""
-        return self.seen[1] / self.seen[0] if self.certainty > _SURE_OF_TARGET else 0.0
+        return self.seen[1] / self.seen[0] if self.certainty > self.sure else 0.0
 
     @property
     def certainty(self) -> float:

@@ -82,7 +82,8 @@ class Verdict:
     """Whether to borrow from a source.
 
     ``influence`` is its rows' mean: their worth, where a target row's is 1, or in spreads at a ``point``; ``certainty``
-    is that mean's t value.
+    is that mean's t value. A source of which nothing is certain is borrowed from, since nothing speaks against it, but
+    `word` does not call it useful.
     """
 
     source: int
@@ -91,6 +92,13 @@ class Verdict:
     certainty: float
     borrow: bool
     reason: str
+
+    @property
+    def word(self) -> str:
+        """borrow, do not borrow or not known."""
+        if not self.borrow:
+            return "do not borrow"
+        return "borrow" if self.certainty > _SURE else "not known"
 
 
 @dataclass(frozen=True)
@@ -150,8 +158,8 @@ def verdicts(
         borrow = weight >= config.borrow_above * config.largest and not harmful and not better_alone
         reason = (
             "its samples help the target"
-            if borrow and certainty > 0
-            else "too little is known of the target or of it to say more than that nothing speaks against it"
+            if borrow and certainty > _SURE
+            else "nothing about it is certain: its samples neither help nor harm the target beyond chance"
             if borrow
             else f"its samples push the target the wrong way (t = {certainty:.1f})"
             if harmful

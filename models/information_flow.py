@@ -29,7 +29,7 @@ SOLVED = 1024
 """Keys of what is shown of samples whose part in their weight is solved for: sources first, then codes, hashed."""
 ANY_SOURCE = -1
 _SOURCES = 64
-_GROUPS = ("item", "user", "context")
+_GROUPS = ("item", "user", "context", "provenance")
 _FIELD_STRIDE = 1_000_003
 _STEP_LENGTH = 1e-2
 _STATISTICS_MOMENTUM = 0.98
@@ -45,27 +45,29 @@ class ShowsHidden(Protocol):
 
 @dataclass(frozen=True)
 class Traits:
-    """What the flow network sees of samples: all of a batch but its histories and ids.
+    """What the flow network sees of samples: all of a batch but its histories and ids, and where rows came from.
 
     Shapes:
-        domain: (B,) long    codes: item features, user features, context, each (B, fields) long    label: (B,)
+        domain: (B,) long    label: (B,)
+        codes:  item features, user features, context and provenance, each (B, fields) long
         scores: (B, 2) outputs of the mixed and the pure tower, or zeros where they are not shown
     """
 
     domain: Tensor
-    codes: tuple[Tensor, Tensor, Tensor]
+    codes: tuple[Tensor, ...]
     label: Tensor
     scores: Tensor
 
     @classmethod
-    def of(cls, batch: Batch, scores: Tensor | None = None) -> Traits:
-        codes = (batch.item_features, batch.user_features, batch.context)
+    def of(cls, batch: Batch, scores: Tensor | None = None, provenance: Tensor | None = None) -> Traits:
+        unknown = batch.context[:, :0]
+        codes = (batch.item_features, batch.user_features, batch.context, unknown if provenance is None else provenance)
         shown = batch.label.new_zeros(len(batch), 2) if scores is None else scores.detach().float()
         return cls(batch.domain, codes, batch.label, shown)
 
     def rows(self, index: Tensor) -> Traits:
-        first, second, third = (group[index] for group in self.codes)
-        return Traits(self.domain[index], (first, second, third), self.label[index], self.scores[index])
+        codes = tuple(group[index] for group in self.codes)
+        return Traits(self.domain[index], codes, self.label[index], self.scores[index])
 
     def keys(self) -> Tensor:
         """Keys of each row, (B, 1 + 2 fields) long: its source, and each of its codes in that source and in any."""
@@ -120,7 +122,7 @@ class InformationFlow(nn.Module):
         last = nn.Linear(hidden, 1)
         nn.init.zeros_(last.weight)
         nn.init.constant_(last.bias, torch.logit(torch.tensor(start)).item())
-        self.score = nn.Sequential(nn.Linear(4 * width + 3, hidden), nn.ReLU(), last)
+        self.score = nn.Sequential(nn.Linear((1 + len(_GROUPS)) * width + 3, hidden), nn.ReLU(), last)
         self.log_sigma = nn.Parameter(torch.zeros(()))
         self.register_buffer("solved", torch.zeros(SOLVED))
 
@@ -334,8 +336,9 @@ class BucketBandit:
         self.kept = torch.ones(buckets)
 
     def bucket(self, traits: Traits) -> Tensor:
-        """(B,) long: by domain and, where items have features, by the first of them."""
-        code = traits.codes[0][:, 0] if traits.codes[0].shape[1] else torch.zeros_like(traits.domain)
+        """(B,) long: by domain and by where rows came from; where nobody knows, by the first feature of items."""
+        shown = [group[:, 0] for group in (traits.codes[-1], traits.codes[0]) if group.shape[1]]
+        code = shown[0] if shown else torch.zeros_like(traits.domain)
         return (traits.domain + code * 7919) % self.buckets
 
     def new_window(self) -> None:

@@ -26,14 +26,14 @@ target):
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.agreement import Companion, Ledger, Scout
+from models.agreement import SURE_OF_TARGET, Companion, Ledger, Scout
 from models.batch import Batch, Events
 from models.borrowing import Part, TransferConfig, TransferReport, Verdict, harms, verdicts
 from models.information_flow import (
@@ -52,6 +52,8 @@ from models.optimisers import Nested, Optimisers
 from models.training import BatchSource, Moment, TrainConfig, autocast, evaluating, task_loss
 
 __all__ = ["CollaborativeTransfer", "Companion", "Part", "TransferConfig", "TransferReport", "Verdict"]
+
+Provenance = Callable[[Batch], Tensor]
 
 _GAP_MOMENTUM = 0.7
 _ROWS_OF_A_PART = 200
@@ -73,12 +75,17 @@ class CollaborativeTransfer:
 
     Args:
         held_out: target batches that are never trained on: fresh in every epoch. Not those that choose the best epoch.
+        provenance: codes of where rows came from (a partner, a log), (B, codes) long: weighing sees them, no network
+            does.
     """
 
-    def __init__(self, config: TransferConfig, held_out: Sequence[Batch] = ()) -> None:
-        self.config, self.held_out = config, held_out
+    def __init__(
+        self, config: TransferConfig, held_out: Sequence[Batch] = (), provenance: Provenance | None = None
+    ) -> None:
+        self.config, self.held_out, self.provenance = config, held_out, provenance
         self.target: BatchSource | None = None
         self.sources: BatchSource | None = None
+        self.judged: tuple[Scout | None, Ledger, Tensor] | None = None
         self.weight_rows: list[dict[str, Any]] = []
         self.window_rows: list[dict[str, Any]] = []
 
@@ -103,13 +110,17 @@ class CollaborativeTransfer:
         self.pure = Companion(model, optimisers, config) if self.config.companion else None
         self.control = Companion(model, optimisers, config) if self.config.control else None
         by_path = self.config.mode == "influence" and self.config.influence == "path"
-        self.scout = Scout(model, optimisers, config) if by_path else None
+        sure = SURE_OF_TARGET if self.config.guarded else 0.0
+        self.scout = Scout(model, optimisers, config, sure=sure) if by_path else None
         self.ledger = Ledger(self.config.expected)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.flow = InformationFlow(largest=self.config.largest, start=self.config.start).to(device)
         self.flow_optimiser = flow_optimiser(self.flow, self.config.learning_rate)
         self.influence = Influence(model, optimisers.named, config)
+        if self.judged is not None:
+            self.scout, self.ledger, solved = self.judged
+            self.flow.solved.copy_(solved)
         self.moments, self.bandit = Moments(), BucketBandit()
         self.window = _Window()
         self.steps, self.source_batches, self.looks, self.window_due = 0, 0, 0, False
@@ -121,10 +132,7 @@ class CollaborativeTransfer:
 
     def weigh(self, batch: Batch, moment: Moment) -> Tensor | None:
         """Factors of the rows' losses. Target rows are scored by the towers before the model trains on them."""
-        if self.scout is not None and self.target is not None and not self.scout.passes:
-            with torch.random.fork_rng(devices=[]):
-                self.scout.learn_ahead(self.target, self.config.ahead_passes)
-                self._go_through_sources(batch.label.device)
+        self._look_ahead(batch.label.device)
         is_target = torch.isin(batch.domain, self.targets)
         if bool(is_target.all()):
             self._observe(batch, moment)
@@ -240,7 +248,7 @@ class CollaborativeTransfer:
         warming = moment.step < self.config.warm_up_steps and self.target is None
         mode = self.config.mode
         if mode != "uniform":
-            traits = Traits.of(source, self._scores(source) if self.config.show_scores else None)
+            traits = self._traits(source)
             self.source_batches += 1
             due = self.source_batches % self.config.update_every == 0
             if self.scout is not None:
@@ -249,12 +257,12 @@ class CollaborativeTransfer:
             elif mode == "influence" and due and self._may_learn(moment, looking=True):
                 self._learn_influence(source, traits, learn=not warming)
         if mode == "uniform" or warming:
-            self._note(source, ones)
+            self._note(source.domain, ones)
             return ones
         with torch.no_grad():
             u = self.flow(traits)
         weight = self.config.largest * torch.sigmoid(u)
-        self._note(source, weight)
+        self._note(source.domain, weight)
         if not self._may_learn(moment):
             return weight
         if mode == "reinforce":
@@ -287,15 +295,22 @@ class CollaborativeTransfer:
             mine = source.domain == number
             self.ledger.add(traits.rows(mine), self.scout.agreement(source.rows(mine)), self.scout.unit)
 
-    def _go_through_sources(self, device: torch.device) -> None:
-        """Enter what sources have, up to enough rows, and close the ledger."""
-        for batch in self.sources.batches(0) if self.sources is not None else ():
-            here = batch.to(device)
-            self._enter(here, Traits.of(here))
-            if self.ledger.rows >= self.config.enough_rows or not self.ledger.rows:
-                break
+    def _look_ahead(self, device: torch.device) -> list[Traits]:
+        """Let the scout learn, enter what sources have, up to enough rows, and close the ledger. Once; what it saw."""
+        if self.scout is None or self.target is None or self.scout.passes:
+            return []
+        seen = []
+        with torch.random.fork_rng(devices=[]):
+            self.scout.learn_ahead(self.target, self.config.ahead_passes)
+            for batch in self.sources.batches(0) if self.sources is not None else ():
+                here = batch.to(device)
+                seen.append(self._traits(here))
+                self._enter(here, seen[-1])
+                if self.ledger.rows >= self.config.enough_rows or not self.ledger.rows:
+                    break
         if self.ledger.due():
             self.flow.solved.copy_(self.config.steepness * self.ledger.solve())
+        return seen
 
     def _learn_influence(self, source: Batch, traits: Traits, *, learn: bool) -> None:
         """Regress the weight's logit on influence: u = neutral + sensitivity x expected influence of such a sample.
@@ -351,18 +366,39 @@ class CollaborativeTransfer:
                 scores.append(tower(batch).float())
         return torch.stack(scores, 1)
 
-    def _note(self, source: Batch, weight: Tensor) -> None:
-        for domain in torch.unique(source.domain).tolist():
-            self.window.weights.setdefault(domain, []).append(weight[source.domain == domain].detach())
+    def _traits(self, source: Batch) -> Traits:
+        scores = self._scores(source) if self.config.show_scores else None
+        provenance = self.provenance(source).to(source.label.device) if self.provenance is not None else None
+        return Traits.of(source, scores, provenance)
+
+    def _note(self, domains: Tensor, weight: Tensor) -> None:
+        for domain in torch.unique(domains).tolist():
+            self.window.weights.setdefault(domain, []).append(weight[domains == domain].detach())
 
     # What was learned
+
+    def judge(self, model: nn.Module, optimisers: Optimisers, config: TrainConfig) -> TransferReport:
+        """What a scout says of sources before anything is trained; of ``model`` nothing changes.
+
+        For those who take nothing of what harms, no row and no event of a history either. Needs `scout_from` first.
+        Training an equal model with this object goes on from here.
+        """
+        self.begin(model, optimisers, config)
+        for traits in self._look_ahead(next(model.parameters()).device):
+            self._note(traits.domain, self._weight_now(traits))
+        self.judged = (self.scout, self.ledger, self.flow.solved.clone())
+        return self.report()
 
     @torch.no_grad()
     def weights_of(self, source: Batch) -> Tensor:
         """w of source rows as things stand, (B,), learning nothing from them."""
         if self.config.mode == "uniform":
             return torch.ones_like(source.label)
-        return self.flow.weight(Traits.of(source, self._scores(source) if self.config.show_scores else None))
+        return self._weight_now(self._traits(source))
+
+    @torch.no_grad()
+    def _weight_now(self, traits: Traits) -> Tensor:
+        return self.flow.weight(traits)
 
     def report(self) -> TransferReport:
         """Weights and gains over time, and a verdict on each source from its settled weights and its influence."""

@@ -239,7 +239,7 @@ def _borrowing(report: Mapping[str, Any]) -> str:
     if not told or not told.get("verdicts"):
         return ""
     body = "".join(
-        f"<tr><td>{escape(source)}</td><td>{'borrow' if found['borrow'] else 'do not borrow'}</td>"
+        f"<tr><td>{escape(source)}</td><td>{escape(_verdict_on(found))}</td>"
         f"<td>{_number(found['weight'], 2)}</td><td>{escape(found['reason'])}</td></tr>"
         for source, found in told["verdicts"].items()
     )
@@ -256,6 +256,11 @@ def _borrowing(report: Mapping[str, Any]) -> str:
         "middle of each source's weights over the steps; bands: from their tenth to their ninetieth percentile.</p>"
         f"<table><tr><th></th><th>verdict</th><th>weight</th><th></th></tr>{body}</table>{harmful}{_weights(told['weights'])}"
     )
+
+
+def _verdict_on(source: Mapping[str, Any]) -> str:
+    """borrow, do not borrow or not known; reports of before there was a third word have the first two."""
+    return source.get("verdict") or ("borrow" if source["borrow"] else "do not borrow")
 
 
 def _cost(report: Mapping[str, Any]) -> str:

@@ -225,7 +225,7 @@ def _told(report: TransferReport, layout: Layout) -> dict[str, Any]:
 
     return {
         "verdicts": {
-            slots[slot]: {name: value for name, value in asdict(verdict).items() if name != "source"}
+            slots[slot]: {**{k: v for k, v in asdict(verdict).items() if k != "source"}, "verdict": verdict.word}
             for slot, verdict in report.verdicts.items()
         },
         "weights": [{**row, "source": slots[row["source"]]} for row in report.weights],

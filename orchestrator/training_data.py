@@ -59,7 +59,10 @@ class EventSource:
 
     def only(self, numbers: frozenset[int]) -> EventSource:
         """The same histories as if other domains had no events; a copy of the events that stay."""
-        kept = np.isin(self.arrays["domain"], list(numbers))
+        return self.where(np.isin(self.arrays["domain"], list(numbers)))
+
+    def where(self, kept: np.ndarray) -> EventSource:
+        """The same histories with only those stored events that ``kept``, (N,) bool, names."""
         if kept.all():
             return self
         before = np.concatenate([[0], np.cumsum(kept)])

@@ -228,7 +228,7 @@ def borrowing(told: dict[str, Any] | None) -> None:
         [
             {
                 "Source": source,
-                "Verdict": "borrow" if found["borrow"] else "do not borrow",
+                "Verdict": found.get("verdict") or ("borrow" if found["borrow"] else "do not borrow"),
                 "Weight": f"{found['weight']:.2f}",
                 "Why": found["reason"],
             }

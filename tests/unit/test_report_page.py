@@ -189,8 +189,9 @@ def test_what_was_borrowed_of_each_source_is_drawn_over_time():
         for source in ("video", "lies")
     ]
     verdicts = {
-        "video": {"weight": 0.9, "borrow": True, "reason": "its samples help the target"},
-        "lies": {"weight": 0.1, "borrow": False, "reason": "its samples push the target the wrong way"},
+        "video": {"weight": 0.9, "verdict": "borrow", "reason": "its samples help the target"},
+        "shop": {"weight": 0.9, "verdict": "not known", "reason": "nothing about it is certain"},
+        "lies": {"weight": 0.1, "verdict": "do not borrow", "reason": "its samples push the target the wrong way"},
     }
     harmful = [{"source": "video", "part": "feed partner <7>", "rows": 900, "worth": -0.4, "certainty": -6.0}]
     told = {"verdicts": verdicts, "weights": weights, "windows": [], "harmful_parts": harmful}
@@ -198,6 +199,7 @@ def test_what_was_borrowed_of_each_source_is_drawn_over_time():
     assert page.tags.count("svg") == 4
     assert page.tags.count("polygon") == 2
     assert "do not borrow" in page.text
+    assert "not known" in page.text
     assert "step 200" in page.text
     assert "video, feed partner <7>: worth -0.40 over 900 rows" in page.text
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 import benchmarks.injected_harm as injected_harm
+import benchmarks.refused_feeds as refused_feeds
 import benchmarks.source_reweighting as benchmark
 from benchmarks.injected_harm import GOOD, RANDOM, REVERSED, drawn_kinds
-from benchmarks.source_reweighting import ALONE, INFLUENCE, UNIFORM, Given, SideBySide, measure, open_case
+from benchmarks.refused_feeds import Given, feeds_of, judge, without
+from benchmarks.source_reweighting import ALONE, BORROWING, INFLUENCE, UNIFORM, SideBySide, measure, open_case
 from orchestrator.arena import Case
 from orchestrator.workspace import Workspace
 
@@ -16,7 +18,7 @@ def tiny():
     """Small data and short training, wherever the module's tests look."""
     patch = pytest.MonkeyPatch()
     patch.setattr(injected_harm, "SIMULATED_EVENTS", 6_000)
-    patch.setattr(benchmark, "TARGET_ROWS", 300)
+    patch.setattr(benchmark, "TARGET_ROWS", {"simulator": 300})
     patch.setattr(
         benchmark, "RECIPE", benchmark.RECIPE.model_copy(update={"epochs": 1, "width": 4, "lifelong": 5, "short": 2})
     )
@@ -75,10 +77,73 @@ def test_no_model_is_given_a_test_label_or_a_source_row_from_after_the_first_tes
     assert given.validation.time_us.max() < first
 
 
+def test_no_network_sees_the_feed_of_an_event_and_the_weigher_does(case):
+    """Neither user nor item tells the feed, so there is nothing for a ranker to learn it by."""
+    given: Given = case.given
+    assert "feed" not in [field.name for field in given.layout.item_fields]
+    rows = given.parts[0]
+    feeds = given.workspace.feeds(rows.domain, rows.user, rows.item, rows.time_us)
+    assert set(feeds) == set(range(16))
+    for who in (rows.user, rows.item):
+        most = np.bincount(who).argmax()
+        assert len(np.unique(feeds[who == most])) > 8
+    batch = given.assembler.batch(rows, 0)
+    assert np.array_equal(feeds_of(given, batch)[:, 0].numpy(), feeds + 1)
+
+
+def test_where_feeds_are_catalogues_they_stand_beside_the_item(tiny, folder):
+    given: Given = open_case(None, folder, "simulator-seen", 3).given
+    assert "feed" in [field.name for field in given.layout.item_fields]
+    rows = given.parts[0]
+    feeds = given.workspace.feeds(rows.domain, rows.user, rows.item, rows.time_us)
+    assert all(len(np.unique(feeds[rows.item == item])) == 1 for item in np.unique(rows.item)[:20])
+
+
+def test_of_a_refused_feed_nothing_is_taken(case):
+    """No training row, no event of a history, no share in an item's mean; all else stays as it was."""
+    given: Given = case.given
+    name = given.layout.slots[0]
+    left = without(given, [(name, 2), (name, 5)])
+    before, after = given.parts[0], left.parts[0]
+    feeds = given.workspace.feeds(name, before.user, before.item, before.time_us)
+    kept = ~np.isin(feeds, [2, 5])
+    assert 0 < kept.sum() < len(kept)
+    assert np.array_equal(after.item, before.item[kept])
+    assert not np.array_equal(left.means[name].means, given.means[name].means)
+    number = given.workspace.domain(name).number
+    held = []
+    for one in (given, left):
+        held.append(int((np.asarray(one.workspace.histories.source.domain) == number).sum()))
+        assert held[-1] == len(one.workspace.examples(one.layout, name))
+    assert held[1] < held[0]
+    assert np.array_equal(left.parts[1].label, given.parts[1].label)
+    assert np.array_equal(left.parts[-1].label, given.parts[-1].label)
+
+
+def test_what_the_scouts_refuse_is_left_out_and_they_look_again_until_nothing_is(case, monkeypatch):
+    """Told to refuse reversed feeds at each look, two at a time, they end with all of them gone."""
+    given: Given = case.given
+    looks = []
+
+    def two_of_the_reversed(left: Given, transfer):
+        bad = [(part.domain, f) for part, _ in left.lent for f in range(16) if left.workspace.kinds[f] == REVERSED]
+        still = [feed for feed in bad if feed not in left.workspace.refused]
+        looks.append(len(still))
+        return dict.fromkeys(still[:4], 0.1) | {("video", 99): 0.9}
+
+    monkeypatch.setattr(refused_feeds, "feed_weights", two_of_the_reversed)
+    found = judge(given, BORROWING)
+    assert looks == [8, 4, 0]
+    assert len(found.refused) == 8
+    assert found.last is not None
+    assert len(found.certainties) == 3
+    assert judge(given, BORROWING) is found
+
+
 def test_a_source_batch_stands_beside_each_target_batch_and_sources_go_on_where_they_were(case):
     given: Given = case.given
     parts = [(part, slot) for slot, part in enumerate(given.parts)]
-    data = SideBySide(benchmark._epoch(given, parts[-1:], 64), benchmark._epoch(given, parts[:-1], 64))
+    data = SideBySide(benchmark.epoch_of(given, parts[-1:], 64), benchmark.epoch_of(given, parts[:-1], 64))
     first, second = (list(data.batches(epoch)) for epoch in (0, 1))
     assert len(first) == len(data)
     assert [int(batch.domain[0]) == given.target for batch in first] == [True, False] * (len(first) // 2)

@@ -47,7 +47,7 @@ REPORT = {
         "money": 0.05,
     },
     "borrowing": {
-        "verdicts": {"video": {"weight": 0.9, "borrow": True, "reason": "its samples help the target"}},
+        "verdicts": {"video": {"weight": 0.9, "verdict": "borrow", "reason": "its samples help the target"}},
         "weights": [
             {"step": step, "source": "video", "rows": 9, "mean": 0.5, "p10": 0.2, "p50": 0.5, "p90": 0.9}
             for step in (100, 200)
