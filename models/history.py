@@ -115,7 +115,7 @@ class _Scores(Function):
     """Queries (C, R, D), several sets of them, with stored vectors (C, L, D): (C, R, L) each, in one product."""
 
     @staticmethod
-    def forward(ctx: Any, stored: Tensor, reads: Reads, *queries: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, stored: Tensor, reads: Reads | None, *queries: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(stored, *queries)
         ctx.reads = reads
@@ -125,18 +125,16 @@ class _Scores(Function):
     def backward(ctx: Any, *scores: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         stored, *queries = ctx.saved_tensors
         given = [None if part is None else part.to(stored.dtype) for part in scores]
-        if ctx.needs_input_grad[0]:
-            for part, query in zip(given, queries, strict=True):
-                if part is not None:
-                    ctx.reads.note_product(part, query)
-        return None, None, *_asked(ctx.needs_input_grad[2:], given, lambda joined: torch.bmm(joined, stored))
+        pairs = [(part, query) for part, query in zip(given, queries, strict=True) if part is not None]
+        of_stored = _of_stored(pairs, ctx.reads) if ctx.needs_input_grad[0] else None
+        return of_stored, None, *_asked(ctx.needs_input_grad[2:], given, lambda joined: torch.bmm(joined, stored))
 
 
 class _Pool(Function):
     """Weights (C, R, L), several sets of them, over stored vectors (C, L, D): (C, R, D) each, in one product."""
 
     @staticmethod
-    def forward(ctx: Any, stored: Tensor, reads: Reads, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, stored: Tensor, reads: Reads | None, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(stored, *weights)
         ctx.reads = reads
@@ -146,11 +144,9 @@ class _Pool(Function):
     def backward(ctx: Any, *pooled: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         stored, *weights = ctx.saved_tensors
         given = [None if part is None else part.to(stored.dtype) for part in pooled]
-        if ctx.needs_input_grad[0]:
-            for part, weight in zip(given, weights, strict=True):
-                if part is not None:
-                    ctx.reads.note_product(weight, part)
-        return None, None, *_asked(ctx.needs_input_grad[2:], given, lambda joined: _products(joined, stored))
+        pairs = [(weight, part) for part, weight in zip(given, weights, strict=True) if part is not None]
+        of_stored = _of_stored(pairs, ctx.reads) if ctx.needs_input_grad[0] else None
+        return of_stored, None, *_asked(ctx.needs_input_grad[2:], given, lambda joined: _products(joined, stored))
 
 
 def _products(rows: Tensor, stored: Tensor) -> Tensor:
@@ -158,6 +154,17 @@ def _products(rows: Tensor, stored: Tensor) -> Tensor:
     if rows.shape[1] < _FEW_ROWS:
         return torch.bmm(stored, rows.transpose(1, 2)).transpose(1, 2)
     return torch.bmm(rows, stored.transpose(1, 2))
+
+
+def _of_stored(pairs: list[tuple[Tensor, Tensor]], reads: Reads | None) -> Tensor | None:
+    """The gradient of stored vectors, sum of left^T right; noted for later where there is a place for notes."""
+    if reads is None and pairs:
+        left, right = (_together(part) for part in zip(*pairs, strict=True))
+        return torch.bmm(left.transpose(1, 2), right)
+    for left, right in pairs:
+        assert reads is not None
+        reads.note_product(left, right)
+    return None
 
 
 def _together(parts: Sequence[Tensor]) -> Tensor:
@@ -348,19 +355,14 @@ def _scores(queries: Sequence[Tensor], events: Tensor, reads: Reads | None = Non
     if not queries:
         return ()
     rows = [query.flatten(1, 2).to(events.dtype) for query in queries]
-    if reads is not None:
-        scores = _Scores.apply(events, reads, *rows)
-    else:
-        scores = _apart(_products(_together(rows), events), rows)
+    scores = _Scores.apply(events, reads, *rows)
     return tuple(part.unflatten(1, query.shape[1:3]) for part, query in zip(scores, queries, strict=True))
 
 
 def _pool(weights: Sequence[Tensor], events: Tensor, reads: Reads | None = None) -> tuple[Tensor, ...]:
     """Each of several (C, G, Q, L) over events (C, L, D): (C, G, Q, D)."""
     rows = [weight.flatten(1, 2).to(events.dtype) for weight in weights]
-    pooled = (
-        _Pool.apply(events, reads, *rows) if reads is not None else _apart(torch.bmm(_together(rows), events), rows)
-    )
+    pooled = _Pool.apply(events, reads, *rows)
     return tuple(part.unflatten(1, weight.shape[1:3]) for part, weight in zip(pooled, weights, strict=True))
 
 
