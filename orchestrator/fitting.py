@@ -244,7 +244,7 @@ def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_lab
             actions=len(ACTIONS),
             task=recipe.task,
             interest=recipe.interest,
-            pyramid=PyramidConfig.named(recipe.pyramid),
+            pyramid=PyramidConfig(levels=()) if recipe.pyramid == "none" else PyramidConfig.named(recipe.pyramid),
             wide=rating or _wide(workspace, layout, recipe),
             encoder_hidden=32 if rating else 128,
             head=recipe.head,

@@ -53,8 +53,9 @@ class Recipe(BaseModel):
     interest: Literal["dacdr", "lcn", "both", "domain_over_pyramid"] = "dacdr"
     """How the source history is read: cross-attention, lifelong pyramid, both views side by side, or cross-attention
     over the events that the pyramid selects, beside the pyramid's view."""
-    pyramid: Literal["LCN-200-50", "LCN-500-100"] = "LCN-200-50"
-    """Events that the pyramid's second and third level read, where the interest has a pyramid."""
+    pyramid: Literal["LCN-200-50", "LCN-500-100", "none"] = "LCN-200-50"
+    """Events that the pyramid's second and third level read, where the interest has a pyramid; without one it has the
+    short views of the latest events alone."""
     width: int = Field(default=32, ge=4, le=512)
     """Embedding width."""
     lifelong: int = Field(default=100, ge=1, le=2000)
@@ -101,6 +102,12 @@ class Recipe(BaseModel):
     def _weighed_in_one_process(self) -> Self:
         if self.borrowing == "weighed" and self.processes > 1:
             raise ValueError("weighed borrowing trains in one process: choose borrowing=uniform or processes=1")
+        return self
+
+    @model_validator(mode="after")
+    def _selects_before_it_reads(self) -> Self:
+        if self.interest == "domain_over_pyramid" and self.pyramid == "none":
+            raise ValueError("interest=domain_over_pyramid reads what a pyramid selects: choose one, or interest=both")
         return self
 
     @classmethod

@@ -148,7 +148,10 @@ def _choices() -> dict[str, Any]:
     )
     chosen: dict[str, Any] = {"interest": interest}
     if interest != "dacdr":
-        chosen["pyramid"] = st.selectbox("Pyramid", list(get_args(Recipe.model_fields["pyramid"].annotation)))
+        sizes = get_args(Recipe.model_fields["pyramid"].annotation)
+        if interest == "domain_over_pyramid":  # which reads what a pyramid selects
+            sizes = tuple(size for size in sizes if size != "none")
+        chosen["pyramid"] = st.selectbox("Pyramid", sizes)
     if st.checkbox("Bring tastes of two domains together while learning (CRP); costs nothing when answering"):
         chosen["contrastive_weight"] = CONTRASTIVE_WEIGHT
     if st.checkbox("Weigh each source by what it gives the targets (CCTL); takes longer"):
