@@ -27,14 +27,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.agreement import SURE_OF_TARGET, Companion, Ledger, Scout
-from models.batch import Batch, Events
+from models.batch import Batch
 from models.borrowing import Part, TransferConfig, TransferReport, Verdict, harms, verdicts
 from models.information_flow import (
     ANY_SOURCE,
@@ -50,6 +49,7 @@ from models.information_flow import (
 )
 from models.optimisers import Nested, Optimisers
 from models.training import BatchSource, Moment, TrainConfig, autocast, evaluating, task_loss
+from models.transfer_window import Window, batch_from, state_of
 
 __all__ = ["CollaborativeTransfer", "Companion", "Part", "TransferConfig", "TransferReport", "Verdict"]
 
@@ -57,17 +57,6 @@ Provenance = Callable[[Batch], Tensor]
 
 _GAP_MOMENTUM = 0.7
 _ROWS_OF_A_PART = 200
-
-
-@dataclass
-class _Window:
-    """What is gathered between two settings of the companion."""
-
-    weights: dict[int, list[Tensor]] = field(default_factory=dict)
-    gains: list[float] = field(default_factory=list)
-    control_gains: list[float] = field(default_factory=list)
-    actions: list[tuple[Traits, Tensor]] = field(default_factory=list)
-    fresh: list[float] = field(default_factory=list)
 
 
 class CollaborativeTransfer:
@@ -122,7 +111,7 @@ class CollaborativeTransfer:
             self.scout, self.ledger, solved = self.judged
             self.flow.solved.copy_(solved)
         self.moments, self.bandit = Moments(), BucketBandit()
-        self.window = _Window()
+        self.window = Window()
         self.steps, self.source_batches, self.looks, self.window_due = 0, 0, 0, False
         self.yardstick: Batch | None = None  # the bandit's: one batch before and after a window
         self.yardstick_loss = 0.0
@@ -196,7 +185,7 @@ class CollaborativeTransfer:
 
     def _close_window(self, target: Batch, moment: Moment) -> None:
         """Reward the window, set the companion back, record, and look whether the model has overfit its target."""
-        window, self.window, self.window_due = self.window, _Window(), False
+        window, self.window, self.window_due = self.window, Window(), False
         seen = self._loss(self.model, target)
         fresh = sum(window.fresh) / max(len(window.fresh), 1)
         keep = _GAP_MOMENTUM if self.window_rows else 0.0
@@ -223,17 +212,7 @@ class CollaborativeTransfer:
                 "frozen": self.frozen or stale,
             }
         )
-        self.weight_rows += self._percentiles(window, moment.step + 1)
-
-    @staticmethod
-    def _percentiles(window: _Window, step: int) -> list[dict[str, Any]]:
-        rows = []
-        for source, parts in sorted(window.weights.items()):
-            w = torch.cat(parts).float()
-            low, middle, high = torch.quantile(w, torch.tensor([0.1, 0.5, 0.9], device=w.device)).tolist()
-            row = {"step": step, "source": source, "rows": len(w), "mean": float(w.mean())}
-            rows.append({**row, "p10": low, "p50": middle, "p90": high})
-        return rows
+        self.weight_rows += window.percentiles(moment.step + 1)
 
     @torch.no_grad()
     def _loss(self, model: nn.Module, batch: Batch) -> float:
@@ -257,12 +236,12 @@ class CollaborativeTransfer:
             elif mode == "influence" and due and self._may_learn(moment, looking=True):
                 self._learn_influence(source, traits, learn=not warming)
         if mode == "uniform" or warming:
-            self._note(source.domain, ones)
+            self.window.note(source.domain, ones)
             return ones
         with torch.no_grad():
             u = self.flow(traits)
         weight = self.config.largest * torch.sigmoid(u)
-        self._note(source.domain, weight)
+        self.window.note(source.domain, weight)
         if not self._may_learn(moment):
             return weight
         if mode == "reinforce":
@@ -327,7 +306,7 @@ class CollaborativeTransfer:
             neutral = math.log(self.config.start / (1 - self.config.start))
             self._flow_step(((self.flow(traits) - neutral) / self.config.sensitivity - worth).square().mean())
 
-    def _reinforce(self, window: _Window) -> None:
+    def _reinforce(self, window: Window) -> None:
         """Policy gradient of all actions of the window under one reward: the gain, standardised by its own past."""
         gain = window.gains[-1]
         self.rewards += 1
@@ -371,10 +350,6 @@ class CollaborativeTransfer:
         provenance = self.provenance(source).to(source.label.device) if self.provenance is not None else None
         return Traits.of(source, scores, provenance)
 
-    def _note(self, domains: Tensor, weight: Tensor) -> None:
-        for domain in torch.unique(domains).tolist():
-            self.window.weights.setdefault(domain, []).append(weight[domains == domain].detach())
-
     # What was learned
 
     def judge(self, model: nn.Module, optimisers: Optimisers, config: TrainConfig) -> TransferReport:
@@ -385,7 +360,7 @@ class CollaborativeTransfer:
         """
         self.begin(model, optimisers, config)
         for traits in self._look_ahead(next(model.parameters()).device):
-            self._note(traits.domain, self._weight_now(traits))
+            self.window.note(traits.domain, self._weight_now(traits))
         self.judged = (self.scout, self.ledger, self.flow.solved.clone())
         return self.report()
 
@@ -402,9 +377,7 @@ class CollaborativeTransfer:
 
     def report(self) -> TransferReport:
         """Weights and gains over time, and a verdict on each source from its settled weights and its influence."""
-        rows = self.weight_rows + self._percentiles(
-            self.window, self.steps
-        )  # a last window may not have come to its end
+        rows = self.weight_rows + self.window.percentiles(self.steps)  # a last window may not have come to its end
         evidence = {source: self._evidence(source) for source in {row["source"] for row in rows}}
         found = verdicts(self.config, rows, self.window_rows, evidence)
         if self.scout is None:
@@ -442,7 +415,6 @@ class CollaborativeTransfer:
     )
 
     def state_dict(self) -> Nested:
-        w = self.window
         return {
             "plain": {name: getattr(self, name) for name in self._PLAIN},
             "pure": None if self.pure is None else self.pure.state_dict(),
@@ -454,14 +426,8 @@ class CollaborativeTransfer:
             "scout": None if self.scout is None else self.scout.state_dict(),
             "ledger": self.ledger.state_dict(),
             "bandit": self.bandit.state_dict(),
-            "yardstick": None if self.yardstick is None else _batch_state(self.yardstick),
-            "window": {
-                "weights": {str(source): torch.cat(parts) for source, parts in w.weights.items()},
-                "gains": w.gains,
-                "control_gains": w.control_gains,
-                "fresh": w.fresh,
-                "actions": [{"traits": traits.state(), "action": action} for traits, action in w.actions],
-            },
+            "yardstick": None if self.yardstick is None else state_of(self.yardstick),
+            "window": self.window.state_dict(),
         }
 
     def load_state_dict(self, state: Nested) -> None:
@@ -478,29 +444,9 @@ class CollaborativeTransfer:
         self.ledger.load_state_dict(state["ledger"])
         if self.scout is not None:
             self.scout.load_state_dict(state["scout"])
-        self.yardstick = None if state["yardstick"] is None else _batch_from(state["yardstick"])
-        w = state["window"]
-        self.window = _Window(
-            {int(source): [values] for source, values in w["weights"].items()},
-            w["gains"],
-            w["control_gains"],
-            [(Traits.from_state(a["traits"]), a["action"]) for a in w["actions"]],
-            w["fresh"],
-        )
+        self.yardstick = None if state["yardstick"] is None else batch_from(state["yardstick"])
+        self.window = Window.from_state(state["window"])
 
 
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _batch_state(batch: Batch) -> Nested:
-    parts = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return {
-        name: {f.name: getattr(part, f.name) for f in fields(part)} if isinstance(part, Events) else part
-        for name, part in parts.items()
-    }
-
-
-def _batch_from(state: Nested) -> Batch:
-    parts: dict[str, Any] = {n: Events(**part) if isinstance(part, dict) else part for n, part in state.items()}
-    return Batch(**parts)

@@ -122,6 +122,52 @@ def test_weights_are_known_from_the_first_step_and_the_report_names_the_bad_feed
     assert [(part.source, part.code) for part in report.parts if part.harms] == [(1, 3)]
 
 
+def lying_partner() -> tuple[CollaborativeTransfer, Listed]:
+    """Rows of four partners, one of which lies: only the bookkeeping, here the user's number, knows whose they are."""
+    signs = torch.where(torch.arange(512) % 4 == 2, -1.0, 1.0)
+    lent = Listed([rows_of(70 + seed, 1, signs, rows=512) for seed in range(12)])
+    config = TransferConfig(targets=(TARGET,), sync_every=4, companion=False)
+    transfer = CollaborativeTransfer(config, provenance=lambda batch: batch.user[:, None] % 4 + 1)
+    transfer.scout_from(target(), lent)
+    return transfer, lent
+
+
+def test_rows_are_weighed_by_where_they_came_from_though_no_network_sees_it():
+    transfer, lent = lying_partner()
+    data = Listed([batch for pair in zip(target().held, lent.held, strict=True) for batch in pair])
+    train(Taste(), data, config=CONFIG, sample_weigher=transfer)
+    weight, lying = transfer.weights_of(lent.held[0]), torch.arange(512) % 4 == 2
+    assert float(weight[lying].max()) < 0.1
+    assert float(weight[~lying].min()) > 0.9
+    harmful = [(part.source, part.group, part.code) for part in transfer.report().parts if part.harms]
+    assert harmful == [(1, "provenance", 3)]
+
+
+def test_sources_are_judged_before_training_which_then_goes_on_from_there():
+    """Of the model nothing changes; the weights of the training are those of the judgement, learned once."""
+    transfer, lent = lying_partner()
+    net = Taste()
+    report = transfer.judge(net, Optimisers(net, learning_rate=CONFIG.learning_rate), CONFIG)
+    assert torch.equal(net.weight, torch.zeros(1, 1))
+    assert report.verdicts[1].word == "borrow"
+    assert report.weights[0]["p10"] < 0.1 < 0.9 < report.weights[0]["p90"]
+    judged, scout = transfer.weights_of(lent.held[0]), transfer.scout
+    train(net, Listed([target().held[0], lent.held[0]] * 4), config=CONFIG, sample_weigher=transfer)
+    assert transfer.scout is scout
+    assert torch.equal(transfer.weights_of(lent.held[0]), judged)
+
+
+def test_a_scout_that_is_not_sure_of_its_target_judges_only_where_nobody_guards_it():
+    net = Taste()
+    optimisers = Optimisers(net, learning_rate=0.05)
+    guarded, unguarded = Scout(net, optimisers, CONFIG), Scout(net, optimisers, CONFIG, sure=0.0)
+    for scout in (guarded, unguarded):
+        scout.seen = [100.0, 20.0, 105.0]  # t = 2
+        assert 1 < scout.certainty < 3
+    assert guarded.unit == 0
+    assert unguarded.unit == pytest.approx(0.2)
+
+
 def test_a_key_stands_for_one_source_and_code_and_says_which():
     traits = Traits.of(a_batch(2, torch.zeros(3), torch.zeros(3), torch.tensor([1, 2, 2])))
     keys, names = traits.keys(), traits.names()
