@@ -135,6 +135,7 @@ class Ranker(nn.Module):
             vectors += config.domain_tokens  # the encoder is not there to read E_d
         if config.climbs:
             vectors += (len(config.pyramid.levels) + 2) * (2 if config.product else 1)
+            vectors += config.product and config.users > 0  # the user's row ⊙ e_v
         return vectors
 
     def add_domain(self, config: DomainConfig, item_codes: Tensor | None = None, *, like: int | None = None) -> int:
@@ -277,6 +278,8 @@ class Ranker(nn.Module):
         inputs += views
         if self.config.product:
             inputs += [view * candidate for view in views]
+            if self.config.climbs and self.users is not None:
+                inputs.append(profile[:, :, -1] * candidate)
         if self.attention is not None and self.encoder is not None:
             read = queries[steps], scores[steps]
             interest = self.attention.answers(history, *read, profile, domain_weights, item_weights)

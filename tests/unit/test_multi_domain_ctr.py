@@ -85,8 +85,8 @@ def test_a_training_row_never_sees_itself_and_a_judged_one_sees_all_of_its_user(
 
 def test_rows_of_the_table_are_trained_once_and_taken_up_again(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch):
     """Ours answers in two rows from one training; a second call finds all of them done."""
-    rows = multi_domain_ctr.entrants(QUICK, QUICK)
-    monkeypatch.setattr(multi_domain_ctr, "entrants", lambda: rows)
+    rows = multi_domain_ctr.entrants("douban", QUICK, QUICK)
+    monkeypatch.setattr(multi_domain_ctr, "entrants", lambda _: rows)
     names = ["item + user bias of stars", SHARED, "MMoE", "DNN-single"]
     table = measure(data, out, settings=["douban"], seeds=1, models=names)
     assert {cell.model for cell in table.cells()} == {*names, FACTS}

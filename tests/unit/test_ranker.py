@@ -122,6 +122,7 @@ def textbook(ranker: Ranker, batch: Batch, row: int) -> Tensor:
         ranker.context_fields.tokens(batch.context[row]).flatten(),
         *views,
         *(view * candidate for view in views),
+        profile[-1] * candidate,
         transferred,
         transferred * candidate,
     ]
