@@ -9,22 +9,21 @@ the values' projection is applied after pooling, so events are never projected:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.nn import functional as F
 
 from models.embeddings import INITIAL_SCALE
-from models.history import History
+from models.history import History, Reading, read, times
+from models.views import Views
 
 Memory = Literal["concat", "cascade", "rescale"]
 Vacated = Literal["drop", "mean"]
-Shares = tuple[Tensor, Tensor]
-"""Attention over what is always there and over a history's events, which sum to one together."""
+Answers = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Domain view, item view, and the mean of the history; see `DomainAwareCrossAttention`."""
 
 
 @dataclass(frozen=True)
@@ -112,23 +111,6 @@ class DomainAwareCrossAttention(nn.Module):
         # One learned event that every history holds, so that an empty one has something to read.
         self.null = nn.Parameter(torch.randn(config.width) * INITIAL_SCALE)
 
-    def queries(
-        self,
-        domain_tokens: Tensor,
-        item_tokens: Tensor,
-        domain_weights: StepWeights | None,
-        item_weights: StepWeights | None,
-    ) -> list[Tensor]:
-        """What each step that stands asks the history, keys' projection folded in: (C, 1, M, D) and (C, G, Q, D)."""
-        queries = []
-        if self.config.domain_attention:
-            assert domain_weights is not None
-            queries.append(project(domain_tokens, domain_weights.query_key)[:, None])
-        if self.config.item_attention:
-            assert item_weights is not None
-            queries.append(project(item_tokens, item_weights.query_key))
-        return queries
-
     def forward(
         self,
         history: History,
@@ -137,85 +119,96 @@ class DomainAwareCrossAttention(nn.Module):
         side_tokens: Tensor,
         domain_weights: StepWeights | None,
         item_weights: StepWeights | None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        queries = self.queries(domain_tokens, item_tokens, domain_weights, item_weights)
-        scores = history.item_scores_of(*queries)
-        return self.answers(history, queries, scores, side_tokens, domain_weights, item_weights)
+    ) -> Answers:
+        return read(
+            history, self.reading(history, domain_tokens, item_tokens, side_tokens, domain_weights, item_weights)
+        )[0]
 
-    def answers(
+    def reading(
         self,
         history: History,
-        queries: Sequence[Tensor],
-        scores: Sequence[Tensor],
+        domain_tokens: Tensor,
+        item_tokens: Tensor,
         side_tokens: Tensor,
         domain_weights: StepWeights | None,
         item_weights: StepWeights | None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """As `forward` from what `queries` gave, and their products with the history's items."""
+    ) -> Reading[Answers]:
+        """`forward` as a `Reading`, so that others can read the history in the same products."""
         config = self.config
-        domain_view = item_view = attention = None
-        if domain_weights is not None and config.domain_attention:
-            domain_view, attention = self._domain_view(history, queries[0], scores[0], domain_weights.value)
-        if item_weights is not None and config.item_attention:
-            memory = (side_tokens, domain_view, attention)
-            item_view = self._item_view(history, queries[-1], scores[-1], *memory, item_weights.value)
+        queries = []
+        if config.domain_attention:
+            assert domain_weights is not None
+            queries.append(project(domain_tokens, domain_weights.query_key)[:, None])  # [C, 1, M, D]
+        if config.item_attention:
+            assert item_weights is not None
+            queries.append(project(item_tokens, item_weights.query_key))  # [C, G, Q, D]
+        scores = yield queries
+        steps = []
+        if config.domain_attention:
+            steps.append(self._domain_step(history, queries[0], scores[0]))
+        cascades = config.domain_attention and config.ia_memory == "cascade"
+        if config.item_attention and not cascades:
+            steps.append(self._item_step(history, queries[-1], scores[-1], *steps))
+        pooled = yield [step.asked() for step in steps]
+        domain_view = item_view = None
+        if config.domain_attention and domain_weights is not None:
+            domain_view = self._domain_view(steps[0], pooled[0], domain_weights.value)
+        if config.item_attention and item_weights is not None:
+            query = queries[-1]
+            if cascades and domain_view is not None:
+                keys = domain_view.expand(-1, query.shape[1], -1, -1)
+                item_view = (query @ keys.transpose(2, 3)).softmax(-1) @ keys
+            else:
+                item_view = self._item_view(steps[-1], pooled[-1], query, side_tokens, domain_view)
+            item_view = project(item_view, item_weights.value)
         both = config.domain_attention and config.item_attention
         return domain_view, item_view, None if both else self.mean(history)
 
-    def _domain_view(
-        self, history: History, query: Tensor, scores: Tensor, value: Tensor
-    ) -> tuple[Tensor, Shares | None]:
-        """T_d of equation 3 and the attention over the null event, (C, V, M, 1), and S, (C, V, M, L)."""
+    def _domain_step(self, history: History, query: Tensor, scores: Tensor) -> _Step:
+        """S of equation 3, beside the null event: once for all cells that see the same."""
         null = (query @ self.null)[..., None]
         views = history.views()
         if views is None:
-            of_null, of_events = _softmax_beside(null, history.scores(query, scores), history.mask)
-            pooled = history.pool(of_events) + of_null * self.null
-            return project(pooled, value), (of_null, of_events)
-        seen, of_row = history.seen_by(views), history.onto_context(query)
-        joint = seen.context_scores_of(views.seen(of_row)).add_(views.seen(scores))  # [N, 1, M, L]
-        of_null, of_events = _softmax_beside(views.seen(null), joint, seen.mask)
-        of_items = views.one_by_one(history.item_pool(views.by_chunk(of_events)))
-        pooled = of_items + seen.context_pool(of_events) + of_null * self.null
-        answer = views.of_cells(project(pooled, value if len(value) == 1 else value[views.chunk]))
-        if self.config.ia_memory != "rescale":  # which alone reads the shares
-            return answer, None
-        return answer, (views.of_cells(of_null), views.of_cells(of_events))
+            return _Step.over(history, history.scores(query, scores), null)
+        seen, of_row = history.seen_by(views), views.seen(history.onto_context(query))
+        return _Step.over(seen, seen.context_scores_of(of_row).add_(views.seen(scores)), views.seen(null), views)
+
+    def _domain_view(self, step: _Step, pooled: Tensor, value: Tensor) -> Tensor:
+        """T_d of equation 3, (C, V, M, D)."""
+        of_null, of_events = step.shares()
+        pooled = of_events * step.pool(pooled) + of_null * self.null
+        if step.views is None:
+            return project(pooled, value)
+        return step.views.of_cells(project(pooled, value if len(value) == 1 else value[step.views.chunk]))
+
+    def _item_step(self, history: History, query: Tensor, scores: Tensor, domain: _Step | None = None) -> _Step:
+        """The item's attention over the events; ``rescale`` reads L * alpha_l * S_l, alpha averaged over the tokens."""
+        scores, null = history.scores(query, scores), (query @ self.null)[..., None]
+        if domain is None or self.config.ia_memory != "rescale":
+            return _Step.over(history, scores, null)
+        of_null, of_events = domain.shares()
+        parts = (of_null, of_events * domain.weights)
+        if domain.views is not None:
+            parts = (domain.views.of_cells(parts[0]), domain.views.of_cells(parts[1]))
+        length = history.mask.sum(-1)[..., None, None] + 1  # valid events and the null one
+        null_scale, scale = (part.mean(2, keepdim=True) * length for part in parts)  # [C, V, 1, 1 or L]
+        step = _Step.over(history, scores * scale, null * null_scale)
+        return replace(step, weights=step.weights * scale, null_scale=null_scale)
 
     def _item_view(
-        self,
-        history: History,
-        query: Tensor,
-        scores: Tensor,
-        side: Tensor,
-        domain_view: Tensor | None,
-        attention: Shares | None,
-        value: Tensor,
+        self, step: _Step, pooled: Tensor, query: Tensor, side: Tensor, domain_view: Tensor | None
     ) -> Tensor:
-        """T_i of equation 4 over the memory that the config asks for; ``scores`` are the query's with the items."""
-        if domain_view is not None and self.config.ia_memory == "cascade":
-            keys = domain_view.expand(-1, query.shape[1], -1, -1)
-            return project((query @ keys.transpose(2, 3)).softmax(-1) @ keys, value)
-        if attention is not None and self.config.ia_memory == "rescale":
-            return project(self._rescaled(history, query, scores, attention), value)
+        """T_i of equation 4 before its values' projection, over the memory that the config asks for."""
+        if step.null_scale is not None:
+            of_null, of_events = step.shares()
+            return of_events * step.pool(pooled) + of_null * step.null_scale * self.null
         # Memory [T_d ; side information ; null ; S]: the first three are few and always valid.
         always = [] if domain_view is None else [domain_view.expand(-1, query.shape[1], -1, -1)]
         always += [side, self.null.expand(*query.shape[:2], 1, -1)]
         few = torch.cat(always, 2)[:, :, None]  # [C, G, 1, M + P + 1, D]
         # Products with so few rows are many times faster as sums than as one small matrix product a cell.
-        of_few, of_events = _softmax_beside(
-            (query[..., None, :] * few).sum(-1), history.scores(query, scores), history.mask
-        )
-        return project((of_few[..., None] * few).sum(3) + history.pool(of_events), value)
-
-    def _rescaled(self, history: History, query: Tensor, scores: Tensor, attention: Shares) -> Tensor:
-        """Pooled memory L * alpha_l * S_l, alpha the first step's attention averaged over the domain tokens."""
-        length = history.mask.sum(-1)[..., None, None] + 1  # valid events and the null one
-        null_scale, scale = (part.mean(2, keepdim=True) * length for part in attention)  # [C, V, 1, 1 or L]
-        scores = history.scores(query, scores) * scale
-        null = (query @ self.null)[..., None] * null_scale
-        of_null, of_events = _softmax_beside(null, scores, history.mask)
-        return history.pool(of_events * scale) + of_null * null_scale * self.null
+        of_few, of_events = step.shares((query[..., None, :] * few).sum(-1))
+        return (of_few[..., None] * few).sum(3) + of_events * step.pool(pooled)
 
     def mean(self, history: History) -> Tensor:
         """Mean of the valid events and the null one, (C, V, 1, D)."""
@@ -263,60 +256,85 @@ class DomainEncoder(nn.Module):
                 )
             parts.append(mean.expand(-1, -1, places, -1))
         parts.append(domain_tokens[:, None])
-        # Each part passes the first layer as often as it differs: the domain's once a view.
+        # Each part passes the first layer as often as it differs: the domain's own tokens once a chunk.
         first = self.layers[0]
         assert isinstance(first, nn.Linear)
-        flat = sorted(
-            zip((part.flatten(2) for part in parts), self._columns(parts), strict=True),
-            key=lambda pair: -pair[0].shape[1],
-        )
-        hidden = F.linear(flat[0][0], first.weight[:, flat[0][1]], first.bias).expand(-1, cells, -1)
-        for part, columns in flat[1:]:
-            hidden = hidden + F.linear(part, first.weight[:, columns])
-        return self.layers[1:](hidden)
-
-    @staticmethod
-    def _columns(parts: list[Tensor]) -> Iterator[slice]:
-        """Which inputs of the first layer each part (C, V, tokens, D) is."""
-        at = 0
-        for part in parts:
-            size = part.shape[2] * part.shape[3]
-            yield slice(at, at + size)
-            at += size
+        flat = [part.flatten(2) for part in parts]
+        columns = first.weight.split([part.shape[2] for part in flat], 1)
+        hidden: Tensor = first.bias
+        for part, weight in zip(flat, columns, strict=True):
+            hidden = hidden + times(part, weight.t())
+        return self.layers[1:](hidden.expand(-1, cells, -1))
 
 
 def project(x: Tensor, weights: Tensor) -> Tensor:
     """Rows of each chunk through the chunk's own matrix: (C, ..., D) and (C or 1, D, E) -> (C, ..., E)."""
     if weights.shape[0] == 1:
-        return x @ weights[0]
+        return times(x, weights[0])
     return torch.bmm(x.reshape(x.shape[0], -1, x.shape[-1]), weights).view(*x.shape[:-1], weights.shape[-1])
 
 
-class _SoftmaxBeside(Function):
-    """Softmax of [few ; many] where some of the many are hidden; these get exactly no share and so no gradient."""
+@dataclass(frozen=True)
+class _Step:
+    """A softmax over a history's events, which waits for what its items are pooled to.
+
+    Keys that are always there, the null event among them, come in later: beside them all events together count as one
+    key whose score is ``total``.
+
+    Shapes (C chunks, or N views where cells see the same; V views a chunk, 1 of those N):
+        history:    as the views see it
+        weights:    (C, V, Q, L), over the events alone; 0 for all where none is seen
+        total:      (C, V, Q, 1), log of the sum of the exponentials of the scores
+        null:       (C, V, Q, 1), the null event's score
+        views:      of the cells, where weights are those of N views
+        null_scale: (C, V, 1, 1), what the null event is multiplied with, or None
+    """
+
+    history: History
+    weights: Tensor
+    total: Tensor
+    null: Tensor
+    views: Views | None = None
+    null_scale: Tensor | None = None
+
+    @classmethod
+    def over(cls, history: History, scores: Tensor, null: Tensor, views: Views | None = None) -> _Step:
+        """From scores of events (C, V, Q, L)."""
+        weights, total = _SoftmaxOfSeen.apply(scores, history.mask[:, :, None])
+        return cls(history, weights, total, null, views)
+
+    def shares(self, few: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Attention over keys that are always there, by default the null event, and over all events together."""
+        few = self.null if few is None else few
+        cells = max(few.shape[1], self.total.shape[1])
+        joined = torch.cat([part.expand(-1, cells, -1, -1) for part in (few, self.total)], -1).softmax(-1)
+        return joined[..., :-1], joined[..., -1:]
+
+    def asked(self) -> Tensor:
+        """The weights that the chunks' items are to be pooled with."""
+        return self.weights if self.views is None else self.views.by_chunk(self.weights)
+
+    def pool(self, items: Tensor) -> Tensor:
+        """Whole events pooled, (C, V, Q, D), from the items pooled with `asked`."""
+        items = items if self.views is None else self.views.one_by_one(items)
+        return items + self.history.context_pool(self.weights)
+
+
+class _SoftmaxOfSeen(Function):
+    """Softmax of (C, V, Q, L) scores where some are hidden, 0 for these, and the log of the sum of exponentials."""
 
     @staticmethod
-    def forward(ctx: Any, few: Tensor, many: Tensor, hidden: Tensor) -> Shares:
-        count = few.shape[-1]
-        joined = torch.cat([few, many], -1)
-        joined[..., count:].masked_fill_(hidden, -torch.inf)
-        share = joined.softmax(-1)
-        ctx.save_for_backward(share)
-        ctx.kind = joined.dtype
-        return share[..., :count], share[..., count:]
+    def forward(ctx: Any, scores: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        kind = torch.promote_types(scores.dtype, torch.float32)
+        weights = torch.where(seen, scores.to(kind), -torch.inf)
+        top = weights.amax(-1, keepdim=True).clamp_(min=torch.finfo(kind).min)  # finite where nothing is seen
+        total = weights.sub_(top).exp_().sum(-1, keepdim=True)
+        weights.div_(total.clamp(min=1))  # the best event alone adds one
+        ctx.save_for_backward(weights)
+        return weights, total.log_().add_(top)
 
     @staticmethod
-    def backward(ctx: Any, of_few: Tensor, of_many: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (share,) = ctx.saved_tensors
-        given = torch.cat([of_few, of_many], -1)
-        joined = torch.ops.aten._softmax_backward_data(given, share, -1, share.dtype).to(ctx.kind)
-        count = of_few.shape[-1]
-        return joined[..., :count], joined[..., count:], None
-
-
-def _softmax_beside(few: Tensor, many: Tensor, mask: Tensor) -> Shares:
-    """Softmax over always-valid scores (C, V, Q, F) and those that rows may see, (C, V, Q, L), mask (C, V, L)."""
-    cells = max(few.shape[1], many.shape[1], mask.shape[1])
-    few, many = (part.expand(-1, cells, -1, -1) for part in (few, many))
-    kind = torch.promote_types(few.dtype, many.dtype)
-    return _SoftmaxBeside.apply(few.to(kind), many.to(kind), ~mask[:, :, None])
+    def backward(ctx: Any, of_weights: Tensor, of_total: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (weights,) = ctx.saved_tensors
+        mean = (of_weights * weights).sum(-1, keepdim=True)
+        return (of_weights - mean.sub_(of_total)).mul_(weights), None

@@ -8,9 +8,10 @@ reaches the vectors themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain, islice
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -300,7 +301,7 @@ class History:
 
         Their products with the table's rows, once for all events; a weight matrix can so be folded once for all rows.
         """
-        return weight if self.joined is not None else weight @ self.table.t()
+        return weight if self.joined is not None else times(weight, self.table.t())
 
     def from_context(self, value: Tensor) -> Tensor:
         """What follows `context_mass` to apply ``value`` (D, F) to pooled context vectors: (K, F)."""
@@ -327,7 +328,7 @@ class History:
     def context_pool(self, weight: Tensor) -> Tensor:
         """(C, G, Q, L) weights over context vectors: (C, G, Q, D)."""
         mass = self.context_mass(weight)
-        return mass if self.joined is not None else mass @ self.table
+        return mass if self.joined is not None else times(mass, self.table)
 
     def context_mass(self, weight: Tensor) -> Tensor:
         """How much weight falls on each row of the table, (C, G, Q, K); see `from_context`."""
@@ -350,6 +351,40 @@ class History:
         return self.item_pool(weight) + self.context_pool(weight)
 
 
+Answer = TypeVar("Answer", covariant=True)
+Reading = Generator[Sequence[Tensor], Sequence[Tensor], Answer]
+"""One attention's way through a history: it yields its queries and is sent their `item_scores`, then yields weights and
+is sent what they pool of the items, and returns its answer. Several on one history go side by side."""
+
+
+def read(history: History, *readings: Reading[Any]) -> list[Any]:
+    """The answer of each reading of a history; whatever they ask of its items is asked in the same two products."""
+    queries = [next(reading) for reading in readings]
+    scores = _shared_out(history.item_scores_of(*chain(*queries)), queries)
+    weights = [reading.send(parts) for reading, parts in zip(readings, scores, strict=True)]
+    pooled = _shared_out(history.item_pool_of(*chain(*weights)), weights)
+    answers = []
+    for reading, parts in zip(readings, pooled, strict=True):
+        try:
+            reading.send(parts)
+        except StopIteration as end:
+            answers.append(end.value)
+    return answers
+
+
+def times(rows: Tensor, weight: Tensor) -> Tensor:
+    """(..., D) through one matrix (D, E): (..., E).
+
+    Laid flat first: ``@`` decides by what requires gradients whether to, and so rounds otherwise for frozen weights.
+    """
+    return torch.mm(rows.reshape(-1, rows.shape[-1]), weight).view(*rows.shape[:-1], weight.shape[-1])
+
+
+def _shared_out(answers: Sequence[Tensor], asked: list[Sequence[Tensor]]) -> list[list[Tensor]]:
+    rest = iter(answers)
+    return [list(islice(rest, len(parts))) for parts in asked]
+
+
 def _scores(queries: Sequence[Tensor], events: Tensor, reads: Reads | None = None) -> tuple[Tensor, ...]:
     """Each of several (C, G, Q, D) with events (C, L, D): (C, G, Q, L)."""
     if not queries:
@@ -361,6 +396,8 @@ def _scores(queries: Sequence[Tensor], events: Tensor, reads: Reads | None = Non
 
 def _pool(weights: Sequence[Tensor], events: Tensor, reads: Reads | None = None) -> tuple[Tensor, ...]:
     """Each of several (C, G, Q, L) over events (C, L, D): (C, G, Q, D)."""
+    if not weights:
+        return ()
     rows = [weight.flatten(1, 2).to(events.dtype) for weight in weights]
     pooled = _Pool.apply(events, reads, *rows)
     return tuple(part.unflatten(1, weight.shape[1:3]) for part, weight in zip(pooled, weights, strict=True))

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 LONG_FROM = 3
 """Events, in widths, from which a history's moment is quicker to read than its events."""
+ROWS_AT_ONCE = 16
+"""Stored histories whose item vectors are looked up together to make moments of them."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,13 @@ def _moments(ranker: Ranker, events: Events, most: int) -> tuple[Tensor, Tensor]
     windows, place = torch.unique(code, return_inverse=True)
     width = ranker.config.width
     made = ranker.free_token.new_empty(min(len(windows), most), width, width)
-    stored, at = None, -1
+    first = 0
+    stored: Tensor | None = None
     for number, code_of_window in enumerate(windows[: len(made)].tolist()):
         row, start, stop = code_of_window // places**2, code_of_window // places % places, code_of_window % places
-        if row != at:
-            stored, at = ranker.source_item_vectors(events.item[row]), row
-        assert stored is not None
-        part = stored[start:stop]
+        if stored is None or row >= first + len(stored):
+            first = row
+            stored = ranker.source_item_vectors(events.item[first : first + ROWS_AT_ONCE])
+        part = stored[row - first, start:stop]
         torch.mm(part.t(), part, out=made[number])
     return made, place

@@ -8,7 +8,6 @@ concatenated, so gradients reach each level although a top-K carries none.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.history import History
+from models.history import History, Reading, read, times
 
 Norm = Literal["none", "1/n_valid", "softmax"]
 Level = Literal["csa", "msa", "fsa"]
@@ -105,24 +104,19 @@ class Pyramid(nn.Module):
 
     def read(self, history: History, candidate: Tensor) -> tuple[Tensor, Selection]:
         """The answer and the last selection that was made (FSA's events)."""
-        scores = history.item_scores_of(*self.queries(history, candidate))
-        answers, selection = self.answers(history, candidate, scores)
+        answers, selection = read(history, self.reading(history, candidate))[0]
         return torch.cat(answers, -1), selection
 
-    def queries(self, history: History, candidate: Tensor) -> list[Tensor]:
-        """What `answers` needs the history's `item_scores_of`, (C, G, 1, D) each."""
-        # Where CSA has no need to pool its products, they only choose, and no gradient asks for them.
-        pooled = history.moment is None or not self.reads_moments()
-        queries = [candidate if pooled else candidate.detach()]
-        if self.msa is not None:
-            queries.append(self.msa.of_item(candidate))
-        return [query[:, :, None] for query in queries]
-
-    def answers(self, history: History, candidate: Tensor, scores: Sequence[Tensor]) -> tuple[list[Tensor], Selection]:
-        """As `read`, the levels' answers apart, (C, G, D) each; ``scores`` are those of `queries`."""
+    def reading(self, history: History, candidate: Tensor) -> Reading[tuple[list[Tensor], Selection]]:
+        """`read` as a `Reading` that goes beside others on the same history; the levels' answers apart."""
         config = self.config
         mask = history.mask.expand(-1, candidate.shape[1], -1)
         moment = history.moment if self.reads_moments() else None
+        # Where CSA has no need to pool its products, they only choose, and no gradient asks for them.
+        queries = [candidate if moment is None else candidate.detach()]
+        if self.msa is not None:
+            queries.append(self.msa.of_item(candidate))
+        scores = yield [query[:, :, None] for query in queries]
         raw, *of_items = (part.squeeze(2) for part in scores)  # [C, G, L] each
         answers: dict[Level, Tensor] = {}
         weights: dict[Level, Tensor] = {}
@@ -135,8 +129,8 @@ class Pyramid(nn.Module):
             mask = _best_mask(raw, mask, config.k1) if config.k1 < mask.shape[2] else mask
             raw = history.context_scores_of(self.msa.of_context(candidate, history)).squeeze(2).add_(of_items[0])
             weights["msa"] = _weights(raw, mask, config.norm)[:, :, None]
-        if weights:
-            answers |= dict(zip(weights, history.item_pool_of(*weights.values()), strict=True))
+        pooled = yield list(weights.values())
+        answers |= dict(zip(weights, pooled, strict=True))
         if "csa" in weights:
             answers["csa"] = answers["csa"].squeeze(2)
         if self.msa is not None:
@@ -194,11 +188,11 @@ class MedianScopeAttention(nn.Module):
 
     def of_item(self, candidate: Tensor) -> Tensor:
         """Queries for the items, the keys' projection folded in, (C, G, D)."""
-        return candidate @ self._folded(0)
+        return times(candidate, self._folded(0))
 
     def of_context(self, candidate: Tensor, history: History) -> Tensor:
         """Queries for the context, the keys' projection and the history's context folded in, (C, G, 1, K)."""
-        return (candidate @ history.onto_context(self._folded(1)))[:, :, None]
+        return times(candidate, history.onto_context(self._folded(1)))[:, :, None]
 
     def _folded(self, half: int) -> Tensor:
         return self.query @ self.key.chunk(2)[half].t() / math.sqrt(len(self.query))
@@ -206,7 +200,8 @@ class MedianScopeAttention(nn.Module):
     def answer(self, items: Tensor, history: History, weights: Tensor) -> Tensor:
         """(C, G, D) from the items pooled with these weights, (C, G, 1, D) and (C, G, 1, L)."""
         of_item, of_context = self.value.chunk(2)
-        return (items @ of_item + history.context_mass(weights) @ history.from_context(of_context)).squeeze(2)
+        context = times(history.context_mass(weights), history.from_context(of_context))
+        return (times(items, of_item) + context).squeeze(2)
 
 
 class FocusedScopeAttention(nn.Module):
@@ -272,7 +267,7 @@ class FocusedScopeAttention(nn.Module):
         folded = torch.einsum("dhf,ehf->dhe", query, key) / math.sqrt(size)  # [D, H, 2D]
         of_item, of_context = folded.chunk(2, -1)
         return tuple(  # type: ignore[return-value]
-            (candidate @ part.flatten(1)).unflatten(-1, (self.heads, -1))
+            times(candidate, part.flatten(1)).unflatten(-1, (self.heads, -1))
             for part in (of_item, history.onto_context(of_context))
         )
 

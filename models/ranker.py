@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from models.evidence import (
     wide_facts,
 )
 from models.head import first_layer, head_layers
-from models.history import History, Reads, stored_items
+from models.history import History, Reading, Reads, read, stored_items
 from models.kept import Kept
 from models.pyramid import Pyramid
 from models.ranker_config import DomainConfig, RankerConfig
@@ -260,19 +260,22 @@ class Ranker(nn.Module):
         inputs = [candidate]
         if kept is None:
             inputs += [profile.flatten(2), self.context_fields.tokens(cells.context).view(*shape, -1)]
-        # All that the history is asked by its items is asked in one product.
-        domain_weights = stack.domain_weights and stack.domain_weights.of(domain)
-        item_weights = stack.item_weights and stack.item_weights.of(domain)
-        queries = [] if self.pyramid is None else self.pyramid.queries(history, candidate)
-        steps = slice(len(queries), None)
-        if self.attention is not None:
-            queries += self.attention.queries(tokens, candidate[:, :, None], domain_weights, item_weights)
-        scores = history.item_scores_of(*queries)
+        # What both ask of the history's items is asked together, unless one chooses what the other sees.
+        readings: list[Reading[Any]] = []
         views: list[Tensor] = []
         if self.pyramid is not None:
-            views, selection = self.pyramid.answers(history, candidate, scores)
+            readings.append(self.pyramid.reading(history, candidate))
             if self.config.interest == "domain_over_pyramid":
-                history = history.only(selection.mask(history.items.shape[1]))
+                ((views, selection),) = read(history, *readings)
+                history, readings = history.only(selection.mask(history.items.shape[1])), []
+        if self.attention is not None:
+            domain_weights = stack.domain_weights and stack.domain_weights.of(domain)
+            item_weights = stack.item_weights and stack.item_weights.of(domain)
+            asking = (tokens, candidate[:, :, None], profile, domain_weights, item_weights)
+            readings.append(self.attention.reading(history, *asking))
+        answers = read(history, *readings)
+        if self.pyramid is not None and not views:
+            views = answers[0][0]
         if self.config.climbs:
             views += self._short_views(cells, candidate, items)
         inputs += views
@@ -281,9 +284,7 @@ class Ranker(nn.Module):
             if self.config.climbs and self.users is not None:
                 inputs.append(profile[:, :, -1] * candidate)
         if self.attention is not None and self.encoder is not None:
-            read = queries[steps], scores[steps]
-            interest = self.attention.answers(history, *read, profile, domain_weights, item_weights)
-            transferred = self.encoder(*interest, tokens, layout.per_chunk)
+            transferred = self.encoder(*answers[-1], tokens, layout.per_chunk)
             inputs += [transferred, transferred * candidate] if self.config.product else [transferred]
         else:
             inputs.append(tokens.flatten(1)[:, None].expand(-1, layout.per_chunk, -1))
