@@ -2,7 +2,9 @@
 
 A weight on a row's loss holds back what the row teaches. But a source's events also stand in users' histories and in
 items' means, and there a lie goes on being heard. So feeds whose rows weigh less than half leave altogether; then a new
-scout, which no longer hears them, looks at the rest, until it refuses nothing more.
+scout, which no longer hears them, looks at the rest, until it refuses nothing more. Where all feeds of a source are
+refused, its rows no longer teach, but histories keep its events: a network that sees whose they are can read them
+turned round.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ class Given:
     parts: tuple[Examples, ...]
     validation: Examples
     asked: Examples
+    untaught: frozenset[str] = frozenset()
+    """Sources whose rows teach nobody."""
     memory: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
@@ -57,8 +61,8 @@ class Given:
 
     @property
     def lent(self) -> tuple[tuple[Examples, int], ...]:
-        """Rows of each source with its slot."""
-        return tuple((part, slot) for slot, part in enumerate(self.parts[:-1]))
+        """Rows of each source that teaches, with its slot."""
+        return tuple((part, slot) for slot, part in enumerate(self.parts[:-1]) if part.domain not in self.untaught)
 
 
 def gathered(workspace: HarmedWorkspace, recipe: Recipe, names: Sequence[str]) -> tuple[Given, Examples]:
@@ -95,7 +99,7 @@ def gathered(workspace: HarmedWorkspace, recipe: Recipe, names: Sequence[str]) -
 def without(given: Given, refused: Iterable[tuple[str, int]]) -> Given:
     """The same, where nothing is taken of feeds of sources: no row, no share in a mean, no event of a history."""
     workspace = replace(given.workspace, refused=given.workspace.refused | set(refused))
-    return gathered(workspace, given.recipe, given.layout.slots)[0]
+    return replace(gathered(workspace, given.recipe, given.layout.slots)[0], untaught=given.untaught)
 
 
 @dataclass(frozen=True)
@@ -121,17 +125,20 @@ def judge(given: Given, config: TransferConfig) -> Judgement:
     key = f"judged {config}"
     if key not in given.memory:
         left, looks, last, certainties = given, list[TransferReport](), None, list[float]()
-        while len(looks) < LOOKS and any(len(part) for part in left.parts[:-1]):
+        while len(looks) < LOOKS and left.lent:
             transfer = transfer_of(left, config, epoch_of(left, [(left.parts[-1], left.target)], TARGET_BATCH))
             model, rate = network(left), given.recipe.learning_rate
             training = TrainConfig(learning_rate=rate, seed=given.recipe.seed)
             looks.append(transfer.judge(model, Optimisers(model, learning_rate=rate), training))
             certainties.append(looks[-1].target or 0.0)
-            light = [feed for feed, weight in feed_weights(left, transfer).items() if weight < REFUSED]
+            weights = feed_weights(left, transfer)
+            light = [feed for feed, weight in weights.items() if weight < REFUSED]
             last = None if light else transfer.judged
             if not light:
                 break
-            left = without(left, light)
+            wholly = {source for source, _ in light} - {source for source, _ in weights.keys() - set(light)}
+            left = replace(left, untaught=left.untaught | wholly)
+            left = without(left, [feed for feed in light if feed[0] not in wholly])
         given.memory[key] = Judgement(left, last, looks[0], tuple(certainties))
     return given.memory[key]
 
@@ -195,8 +202,7 @@ def told(
         detail["scout_certainty"] = report.target
     verdicts = judgement.first.verdicts if judgement is not None else transfer.report().verdicts if transfer else {}
     for slot, verdict in verdicts.items():
-        emptied = not len(left.parts[slot])
-        detail["verdicts"][names[slot]] = verdict.borrow and not emptied
+        detail["verdicts"][names[slot]] = verdict.borrow and names[slot] not in left.untaught
         detail["worth"][names[slot]] = [verdict.influence, verdict.certainty]
     if judgement is not None:
         detail["scout_certainties"] = judgement.certainties
@@ -204,9 +210,10 @@ def told(
     for part, _ in given.lent:
         feeds = given.workspace.feeds(part.domain, part.user, part.item, part.time_us)
         for feed, rows in enumerate(np.bincount(feeds).tolist()):
-            if rows and (part.domain, feed) in weights:
+            if rows:
                 kind = KINDS[given.workspace.kind_of_feed(part.domain, feed)]
-                by_kind.setdefault(kind, []).append((weights[part.domain, feed], rows))
+                weight = 0.0 if part.domain in left.untaught else weights[part.domain, feed]
+                by_kind.setdefault(kind, []).append((weight, rows))
     detail["weights"] = {
         kind: sum(weight * rows for weight, rows in held) / sum(rows for _, rows in held)
         for kind, held in by_kind.items()

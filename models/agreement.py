@@ -17,7 +17,6 @@ source's worth: 1 for rows as good as the target's own, 0 for noise, below 0 for
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ HELD_OUT_OF = 5
 """One target row in so many is kept from a scout that learns ahead, to see whether what it learns is true of others."""
 SURE_OF_TARGET = 3.0  # t value of the fresh target rows' own agreement from which sources are judged by it
 _NEARLY = 0.7
+_AVERAGED = 2  # passes
 _FADING = 0.98
 _PRECISION = 1.0  # of worth, before evidence
 _TELLS = 3.5  # z value from which a code is believed to make a difference
@@ -97,12 +97,14 @@ class Scout(Companion):
         self.passes = 0
 
     def learn_ahead(self, target: BatchSource, passes: int) -> None:
-        """Pass over the target's rows and stay at the last pass where those kept out agreed almost the surest.
+        """Pass over the target's rows, up to the last passes at which those kept out agreed almost the surest.
 
         The first passes find what is only the target's own, such as how its items are liked; what it shares with
-        sources comes later, and knowing rows by heart does not turn a scout's judgement of sources around.
+        sources comes later, and knowing rows by heart does not turn a scout's judgement of sources around. The scout
+        becomes the mean of two such passes: chance in its path is the same for all rows, so that a single one can be
+        wrong about a whole source and seem certain.
         """
-        best, kept = -math.inf, None
+        kept: list[tuple[float, dict[str, Tensor]]] = []
         fresh: list[Batch] = []
         for number in range(passes):
             for batch in target.batches(number):
@@ -115,15 +117,18 @@ class Scout(Companion):
                     self.learn(batch.rows(~held))
             if not fresh:
                 return
-            found = self._agreement([self._answers(batch) for batch in fresh])
-            self.seen = [float(len(found)), float(found.sum()), float(found.square().sum())]
-            best = max(best, self.certainty)
-            if self.certainty >= _NEARLY * best or kept is None:
-                self.passes = number + 1
-                kept = ({name: tensor.clone() for name, tensor in self.weights().items()}, self.seen)
-        assert kept is not None
-        self.load_weights(kept[0])
-        self.seen = kept[1]
+            self._look_at_all(fresh)
+            kept.append((self.certainty, {name: tensor.clone() for name, tensor in self.weights().items()}))
+        self.passes = passes
+        surest = max(certainty for certainty, _ in kept)
+        sure = [weights for certainty, weights in kept if certainty >= min(_NEARLY * surest, surest)][-_AVERAGED:]
+        self.load_weights({name: _mean([weights[name] for weights in sure]) for name in sure[0]})
+        self._look_at_all(fresh)
+
+    def _look_at_all(self, fresh: list[Batch]) -> None:
+        """Note how these rows agree, forgetting all others."""
+        found = self._agreement([self._answers(batch) for batch in fresh])
+        self.seen = [float(len(found)), float(found.sum()), float(found.square().sum())]
 
     def agreement(self, batch: Batch) -> Tensor:
         """Of each row, (B,): how its label differs from what was first expected, times how the scout's answer does.
@@ -260,6 +265,11 @@ def t_value(count: float, total: float, squares: float) -> float:
 def _standard(values: Tensor) -> Tensor:
     centred = values - values.mean()
     return centred / centred.square().mean().sqrt().clamp(min=1e-8)
+
+
+def _mean(tensors: list[Tensor]) -> Tensor:
+    """Of equal shapes; what is no floating number, such as a count, is taken from the last."""
+    return torch.stack(tensors).mean(0) if tensors[0].is_floating_point() else tensors[-1]
 
 
 def _drawn(batch: Batch) -> Tensor:

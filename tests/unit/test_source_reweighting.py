@@ -1,5 +1,7 @@
 """The benchmark with injected harm: liars lie to everybody alike, tests are not shown, runs go on where they were."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ import benchmarks.injected_harm as injected_harm
 import benchmarks.refused_feeds as refused_feeds
 import benchmarks.source_reweighting as benchmark
 from benchmarks.injected_harm import GOOD, RANDOM, REVERSED, drawn_kinds
-from benchmarks.refused_feeds import Given, feeds_of, judge, without
+from benchmarks.refused_feeds import Given, feeds_of, judge, told, without
 from benchmarks.source_reweighting import ALONE, BORROWING, INFLUENCE, UNIFORM, SideBySide, measure, open_case
 from orchestrator.arena import Case
 from orchestrator.workspace import Workspace
@@ -121,23 +123,41 @@ def test_of_a_refused_feed_nothing_is_taken(case):
 
 
 def test_what_the_scouts_refuse_is_left_out_and_they_look_again_until_nothing_is(case, monkeypatch):
-    """Told to refuse reversed feeds at each look, two at a time, they end with all of them gone."""
-    given: Given = case.given
+    """Told to refuse reversed feeds at each look, four at a time, they end with all of them gone."""
+    given: Given = replace(case.given, memory={})
     looks = []
 
-    def two_of_the_reversed(left: Given, transfer):
+    def four_of_the_reversed(left: Given, transfer):
         bad = [(part.domain, f) for part, _ in left.lent for f in range(16) if left.workspace.kinds[f] == REVERSED]
         still = [feed for feed in bad if feed not in left.workspace.refused]
         looks.append(len(still))
-        return dict.fromkeys(still[:4], 0.1) | {("video", 99): 0.9}
+        return dict.fromkeys(still[:4], 0.1) | {("video", 99): 0.9, ("shop", 99): 0.9}
 
-    monkeypatch.setattr(refused_feeds, "feed_weights", two_of_the_reversed)
+    monkeypatch.setattr(refused_feeds, "feed_weights", four_of_the_reversed)
     found = judge(given, BORROWING)
     assert looks == [8, 4, 0]
     assert len(found.refused) == 8
     assert found.last is not None
     assert len(found.certainties) == 3
     assert judge(given, BORROWING) is found
+
+
+def test_a_source_of_which_every_feed_is_refused_teaches_nobody_and_stays_in_histories(case, monkeypatch):
+    """A network sees whose events they are, so what lies throughout can be read turned round."""
+    given: Given = replace(case.given, memory={})
+
+    def all_of_them(left: Given, transfer):
+        return {(part.domain, feed): 0.1 for part, _ in left.lent for feed in range(16)}
+
+    monkeypatch.setattr(refused_feeds, "feed_weights", all_of_them)
+    found = judge(given, BORROWING)
+    assert found.left.untaught == set(given.layout.slots[:-1])
+    assert not found.refused
+    assert found.left.lent == ()
+    assert len(found.left.workspace.histories.source.item) == len(given.workspace.histories.source.item)
+    detail = told(given, None, found.left, found)
+    assert set(detail["verdicts"].values()) == {False}
+    assert set(detail["weights"].values()) == {0.0}
 
 
 def test_a_source_batch_stands_beside_each_target_batch_and_sources_go_on_where_they_were(case):
