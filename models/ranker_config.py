@@ -24,7 +24,7 @@ class RankerConfig:
     interest: ``dacdr``, ``lcn`` (the pyramid alone), ``both`` (the two views beside each other) or
         ``domain_over_pyramid`` (DACDR reading only what the pyramid selected, beside the pyramid's view)
     ia_memory, domain_attention, item_attention, vacated: see AttentionConfig
-    product: also give the head û ⊙ e_v, and each view of the pyramid and of the short histories ⊙ e_v, beside these also
+    product: also give the head û ⊙ e_v, and each view of the pyramid and of the short histories ⊙ e_v, with these also
         the user's row ⊙ e_v; a multilayer perceptron is slow to find products
     user_dropout: share of training rows whose user is hidden, so that the unknown user means something
     contrast: LCN's cross representation production beside the task's loss; None for none. Training only

@@ -9,6 +9,7 @@ from torch import Tensor
 from models.embeddings import EventContext
 from models.history import History
 from models.pyramid import Pyramid, PyramidConfig, _threshold
+from orchestrator.recipe import Recipe
 
 CHUNKS, CELLS, LENGTH, WIDTH = 2, 3, 20, 8
 
@@ -194,3 +195,10 @@ def test_the_threshold_is_the_last_of_the_best(count: int) -> None:
         visible = exact > -torch.inf
         assert torch.equal(found[visible], exact[visible])
         assert (found[~visible] < scores[scores > -torch.inf].min()).all()
+
+
+def test_a_recipe_without_a_pyramid_leaves_nothing_to_select_from() -> None:
+    """Said when the recipe is written, before anything starts."""
+    assert Recipe(interest="both", pyramid="none").pyramid == "none"
+    with pytest.raises(ValueError, match="interest=both"):
+        Recipe(interest="domain_over_pyramid", pyramid="none")
