@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.cross_attention import AttentionConfig, DomainAwareCrossAttention, DomainEncoder, StepWeights
+from models.cross_attention import (
+    AttentionConfig,
+    DomainAwareCrossAttention,
+    DomainEncoder,
+    StepWeights,
+    _SoftmaxOfSeen,
+)
 from models.embeddings import EventContext
 from models.history import History
 
@@ -191,3 +197,14 @@ def test_cells_that_see_the_same_are_read_as_if_each_were_alone(memory: str) -> 
         found.append([domain_view, item_view, *torch.autograd.grad(domain_view.sin().sum() + item_view.sum(), leaves)])
     for shared, own in zip(*found, strict=True):
         torch.testing.assert_close(shared, own)
+
+
+def test_the_softmax_over_events_has_its_gradients() -> None:
+    """Of the shares and of the log sum, by differences; a row that sees nothing has no share and total -inf."""
+    torch.manual_seed(3)
+    scores = torch.randn(2, 1, 2, 5, dtype=torch.float64, requires_grad=True)
+    seen = torch.tensor([[True, True, False, True, True], [True, False, False, False, True]])[:, None, None]
+    assert torch.autograd.gradcheck(lambda scores: _SoftmaxOfSeen.apply(scores, seen), (scores,))
+    shares, total = _SoftmaxOfSeen.apply(scores, torch.zeros_like(seen))
+    assert not shares.any()
+    assert (total == -torch.inf).all()

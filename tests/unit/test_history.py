@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from models.embeddings import FieldEmbedding, ItemTable
-from models.history import History, stored_items
+from models.history import History, Reading, read, stored_items
 
 CHUNKS, CELLS, LENGTH, WIDTH, ITEMS = 3, 2, 7, 5, 12
 
@@ -167,3 +167,38 @@ def test_queries_asked_together_get_what_each_gets_alone(noted: bool) -> None:
         found.append([total, *torch.autograd.grad(total, [case.query, lone, case.items.rows.weight])])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("queries", [1, 9])
+def test_scores_and_pools_are_plain_products_with_their_gradients(queries: int) -> None:
+    """Few rows and many, each with a gradient of its own, against the same sums in plain torch."""
+    stored = torch.randn(CHUNKS, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True)
+    rows = torch.randn(CHUNKS, CELLS, queries, WIDTH, dtype=torch.float64, requires_grad=True)
+    history = History(stored, torch.ones(CHUNKS, 1, LENGTH, dtype=torch.bool), (), torch.zeros(1, WIDTH))
+    scores = history.item_scores(rows)
+    pooled = history.item_pool(scores.softmax(-1))
+    plain_scores = torch.einsum("cgqd,cld->cgql", rows, stored)
+    plain_pooled = torch.einsum("cgql,cld->cgqd", plain_scores.softmax(-1), stored)
+    torch.testing.assert_close(pooled, plain_pooled)
+    for mine, expected in zip(
+        torch.autograd.grad(scores.sin().sum() + pooled.square().sum(), [stored, rows]),
+        torch.autograd.grad(plain_scores.sin().sum() + plain_pooled.square().sum(), [stored, rows]),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, expected)
+
+
+def test_readings_side_by_side_get_what_each_gets_alone() -> None:
+    """Each is sent its own scores and its own pools; one that asks nothing is let through."""
+    history = History(torch.randn(CHUNKS, LENGTH, WIDTH), torch.ones(CHUNKS, 1, LENGTH) > 0, (), torch.zeros(1, WIDTH))
+
+    def reading(*queries: Tensor) -> Reading[list[Tensor]]:
+        scores = yield list(queries)
+        pooled = yield [score.softmax(-1) for score in scores]
+        return [*scores, *pooled]
+
+    rows = [torch.randn(CHUNKS, cells, 2, WIDTH) for cells in (1, 3, 3)]
+    together = read(history, reading(*rows[:2]), reading(), reading(rows[2]))
+    alone = [read(history, reading(*rows[:2]))[0], [], read(history, reading(rows[2]))[0]]
+    for mine, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(mine, expected)

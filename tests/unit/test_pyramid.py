@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.embeddings import EventContext
 from models.history import History
-from models.pyramid import Pyramid, PyramidConfig, _threshold
+from models.pyramid import Pyramid, PyramidConfig, _best, _threshold
 from orchestrator.recipe import Recipe
 
 CHUNKS, CELLS, LENGTH, WIDTH = 2, 3, 20, 8
@@ -202,3 +202,20 @@ def test_a_recipe_without_a_pyramid_leaves_nothing_to_select_from() -> None:
     assert Recipe(interest="both", pyramid="none").pyramid == "none"
     with pytest.raises(ValueError, match="interest=both"):
         Recipe(interest="domain_over_pyramid", pyramid="none")
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_the_best_are_chosen_among_ties_and_where_few_are_seen(kind: torch.dtype) -> None:
+    """As many as asked for, none worse than one left out, and no hidden event counts as real."""
+    torch.manual_seed(4)
+    scores = torch.randint(0, 6, (2, 3, 30)).to(kind)  # ties everywhere
+    scores[0] = torch.randn(3, 30)
+    mask = torch.rand(2, 3, 30) < torch.tensor([0.9, 0.5, 0.1])[:, None]
+    chosen = _best(scores, mask, 8)
+    assert torch.equal(chosen.real.sum(-1), mask.sum(-1).clamp(max=8))
+    assert all(len(set(row.tolist())) == 8 for row in chosen.position.flatten(0, 1))
+    taken = chosen.mask(30)
+    assert not (taken & ~mask).any()
+    least = torch.where(taken, scores, torch.inf).amin(-1)
+    left = torch.where(mask & ~taken, scores, -torch.inf).amax(-1)
+    assert (least >= left).all()
