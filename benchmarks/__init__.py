@@ -42,6 +42,11 @@ SETS: Mapping[str, PublicSet] = {
     "food_kitchen": PublicSet("afk_50_preprocessed.txt, map_item_50.txt", "the repository of ABXI"),
     "game_video": PublicSet("game_video/ and video_game/, each {train,valid,test}.txt", "the repository of CDRIB"),
     "kuairand_sequences": PublicSet("sequences.npz", "AutoCDSR's cut of KuaiRand-1K (original: Zenodo 10439422)"),
+    "movielens": PublicSet("ml-1m/{ratings,movies,users}.dat", "MovieLens-1M, GroupLens"),
+    "ali_ccp": PublicSet(
+        "sample_skeleton_train.csv, common_features_train.csv, with those of test or without",
+        "Ali-CCP, Tianchi data set 408",
+    ),
     "kuairand": PublicSet("log_standard_*.csv, with the features' files or without", "KuaiRand, Zenodo 10439422"),
     "taobao_ads": PublicSet(
         "raw_sample.csv, ad_feature.csv, behavior_log.csv and user_profile.csv",
@@ -62,7 +67,7 @@ CATALOGUE: Mapping[str, Benchmark] = {
     "multi-domain-ctr": Benchmark(
         "multi_domain_ctr",
         "clicks in two domains, cold and warm, and a new domain",
-        ("douban", "amazon_movie_tv", "amazon"),
+        ("douban", "amazon_movie_tv", "amazon", "movielens", "kuairand", "ali_ccp"),
     ),
     "next-item": Benchmark("next_item", "next items and cold users' items, ranked", ("food_kitchen", "game_video")),
     "source-reweighting": Benchmark(

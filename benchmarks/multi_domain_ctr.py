@@ -98,7 +98,7 @@ def open_case(data: Path, folder: Path, setting: str, seed: int) -> Case:
         for kind, chosen in (("", np.ones(len(test), bool)), (" warm", ~cold), (" cold", cold)):
             mask = np.zeros(total, bool)
             mask[begin : begin + len(test)] = chosen
-            segments[PAIRS[setting].names[name] + kind] = mask
+            segments[PAIRS[setting].segment(name) + kind] = mask
         begin += len(test)
     given = Given(workspace, slots, tuple(known), tuple(asked))
     return Case(given, np.concatenate(label), np.concatenate(user), segments=segments)
@@ -230,18 +230,17 @@ def measure(
 def write(table: Table, out: Path) -> None:
     """The page and the plots of a table, whole or not yet."""
     parts = []
-    for pair, what in PAIRS.items():
+    for pair in PAIRS:
         if pair not in table.settings():
             continue
         part = table.only([pair])
-        segments = [f"{name}{kind}" for name in what.names.values() for kind in ("", " warm", " cold")]
-        measures = [f"{segment}/auc" for segment in segments]
+        measures = list(dict.fromkeys(name for cell in part.cells() for name in cell.metrics if name.endswith("/auc")))
         parts.append(f"# {pair}\n")
         parts.append(arena_report.markdown(part, subject=SHARED, measures=measures, not_rivals=(FACTS,)))
         shown = table.only([pair], without=("train mean", "popularity"))  # far below all others
-        for segment in segments:
-            picture = f"multi-domain-ctr-{pair}-{segment}.svg".replace(" ", "-")
-            arena_report.plot(shown, f"{segment}/auc", out / picture, subject=SHARED)
+        for metric in measures:
+            picture = f"multi-domain-ctr-{pair}-{metric.removesuffix('/auc')}.svg".replace(" ", "-")
+            arena_report.plot(shown, metric, out / picture, subject=SHARED)
     parts.append(new_domain.write(table, out))
     (out / "multi-domain-ctr.md").write_text("\n".join(parts))
 
@@ -256,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measure,
         page="multi-domain-ctr.md",
         about=__doc__,
-        folders="douban/, amazon_movie_tv/ or amazon/",
+        folders="douban/, amazon_movie_tv/, amazon/, movielens/, kuairand/ or ali_ccp/",
         settings=SETTINGS,
         arguments=arguments,
     )

@@ -36,15 +36,15 @@ class Pair:
         return LOADERS[self.loader](data / self.folder, raw, **self.options, **more)
 
 
-def amazon_reviews(source: str, target: str) -> dict[str, Any]:
-    """Fields of a `Pair` of two categories in McAuley's original review files."""
+def amazon_reviews(source: str, target: str, **options: Any) -> dict[str, Any]:
+    """Fields of a `Pair` of two categories in McAuley's original review files; ``options`` go to the loader."""
     # A category's review file starts with a capital, or with "r"; "meta_..." is none.
     files = tuple(f"[!m]*{category}*" for category in (source, target))
     return {
         "loader": "amazon",
         "folder": "amazon",
         "files": files,
-        "options": {"sources": [source], "targets": [target]},
+        "options": {**options, "sources": [source], "targets": [target]},
     }
 
 

@@ -39,13 +39,23 @@ HELD_SHARE = 0.10
 
 @dataclass(frozen=True)
 class ClickPair(Pair):
-    """A pair whose ratings above 3 are clicks; ``names`` are the domains' names as segments."""
+    """Domains of clicks, or of ratings of which those above 3 count as clicks.
+
+    ``names`` are the domains' names as segments; a domain that is not among them stands under its own.
+    """
 
     names: Mapping[str, str] = field(default_factory=dict)
 
+    def segment(self, domain: str) -> str:
+        return self.names.get(domain, domain)
+
+
+_CLICKS = {"task": "ctr"}
+"""For loaders of ratings."""
+
 
 def _douban(**more: bool) -> ClickPair:
-    options = {"sources": ["book"], "targets": ["music"], **more}
+    options = {**_CLICKS, "sources": ["book"], "targets": ["music"], **more}
     return ClickPair(
         "douban", "douban", ("*book*", "*music*"), options, {"douban-book": "book", "douban-music": "music"}
     )
@@ -58,14 +68,28 @@ PAIRS = {
         "amazon-heterogeneous",
         "amazon_movie_tv",
         ("user_item.dat",),
-        {"sources": ["1"], "targets": ["2"]},
+        {**_CLICKS, "sources": ["1"], "targets": ["2"]},
         {"amazon-category-1": "category 1", "amazon-category-2": "category 2"},
     ),
     "amazon-movies-and-cds": ClickPair(
-        **amazon_reviews("Movies_and_TV", "CDs_and_Vinyl"),
+        **amazon_reviews("Movies_and_TV", "CDs_and_Vinyl", **_CLICKS),
         names={"amazon-movies-and-tv": "movies", "amazon-cds-and-vinyl": "CDs"},
     ),
+    "movielens": ClickPair(
+        "movielens",
+        "movielens",
+        ("**/ratings.dat*", "**/movies.dat*", "**/users.dat*"),
+        {**_CLICKS, "sources": ["Drama"], "targets": ["Comedy"]},
+        {"movielens-drama": "drama", "movielens-comedy": "comedy"},
+    ),
+    "kuairand-tabs": ClickPair(
+        "kuairand", "kuairand", ("**/log_standard_*.csv*",), {"sources": ["1"], "targets": ["0"]}
+    ),
+    "ali-ccp-twentieth": ClickPair(
+        "ali-ccp", "ali_ccp", ("sample_skeleton_*.csv*", "common_features_*.csv*"), {"user_share": 0.05}
+    ),
 }
+"""By setting. Of Ali-CCP all scenes are taken, and one user in twenty."""
 
 
 def pair_of(setting: str) -> ClickPair:
@@ -80,7 +104,7 @@ def prepare(data: Path, folder: Path, pair: str, *, new: str | None = None) -> t
     """
 
     def load(raw: Path) -> Iterator[tuple[DomainSpec, PreparedDomain]]:
-        staged = PAIRS[pair].load(data, raw, task="ctr")
+        staged = PAIRS[pair].load(data, raw)
         for domain in sorted(staged, key=lambda one: one.spec.name == new):
             lenders = tuple(other.spec.name for other in staged if other.spec.name != new)
             roles: dict[str, Any] = {"role": "source", "sources": ()}

@@ -7,7 +7,8 @@ Field 101 is the user, 121 to 129 his profile; 205 the item, 206 its category, 2
 scene in which it was shown.
 
 The files know no times: train comes before test as a whole. What users did before is told by category, shop and brand
-alone (fields 109_14 to 150_14), which is no event of any item, and is not read.
+alone (fields 109_14 to 150_14), which is no event of any item, and is not read. For want of times an item shown to a
+user again with the same outcome is one row to ingest.
 """
 
 from __future__ import annotations

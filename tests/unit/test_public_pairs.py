@@ -1,11 +1,13 @@
-"""Benchmarks of clicks on Amazon's original review files: offered where the files lie, cases without test labels."""
+"""Benchmarks of clicks on original public files: offered where the files lie, cases without test labels."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from benchmarks import multi_domain_ctr as clicks
 from benchmarks.public_pairs import offered
-from benchmarks.two_domains import pair_of
+from benchmarks.two_domains import PAIRS, pair_of
 from domains.errors import InvalidData
 
 
@@ -22,3 +24,29 @@ def test_original_reviews_become_clicks_of_two_domains(amazon_reviews, tmp_path)
     assert {"movies", "CDs", "movies warm", "CDs warm"} <= set(case.segments)
     assert set(np.unique(case.label)) == {0.0, 1.0}
     assert (case.segments["movies"] ^ case.segments["CDs"]).all()
+
+
+def test_scenes_without_times_become_domains_that_lend_alike(tmp_path, monkeypatch):
+    """Ali-CCP: clicks as logged, a domain for each scene under its own name, no history that holds an asked row."""
+    folder, random = tmp_path / "ali_ccp", np.random.default_rng(0)
+    folder.mkdir()
+    (folder / "common_features_train.csv").write_text("".join(f"c{u},1,101\x02{u}\x031.0\n" for u in range(60)))
+    (folder / "sample_skeleton_train.csv").write_text(
+        "".join(
+            f"{row},{int(random.random() < 0.3)},0,c{random.integers(60)},2,"
+            f"205\x02{random.integers(40)}\x031.0\x01301\x02{10 + random.integers(2)}\x031.0\n"
+            for row in range(2_600)
+        )
+    )
+    whole = replace(PAIRS["ali-ccp-twentieth"], options={})
+    monkeypatch.setitem(PAIRS, "ali-ccp-twentieth", whole)
+    assert offered(tmp_path, clicks.SETTINGS, pair_of) == ["ali-ccp-twentieth"]
+    case = clicks.open_case(tmp_path, tmp_path / "out", "ali-ccp-twentieth", 0)
+    assert {f"ali-ccp-{scene} {kind}" for scene in (10, 11) for kind in ("warm", "cold")} <= set(case.segments)
+    workspace, asked = case.given.workspace, case.given.asked[0]
+    layout = workspace.fit_layout(
+        task="ctr", slots=case.given.slots, lifelong=20, short=5, with_users=False, until_us=None
+    )
+    batch = workspace.assembler(layout, case.given.slots).batch(asked, 0)
+    events = int((batch.lifelong.stop - batch.lifelong.start).max())
+    assert 0 < events <= max(np.bincount(np.concatenate([rows.user for rows in case.given.known])))
