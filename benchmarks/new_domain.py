@@ -44,6 +44,7 @@ PLAIN: dict[str, Callable[[], PlainRival]] = {
 }
 RECIPE = Recipe(
     task="ctr",
+    interest="dacdr",
     facts="wide",
     width=16,
     lifelong=100,

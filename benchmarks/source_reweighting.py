@@ -49,7 +49,9 @@ from orchestrator.arena import Case, Cell, Entrant, Scored, Table, run
 from orchestrator.recipe import Recipe
 from orchestrator.training_data import EpochOfDomains
 
-RECIPE = Recipe(width=16, lifelong=30, short=24, epochs=8, patience=2, learning_rate=2e-3, batch_size=256)
+RECIPE = Recipe(
+    interest="dacdr", width=16, lifelong=30, short=24, epochs=8, patience=2, learning_rate=2e-3, batch_size=256
+)
 TARGET_ROWS = {"simulator": 8_000, "amazon": 4_000}
 TINY_ROWS, MANY = 1_200, 25
 ENOUGH_ROWS = {"simulator": 100_000, "amazon": 50_000}

@@ -244,7 +244,7 @@ def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_lab
             actions=len(ACTIONS),
             task=recipe.task,
             interest=recipe.interest,
-            pyramid=PyramidConfig(levels=()) if recipe.pyramid == "none" else PyramidConfig.named(recipe.pyramid),
+            pyramid=pyramid_of(recipe),
             wide=rating or _wide(workspace, layout, recipe),
             encoder_hidden=32 if rating else 128,
             head=recipe.head,
@@ -256,6 +256,14 @@ def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_lab
     for name in layout.slots:
         add_domain(ranker, workspace, layout, name)
     return ranker
+
+
+def pyramid_of(recipe: Recipe) -> PyramidConfig:
+    """The pyramid that a recipe names, or that fits its interest and the length of its histories."""
+    usual, none = PyramidConfig.named("LCN-200-50"), PyramidConfig(levels=())
+    if recipe.pyramid == "auto":
+        return none if recipe.interest == "both" and recipe.lifelong <= usual.k1 else usual
+    return none if recipe.pyramid == "none" else PyramidConfig.named(recipe.pyramid)
 
 
 def _wide(workspace: Workspace, layout: Layout, recipe: Recipe) -> bool:

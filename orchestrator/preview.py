@@ -120,6 +120,7 @@ class Bench:
         size = self.size
         self.recipe = Recipe(
             task=self.task,  # type: ignore[arg-type]
+            interest="dacdr",  # the cheapest: what sources are worth to each other is asked many times
             width=size.width,
             lifelong=size.lifelong,
             short=10,

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 RATING = {
+    "interest": "dacdr",
     "facts": "wide",
     "head": (64, 32),
     "width": 16,
@@ -50,12 +51,13 @@ class Recipe(BaseModel):
     """Domains to keep out of shared training."""
     task: Literal["ctr", "rating"] = "ctr"
     """Clicks or ratings; a shared model has one head."""
-    interest: Literal["dacdr", "lcn", "both", "domain_over_pyramid"] = "dacdr"
+    interest: Literal["dacdr", "lcn", "both", "domain_over_pyramid"] = "both"
     """How the source history is read: cross-attention, lifelong pyramid, both views side by side, or cross-attention
-    over the events that the pyramid selects, beside the pyramid's view."""
-    pyramid: Literal["LCN-200-50", "LCN-500-100", "none"] = "LCN-200-50"
-    """Events that the pyramid's second and third level read, where the interest has a pyramid; without one it has the
-    short views of the latest events alone."""
+    over the events that the pyramid selects, beside the pyramid's view. All but the first read the latest events of
+    both sides as well."""
+    pyramid: Literal["auto", "LCN-200-50", "LCN-500-100", "none"] = "auto"
+    """Events that the pyramid's second and third level read, where the interest has a pyramid. By itself it is
+    LCN-200-50, but none beside cross-attention over histories so short that it would leave nothing out."""
     width: int = Field(default=32, ge=4, le=512)
     """Embedding width."""
     lifelong: int = Field(default=100, ge=1, le=2000)

@@ -9,6 +9,7 @@ from torch import Tensor
 from models.embeddings import EventContext
 from models.history import History
 from models.pyramid import Pyramid, PyramidConfig, _best, _threshold
+from orchestrator.fitting import pyramid_of
 from orchestrator.recipe import Recipe
 
 CHUNKS, CELLS, LENGTH, WIDTH = 2, 3, 20, 8
@@ -202,6 +203,15 @@ def test_a_recipe_without_a_pyramid_leaves_nothing_to_select_from() -> None:
     assert Recipe(interest="both", pyramid="none").pyramid == "none"
     with pytest.raises(ValueError, match="interest=both"):
         Recipe(interest="domain_over_pyramid", pyramid="none")
+
+
+def test_a_pyramid_stands_by_itself_where_it_has_something_to_leave_out() -> None:
+    """Beside cross-attention only over long histories; always where nothing else reads them."""
+    assert not pyramid_of(Recipe(interest="both", lifelong=200)).levels
+    assert pyramid_of(Recipe(interest="both", lifelong=201)).levels
+    assert pyramid_of(Recipe(interest="lcn", lifelong=50)) == PyramidConfig.named("LCN-200-50")
+    assert pyramid_of(Recipe(pyramid="LCN-500-100")).k1 == 500
+    assert not pyramid_of(Recipe(pyramid="none", lifelong=800)).levels
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])

@@ -130,7 +130,7 @@ def _train_dialog(ready: list[Domain]) -> None:
         return
     left_out = [name for name in fitting if name not in chosen]
     with st.expander("How it reads histories and learns"):
-        choices = _choices()
+        choices = _choices(task)
     components.start_button(
         "train-shared",
         domain=None,
@@ -139,12 +139,15 @@ def _train_dialog(ready: list[Domain]) -> None:
     )
 
 
-def _choices() -> dict[str, Any]:
-    """What differs from the recipe's defaults, which are what evidence favoured."""
-    usual = Recipe()
+def _choices(task: str) -> dict[str, Any]:
+    """What differs from the task's usual recipe, which is what evidence favoured."""
+    usual = Recipe.model_validate({"task": task})
     interests = list(wording.INTERESTS)
     interest = st.selectbox(
-        "A history is read by", interests, format_func=lambda name: wording.words(wording.INTERESTS, name)
+        "A history is read by",
+        interests,
+        index=interests.index(usual.interest),
+        format_func=lambda name: wording.words(wording.INTERESTS, name),
     )
     chosen: dict[str, Any] = {"interest": interest}
     if interest != "dacdr":
