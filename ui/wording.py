@@ -101,6 +101,12 @@ INTERESTS = {
     "both": "both views, side by side",
     "domain_over_pyramid": "cross-attention over what the pyramid selects",
 }
+PYRAMIDS = {
+    "auto": "as the length of histories asks",
+    "LCN-200-50": "LCN-200-50",
+    "LCN-500-100": "LCN-500-100",
+    "none": "none: the latest events alone",
+}
 TASKS = {"ctr": "Clicks", "rating": "Ratings"}
 
 

@@ -251,15 +251,22 @@ def test_a_version_goes_live_only_with_a_reason_and_comes_back_in_one_step(full)
 
 
 def test_the_shared_model_can_be_chosen_in_the_dialog(full):
-    """Every way to read histories has a name in words; a pyramid asks for its size."""
+    """Every way to read histories has a name in words, the usual one is chosen; where one has a pyramid, its size."""
+
+    def box(label: str) -> list:
+        return [found for found in app.selectbox if found.label == label]
+
+    def pyramids_beside(interest: str) -> list[int]:
+        box("A history is read by")[0].set_value(interest)
+        press(app, "train-shared")
+        return [len(found.options) for found in box("Pyramid")]
+
     app = press(open_page("domain_list"), "train-shared")
-    (interest,) = [box for box in app.selectbox if box.label == "A history is read by"]
-    assert len(interest.options) == 4
-    assert "Pyramid" not in [box.label for box in app.selectbox]
-    interest.set_value("domain_over_pyramid")
-    press(app, "train-shared")
-    (pyramid,) = [box for box in app.selectbox if box.label == "Pyramid"]
-    assert list(pyramid.options) == ["LCN-200-50", "LCN-500-100"]
+    assert len(box("A history is read by")[0].options) == 4
+    assert box("A history is read by")[0].value == "both"
+    assert pyramids_beside("both") == [4]
+    assert pyramids_beside("domain_over_pyramid") == [3], "it reads what a pyramid selects"
+    assert pyramids_beside("dacdr") == []
 
 
 def test_without_prefect_a_launch_is_offered_inside_the_ui(full):

@@ -154,7 +154,9 @@ def _choices(task: str) -> dict[str, Any]:
         sizes = get_args(Recipe.model_fields["pyramid"].annotation)
         if interest == "domain_over_pyramid":  # which reads what a pyramid selects
             sizes = tuple(size for size in sizes if size != "none")
-        chosen["pyramid"] = st.selectbox("Pyramid", sizes)
+        chosen["pyramid"] = st.selectbox(
+            "Pyramid", sizes, format_func=lambda name: wording.words(wording.PYRAMIDS, name)
+        )
     if st.checkbox("Bring tastes of two domains together while learning (CRP); costs nothing when answering"):
         chosen["contrastive_weight"] = CONTRASTIVE_WEIGHT
     if st.checkbox("Weigh each source by what it gives the targets (CCTL); takes longer"):
