@@ -1,6 +1,7 @@
 """Every page on a real registry: what it shows when empty, when full, and when something is wrong."""
 
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -406,3 +407,9 @@ def test_a_domain_page_shows_what_short_runs_said_and_offers_them(full):
     assert any("do not borrow" in str(table.value.to_dict()) for table in app.dataframe)
     for expected in ("1,234 rows", "more than a hundred times", "held 5 of 6", "+0.0100 [+0.0050, +0.0200]"):
         assert expected in said(app)
+
+
+def test_pages_show_no_words_that_are_meant_for_readers_of_the_code():
+    """Streamlit writes out any text that stands by itself in a page, unless told not to."""
+    config = tomllib.loads((APP.parent / ".streamlit" / "config.toml").read_text())
+    assert config["runner"]["magicEnabled"] is False
