@@ -22,13 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import command
+from benchmarks import command, results_page
 from benchmarks.public_pairs import Pair, amazon_reviews, offered, settle
 from benchmarks.rating_bridges import BridgeData, BridgeRows, bridge_rows, fit_bridge, ridge_cmf, ridge_emcdr
+from benchmarks.results_table import Case, Cell, Entrant, Scored, Table, run
+from domains.events.splits import Split
 from domains.public import PreparedDomain
-from domains.registry import Domain
+from domains.registry.registry import Domain
 from domains.spec import DomainSpec
-from domains.splits import Split
 from models.baselines import BRIDGES
 from models.baselines.plain import (
     ItemMean,
@@ -39,17 +40,15 @@ from models.baselines.plain import (
     TrainMean,
     source_bias,
 )
-from models.ranker import Ranker
-from orchestrator import arena_report
-from orchestrator.arena import Case, Cell, Entrant, Scored, Table, run
-from orchestrator.evidence_fit import fit_own_evidence
-from orchestrator.fitting import fit, lessons, new_ranker, score_rows
-from orchestrator.fitting import prepare as set_out
-from orchestrator.launching import fit_adapter
-from orchestrator.recipe import Recipe
+from models.ranker.network import Ranker
+from orchestrator.data.batches import Examples
+from orchestrator.data.dataset import Workspace
+from orchestrator.jobs.launch import fit_adapter
 from orchestrator.settings import Settings
-from orchestrator.training_data import Examples
-from orchestrator.workspace import Workspace
+from orchestrator.training.fit import fit, lessons, new_ranker, score_rows
+from orchestrator.training.fit import prepare as set_out
+from orchestrator.training.recipe import Recipe
+from orchestrator.training.wide_fit import fit_own_evidence
 
 BOUNDS = (1.0, 5.0)
 SHARES = (20, 50, 80)
@@ -346,12 +345,12 @@ def write(table: Table, out: Path) -> None:
         if not settings:
             continue
         part = table.only(settings)
-        page = arena_report.markdown(
+        page = results_page.markdown(
             part, subject=ADAPTER, plain=RIVAL, measures=("mae", "rmse"), not_rivals=(SHARED, FACTS), bounds=BOUNDS
         )
         parts += [f"# {title}\n", page]
         for metric in ("mae", "rmse"):
-            arena_report.plot(part, metric, out / f"{name}-{metric}.svg", subject=ADAPTER)
+            results_page.plot(part, metric, out / f"{name}-{metric}.svg", subject=ADAPTER)
     (out / "cold-start-ratings.md").write_text("\n".join(parts))
 
 

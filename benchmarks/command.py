@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from orchestrator import arena_report
-from orchestrator.arena import Entrant, Table
+from benchmarks import results_page
+from benchmarks.results_table import Entrant, Table
 
 
 def run(
@@ -46,7 +46,7 @@ def run(
     torch.set_num_threads(1)
     table = measure(given.data, given.out, settings=given.settings, seeds=given.seeds, models=given.models)
     if given.json:
-        given.json.write_text(json.dumps(arena_report.as_dict(table), indent=1))
+        given.json.write_text(json.dumps(results_page.as_dict(table), indent=1))
     print((given.out / page).read_text())
 
 

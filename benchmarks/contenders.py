@@ -19,19 +19,19 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from models import training
 from models.baselines import LIFELONG, MULTI_DOMAIN, SELF_SUPERVISED
 from models.baselines.inputs import Rival, RivalConfig
 from models.baselines.self_supervised import WithAuxiliary
-from models.contrast import ContrastConfig
-from models.embeddings import ItemTable, RowTable
-from models.ranker import Ranker
-from orchestrator import fitting
-from orchestrator.encoding import Layout
-from orchestrator.fitting import Lessons
-from orchestrator.recipe import Recipe
-from orchestrator.training_data import Assembler, EpochOfDomains, Examples
-from orchestrator.workspace import Workspace
+from models.layers.contrast import ContrastConfig
+from models.layers.embeddings import ItemTable, RowTable
+from models.ranker.network import Ranker
+from models.training import loop
+from orchestrator.data.batches import Assembler, EpochOfDomains, Examples
+from orchestrator.data.dataset import Workspace
+from orchestrator.data.encoding import Layout
+from orchestrator.training import fit as fitting
+from orchestrator.training.fit import Lessons
+from orchestrator.training.recipe import Recipe
 
 OURS = "Graft"
 CRP = " + CRP"
@@ -54,7 +54,7 @@ class Contender:
     networks: tuple[nn.Module, ...]
     layout: Layout
     assembler: Assembler
-    results: tuple[training.TrainResult, ...]
+    results: tuple[loop.TrainResult, ...]
 
     def score(self, rows: Examples, slot: int) -> np.ndarray:
         """Click probabilities or ratings of rows in their order, (N,)."""
@@ -170,7 +170,7 @@ def score(network: nn.Module, assembler: Assembler, rows: Examples, slot: int) -
     """Click probabilities or ratings of rows in their order, (N,), calibrated where the network is."""
     batches = EpochOfDomains(assembler, [(rows, slot)], batch_size=4096, seed=0, shuffle=False).batches(0)
     task: Any = assembler.layout.task
-    return training.predict(network, batches, task=task)["score"]
+    return loop.predict(network, batches, task=task)["score"]
 
 
 def _ranker(network: nn.Module) -> Ranker | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.arena import Cell, Table, paired_over_seeds, paired_over_users
+from benchmarks.results_table import Cell, Table, paired_over_seeds, paired_over_users
 
 KINDS = ("good", "random", "reversed")
 PANEL, TALL, LEFT, TOP = 230, 150, 44, 40

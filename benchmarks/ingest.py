@@ -21,8 +21,8 @@ import duckdb
 import numpy as np
 import psutil
 
-from domains.histories import Histories
-from domains.ingest import ingest
+from domains.events.histories import Histories
+from domains.ingestion.ingest import ingest
 from domains.spec import DomainSpec
 
 SPEC = DomainSpec.from_mapping(

@@ -22,16 +22,16 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from domains.histories import COLUMNS, Histories
-from domains.marketplace import MARKETPLACE
+from domains.events.histories import COLUMNS, Histories
+from domains.events.splits import Split, time_forward
 from domains.public import LOADERS
-from domains.registry import Domain, Registry
-from domains.simulator import SimulatorConfig, simulate
-from domains.splits import Split, time_forward
+from domains.registry.registry import Domain, Registry
+from domains.simulation.marketplace import MARKETPLACE
+from domains.simulation.simulator import SimulatorConfig, simulate
 from orchestrator import use_cases
+from orchestrator.data.batches import EventSource, Examples
+from orchestrator.data.dataset import Workspace
 from orchestrator.settings import Settings
-from orchestrator.training_data import EventSource, Examples
-from orchestrator.workspace import Workspace
 
 FEEDS = 16
 GOOD, RANDOM, REVERSED = 0, 1, 2

@@ -26,21 +26,20 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import command
+from benchmarks import command, results_page
 from benchmarks.item_vectors import item_vectors
 from benchmarks.lifelong_networks import Network, Schooling, consistency, networks, scored, trained
 from benchmarks.logged_clicks import LOGS, cut
 from benchmarks.public_pairs import Pair, offered, settle
+from benchmarks.results_table import Case, Cell, Entrant, Scored, Table, paired_over_seeds, run
 from benchmarks.sampled_negatives import NEVER, Parts, draw
 from models.baselines.plain import CoOccurrence, ItemMean, ItemUserBias, PlainRival, Popularity, Rows, TrainMean
-from orchestrator import arena_report
-from orchestrator.arena import Case, Cell, Entrant, Scored, Table, paired_over_seeds, run
-from orchestrator.encoding import Layout
-from orchestrator.fitting import Lessons
-from orchestrator.item_means import item_means, without_itself
-from orchestrator.recipe import Recipe
-from orchestrator.training_data import Examples
-from orchestrator.workspace import Workspace
+from orchestrator.data.batches import Examples
+from orchestrator.data.dataset import Workspace
+from orchestrator.data.encoding import Layout
+from orchestrator.data.target_encoding import item_means, without_itself
+from orchestrator.training.fit import Lessons
+from orchestrator.training.recipe import Recipe
 
 FOLDER = "kuairand_sequences"
 SEQUENCES = Pair(
@@ -266,7 +265,7 @@ def write(table: Table, out: Path) -> None:
     """The page and the plot of a table, whole or not yet."""
     kin = [name for name in networks() if name.startswith(("both", "domain over", "LCN-", "DACDR", "LCN + CRP"))]
     parts = [
-        arena_report.markdown(table, subject=OURS, plain=VECTORS, measures=MEASURES, not_rivals=kin),
+        results_page.markdown(table, subject=OURS, plain=VECTORS, measures=MEASURES, not_rivals=kin),
         "## Every row beside the composed ranker without CRP\n",
         _beside(table, WITHOUT_CRP),
         "## Consistency of the cascade\n",
@@ -274,7 +273,7 @@ def write(table: Table, out: Path) -> None:
     ]
     page = "\n".join(parts).replace("[+nan, +nan] | nan", "one seed | –")
     (out / "lifelong-ctr.md").write_text(page)
-    arena_report.plot(table, "auc", out / "lifelong-ctr-auc.svg", subject=OURS)
+    results_page.plot(table, "auc", out / "lifelong-ctr-auc.svg", subject=OURS)
 
 
 def _beside(table: Table, reference: str) -> str:

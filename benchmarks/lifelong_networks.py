@@ -12,18 +12,18 @@ from torch import nn
 
 from benchmarks import contenders
 from benchmarks.item_vectors import begin_with
-from models import training
 from models.baselines import LIFELONG, SELF_SUPERVISED
 from models.baselines.inputs import Rival
 from models.baselines.self_supervised import WithAuxiliary
-from models.contrast import ContrastConfig
-from models.pyramid import PyramidConfig
-from models.ranker import Ranker
-from orchestrator import fitting
-from orchestrator.fitting import Lessons
-from orchestrator.recipe import Recipe
-from orchestrator.training_data import Assembler, EpochOfDomains, Examples
-from orchestrator.workspace import Workspace
+from models.layers.contrast import ContrastConfig
+from models.layers.pyramid import PyramidConfig
+from models.ranker.network import Ranker
+from models.training import loop
+from orchestrator.data.batches import Assembler, EpochOfDomains, Examples
+from orchestrator.data.dataset import Workspace
+from orchestrator.training import fit
+from orchestrator.training.fit import Lessons
+from orchestrator.training.recipe import Recipe
 
 AUXILIARY_WEIGHT = 0.01
 """Of CRP and of every self-supervised loss alike, chosen on validation rows: see docs/experiments.md."""
@@ -130,10 +130,10 @@ def trained(what: Network, school: Schooling, seed: int) -> tuple[nn.Module, dic
     recipe = school.recipe.model_copy(update={"seed": seed})
     model = built(what, school, recipe)
     own, lessons = EpochOfDomains, school.lessons
-    result = training.train(
+    result = loop.train(
         model,
         own(school.assembler, lessons.train, batch_size=BATCH, seed=seed, session_rows=SESSION),
-        config=training.TrainConfig(
+        config=loop.TrainConfig(
             epochs=EPOCHS,
             learning_rate=LEARNING_RATE,
             auxiliary_weight=AUXILIARY_WEIGHT,
@@ -153,7 +153,7 @@ def trained(what: Network, school: Schooling, seed: int) -> tuple[nn.Module, dic
 def scored(model: nn.Module, school: Schooling, rows: Examples) -> np.ndarray:
     """Click probabilities of rows in their order, (N,)."""
     source = EpochOfDomains(school.assembler, [(rows, school.slot)], batch_size=SCORED_AT_ONCE, seed=0, shuffle=False)
-    return training.predict(model, source.batches(0))["score"]
+    return loop.predict(model, source.batches(0))["score"]
 
 
 def built(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
@@ -179,14 +179,14 @@ def _rival(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
 def _ranker(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
     layout = school.lessons.layout
     # Only for its config and codes; narrow, because another is built of them.
-    usual = fitting.new_ranker(
+    usual = fit.new_ranker(
         school.workspace, layout, recipe.model_copy(update={"width": 4}), mean_label=school.lessons.mean_label
     )
     torch.manual_seed(recipe.seed)
     ranker = Ranker(replace(usual.config, width=recipe.width, **what.changes), usual.source_items.codes)
     for name in layout.slots:
-        fitting.add_domain(ranker, school.workspace, layout, name)
-    fitting.prepare(ranker, school.lessons, school.assembler, seed=recipe.seed)
+        fit.add_domain(ranker, school.workspace, layout, name)
+    fit.prepare(ranker, school.lessons, school.assembler, seed=recipe.seed)
     task = what.contender.removeprefix(contenders.OURS).removeprefix(" + ")
     return WithAuxiliary(ranker, SELF_SUPERVISED[task](recipe.width)) if task else ranker  # type: ignore[call-arg]
 

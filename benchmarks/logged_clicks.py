@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.public_pairs import Pair
 from benchmarks.sampled_negatives import Parts, first_us
-from orchestrator.training_data import Examples
+from orchestrator.data.batches import Examples
 
 _TAOBAO = ("raw_sample.csv*", "ad_feature.csv*", "behavior_log.csv*")
 LOGS: Mapping[str, Pair] = {

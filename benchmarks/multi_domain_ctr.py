@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import command, contenders, new_domain
+from benchmarks import command, contenders, new_domain, results_page
 from benchmarks.public_pairs import offered
+from benchmarks.results_table import Case, Cell, Entrant, Scored, Table, run
 from benchmarks.two_domains import PAIRS, TwoDomains, pair_of, prepare
 from models.baselines import MULTI_DOMAIN
 from models.baselines.plain import (
@@ -34,10 +35,9 @@ from models.baselines.plain import (
     Rows,
     TrainMean,
 )
-from orchestrator import arena_report, fitting
-from orchestrator.arena import Case, Cell, Entrant, Scored, Table, run
-from orchestrator.recipe import Recipe
-from orchestrator.training_data import Examples
+from orchestrator.data.batches import Examples
+from orchestrator.training import fit
+from orchestrator.training.recipe import Recipe
 
 FACTS, SHARED = "Graft, facts alone", "Graft, shared"
 STARS = " of stars"
@@ -143,26 +143,26 @@ def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
     """Ours: what the facts expect, and the shared model, which starts from it."""
     given: Given = case.given
     recipe = recipe.model_copy(update={"seed": seed})
-    learnt = fitting.lessons(given.workspace, recipe, given.slots)
+    learnt = fit.lessons(given.workspace, recipe, given.slots)
     assembler = given.workspace.assembler(learnt.layout, given.slots)
-    ranker = fitting.new_ranker(given.workspace, learnt.layout, recipe, mean_label=learnt.mean_label)
-    fitting.prepare(ranker, learnt, assembler, seed=seed)
+    ranker = fit.new_ranker(given.workspace, learnt.layout, recipe, mean_label=learnt.mean_label)
+    fit.prepare(ranker, learnt, assembler, seed=seed)
 
     def score(rows: Examples, slot: int) -> np.ndarray:
-        return fitting.score_rows(ranker, assembler, rows, slot)
+        return fit.score_rows(ranker, assembler, rows, slot)
 
     facts = given.answers(score)
-    result = fitting.learn(
+    result = fit.learn(
         ranker,
         learnt,
         assembler,
         recipe,
         auxiliary_weight=recipe.contrastive_weight,
-        parameters=fitting.searched_parameters(ranker),
+        parameters=fit.searched_parameters(ranker),
         consider_start=True,
     )
     if ranker.users is not None:
-        fitting.forget_unmet_users(ranker.users, learnt)
+        fit.forget_unmet_users(ranker.users, learnt)
     weights = [ranker.evidence, *(ranker.owned(slot).evidence for slot in range(len(given.slots)))]
     detail = {"best_epoch": result.best_epoch, "validation": result.best}
     return {
@@ -236,11 +236,11 @@ def write(table: Table, out: Path) -> None:
         part = table.only([pair])
         measures = list(dict.fromkeys(name for cell in part.cells() for name in cell.metrics if name.endswith("/auc")))
         parts.append(f"# {pair}\n")
-        parts.append(arena_report.markdown(part, subject=SHARED, measures=measures, not_rivals=(FACTS,)))
+        parts.append(results_page.markdown(part, subject=SHARED, measures=measures, not_rivals=(FACTS,)))
         shown = table.only([pair], without=("train mean", "popularity"))  # far below all others
         for metric in measures:
             picture = f"multi-domain-ctr-{pair}-{metric.removesuffix('/auc')}.svg".replace(" ", "-")
-            arena_report.plot(shown, metric, out / picture, subject=SHARED)
+            results_page.plot(shown, metric, out / picture, subject=SHARED)
     parts.append(new_domain.write(table, out))
     (out / "multi-domain-ctr.md").write_text("\n".join(parts))
 

@@ -17,17 +17,18 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import results_page
+from benchmarks.results_table import Case, Entrant, Scored, Table
 from benchmarks.two_domains import TwoDomains, prepare
-from models import adapters
 from models.baselines.plain import ItemMean, ItemUserBias, MappedSourceBias, PlainRival, Rows
 from models.metrics import auc
-from models.ranker import Ranker
-from orchestrator import arena_report, fitting, rivals
-from orchestrator.arena import Case, Entrant, Scored, Table
-from orchestrator.encoding import Layout
-from orchestrator.fine_tuning import fit_adapter
-from orchestrator.recipe import Recipe
-from orchestrator.training_data import Assembler, Examples
+from models.ranker import adapters
+from models.ranker.network import Ranker
+from orchestrator.data.batches import Assembler, Examples
+from orchestrator.data.encoding import Layout
+from orchestrator.training import baselines, fit
+from orchestrator.training.fine_tune import fit_adapter
+from orchestrator.training.recipe import Recipe
 
 NEW = {"douban": ("music", "douban-music"), "amazon": ("category-2", "amazon-category-2")}
 PERCENT = (1, 5, 10, 100)
@@ -130,7 +131,7 @@ def shared_model(given: Given, recipe: Recipe) -> Shared:
     for other in [other for other in _SHARED if other[:2] != place]:
         del _SHARED[other]
     if key not in _SHARED:
-        ranker, layout = fitting.fit(given.workspace, recipe, [given.old])
+        ranker, layout = fit.fit(given.workspace, recipe, [given.old])
         rows = given.workspace.examples(layout, given.old)
         _SHARED[key] = Shared(ranker, layout, rows.take(given.workspace.split(rows).test))
     return _SHARED[key]
@@ -143,7 +144,7 @@ def tuned(way: str, name: str, recipe: Recipe, case: Case, seed: int) -> dict[st
     shared = shared_model(given, recipe)
     assembler = given.workspace.assembler(shared.layout, [given.old, given.known.domain])
     ranker = copy.deepcopy(shared.ranker)
-    slot = fitting.add_domain(ranker, given.workspace, shared.layout, given.known.domain, like=0)
+    slot = fit.add_domain(ranker, given.workspace, shared.layout, given.known.domain, like=0)
     before = _old(ranker, assembler, shared)
     whole = sum(part.numel() for part in ranker.parameters())
     owned = ranker.owned(slot)
@@ -151,7 +152,7 @@ def tuned(way: str, name: str, recipe: Recipe, case: Case, seed: int) -> dict[st
     rows = owned.items.rows.weight.numel()
     detail: dict[str, Any] = {"whole": whole, "item_rows": rows}
     if way == START:
-        return {name: Scored(fitting.score_rows(ranker, assembler, given.asked, slot), detail | {"parameters": 0})}
+        return {name: Scored(fit.score_rows(ranker, assembler, given.asked, slot), detail | {"parameters": 0})}
     if way in (ADAPTER, FEW):
         recipe = recipe.model_copy(update={"fine_tune_items": way == ADAPTER})
         fingerprint = adapters.fingerprint(ranker, excluding=slot)
@@ -159,9 +160,9 @@ def tuned(way: str, name: str, recipe: Recipe, case: Case, seed: int) -> dict[st
         proof = adapters.certificate(fingerprint, adapters.fingerprint(ranker, excluding=slot))
         trained = sum(part.numel() for part in owned.parameters()) - (0 if recipe.fine_tune_items else rows)
         detail |= {"parameters": trained, "best_epoch": result.best_epoch, "frozen": proof.ok}
-        score = fitting.score_rows(ranker, assembler, given.asked, slot)
+        score = fit.score_rows(ranker, assembler, given.asked, slot)
     else:
-        score = rivals.predict(
+        score = baselines.predict(
             "full_fine_tune" if way == FULL else "scratch",
             ranker=ranker,
             slot=slot,
@@ -186,7 +187,7 @@ def tuned(way: str, name: str, recipe: Recipe, case: Case, seed: int) -> dict[st
 
 def _old(ranker: Ranker, assembler: Assembler, shared: Shared) -> np.ndarray:
     """The old domain's scores."""
-    return fitting.score_rows(ranker, assembler, shared.judged, 0)
+    return fit.score_rows(ranker, assembler, shared.judged, 0)
 
 
 def entrants(recipe: Recipe = RECIPE) -> list[Entrant]:
@@ -212,7 +213,7 @@ def write(table: Table, out: Path) -> str:
         measures = ("auc", "warm/auc", "cold/auc")
         parts.append(f"# {pair}: {short} is new\n")
         parts.append(
-            arena_report.markdown(part, subject=ADAPTER, measures=measures, plain=FULL, not_rivals=(START, FEW))
+            results_page.markdown(part, subject=ADAPTER, measures=measures, plain=FULL, not_rivals=(START, FEW))
         )
         parts.append(what_tuning_costs(part))
         plot(part, settings, out / f"new-domain-{pair}.svg")

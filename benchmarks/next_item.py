@@ -21,14 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import command, ranking_facts
+from benchmarks import command, ranking_facts, results_page
 from benchmarks.ranking_facts import TITLES, Counts, Weights, others_facts, title_vectors, weigh
 from benchmarks.ranking_network import Bins, Lists, Reach, answers, fit_network, new_network
 from benchmarks.ranking_questions import TEST, TRAIN, VALIDATION, Log, Market, Questions, ask, food_kitchen, game_video
+from benchmarks.results_table import Case, Cell, Entrant, Scored, Table, run
 from models.baselines.plain import ImplicitFactors
-from models.training import TrainConfig
-from orchestrator import arena_report
-from orchestrator.arena import Case, Cell, Entrant, Scored, Table, run
+from models.training.loop import TrainConfig
 
 SETTINGS = ("food-kitchen", "game-video")
 FACTS, SUBJECT, DACDR = "plain facts", "Graft (DACDR + LCN + CRP)", "DACDR alone"
@@ -371,10 +370,10 @@ def write(table: Table, out: Path) -> None:
     """The page and a plot a domain."""
     asked = [name for setting in table.settings() for name in SEGMENTS[setting]]
     measures = [f"{name}/{metric}" for metric in ("mrr", "ndcg@10") for name in asked]
-    page = arena_report.markdown(table, subject=SUBJECT, plain=FACTS, measures=measures)
+    page = results_page.markdown(table, subject=SUBJECT, plain=FACTS, measures=measures)
     (out / "next-item.md").write_text(page)
     for name in asked:
-        arena_report.plot(table, f"{name}/mrr", out / f"next-item-{name.lower()}.svg", subject=SUBJECT)
+        results_page.plot(table, f"{name}/mrr", out / f"next-item-{name.lower()}.svg", subject=SUBJECT)
 
 
 def _say(cell: Cell) -> None:

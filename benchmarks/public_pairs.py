@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from domains.errors import InvalidData
-from domains.histories import Histories
+from domains.events.histories import Histories
 from domains.public import LOADERS, PreparedDomain
-from domains.registry import Domain, Registry
+from domains.registry.registry import Domain, Registry
 from domains.spec import DomainSpec
 from orchestrator import use_cases
 from orchestrator.settings import Settings

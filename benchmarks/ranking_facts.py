@@ -22,7 +22,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd
 
 from benchmarks.ranking_questions import DAY_US, Log, Questions
-from models.lists import list_losses
+from models.training.listwise import list_losses
 
 ALWAYS = ("popularity", "together, own", "together, other", "factors, own", "factors, other")
 MOMENT = ("7 days", "30 days", "90 days", "365 days", "before", "neighbours, own", "neighbours, other")

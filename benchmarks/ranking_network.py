@@ -11,12 +11,12 @@ import torch
 
 from benchmarks.ranking_facts import visible
 from benchmarks.ranking_questions import Questions
-from domains.histories import ACTIONS, action_code
+from domains.events.histories import ACTIONS, action_code
 from models.batch import Batch, Events
-from models.contrast import ContrastConfig
-from models.pyramid import PyramidConfig
-from models.ranker import DomainConfig, Ranker, RankerConfig
-from models.training import TrainConfig, TrainResult, predict, train
+from models.layers.contrast import ContrastConfig
+from models.layers.pyramid import PyramidConfig
+from models.ranker.network import DomainConfig, Ranker, RankerConfig
+from models.training.loop import TrainConfig, TrainResult, predict, train
 
 FACTOR_SCALE = 0.3
 """Length of an item's vector at first, about that of a random one."""

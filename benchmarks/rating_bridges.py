@@ -17,9 +17,9 @@ from models.baselines import BRIDGES
 from models.baselines.factors import BridgeConfig, latest_liked
 from models.baselines.plain import BiasedFactors, Rows
 from models.batch import Batch, Events
-from models.training import TrainConfig, predict
-from orchestrator.encoding import Layout
-from orchestrator.training_data import Assembler, Examples, empty_events
+from models.training.loop import TrainConfig, predict
+from orchestrator.data.batches import Assembler, Examples, empty_events
+from orchestrator.data.encoding import Layout
 
 TARGET_SLOT = 1
 LIKED_ABOVE = 3.0

@@ -19,15 +19,15 @@ import torch
 
 from benchmarks.injected_harm import KINDS, HarmedWorkspace
 from models.batch import Batch
-from models.borrowing import TransferConfig, TransferReport
-from models.optimisers import Optimisers
-from models.training import TrainConfig
-from models.transfer import CollaborativeTransfer
-from orchestrator.encoding import Layout
-from orchestrator.fitting import new_ranker, set_means
-from orchestrator.item_means import ItemMeans, item_means, without_itself
-from orchestrator.recipe import Recipe
-from orchestrator.training_data import Assembler, EpochOfDomains, Examples
+from models.cctl.config import TransferConfig, TransferReport
+from models.cctl.weigher import CollaborativeTransfer
+from models.training.loop import TrainConfig
+from models.training.optimisers import Optimisers
+from orchestrator.data.batches import Assembler, EpochOfDomains, Examples
+from orchestrator.data.encoding import Layout
+from orchestrator.data.target_encoding import ItemMeans, item_means, without_itself
+from orchestrator.training.fit import new_ranker, set_means
+from orchestrator.training.recipe import Recipe
 
 TARGET_BATCH = 128
 REFUSED = 0.5

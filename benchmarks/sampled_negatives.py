@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from orchestrator.training_data import Examples
+from orchestrator.data.batches import Examples
 
 Negatives = Literal["matched", "uniform"]
 TESTED = 2

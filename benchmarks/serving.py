@@ -29,12 +29,12 @@ import httpx
 import numpy as np
 import psutil
 
-from deployment.service import serve
-from domains.domain_data import DomainData
-from domains.histories import Histories
-from domains.marketplace import MARKETPLACE
-from domains.registry import Registry
-from domains.simulator import SimulatorConfig, simulate
+from deployment.http.service import serve
+from domains.events.domain_data import DomainData
+from domains.events.histories import Histories
+from domains.registry.registry import Registry
+from domains.simulation.marketplace import MARKETPLACE
+from domains.simulation.simulator import SimulatorConfig, simulate
 from orchestrator import use_cases
 from orchestrator.settings import Settings
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from domains.simulator import SimulatorConfig, best_reachable_auc, simulate
+from domains.simulation.simulator import SimulatorConfig, best_reachable_auc, simulate
 
 
 def measure(events: int, seed: int) -> dict:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from benchmarks import command, harm_pages
+from benchmarks import command, harm_pages, results_page
 from benchmarks.injected_harm import FEEDS, GOOD, HarmedWorkspace, drawn_kinds, prepare
 from benchmarks.refused_feeds import (
     LOOKS,
@@ -38,16 +38,15 @@ from benchmarks.refused_feeds import (
     transfer_of,
     without,
 )
+from benchmarks.results_table import Case, Cell, Entrant, Scored, Table, run
 from models.baselines.plain import ItemMean, ItemUserBias, TrainMean
 from models.batch import Batch
-from models.borrowing import TransferConfig
-from models.enhancement import EnhancementConfig, RepresentationEnhancement
+from models.cctl.config import TransferConfig
+from models.cctl.domain_encoder import EnhancementConfig, RepresentationEnhancement
 from models.metrics import auc
-from models.training import TrainConfig, predict, train
-from orchestrator import arena_report
-from orchestrator.arena import Case, Cell, Entrant, Scored, Table, run
-from orchestrator.recipe import Recipe
-from orchestrator.training_data import EpochOfDomains
+from models.training.loop import TrainConfig, predict, train
+from orchestrator.data.batches import EpochOfDomains
+from orchestrator.training.recipe import Recipe
 
 RECIPE = Recipe(
     interest="dacdr", width=16, lifelong=30, short=24, epochs=8, patience=2, learning_rate=2e-3, batch_size=256
@@ -264,7 +263,7 @@ def measure(
 def write(table: Table, out: Path) -> None:
     """The page and the plots of a table, whole or not yet."""
     not_rivals = (ORACLE, ENHANCED, UNGUARDED, LOSSES, CLEANED)
-    page = arena_report.markdown(
+    page = results_page.markdown(
         table,
         subject=INFLUENCE,
         plain=UNIFORM,
@@ -273,7 +272,7 @@ def write(table: Table, out: Path) -> None:
     )
     beside = harm_pages.against(table, INFLUENCE, (UNIFORM, ALONE, LOSSES, CLEANED, ORACLE))
     (out / "source-reweighting.md").write_text(f"{harm_pages.weights(table)}\n{beside}\n{page}")
-    arena_report.plot(table, "auc", out / "source-reweighting-auc.svg", subject=INFLUENCE)
+    results_page.plot(table, "auc", out / "source-reweighting-auc.svg", subject=INFLUENCE)
     harm_pages.plot(table, out / "source-reweighting-weights.svg")
 
 

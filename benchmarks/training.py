@@ -38,7 +38,7 @@ import torch
 from benchmarks import peers
 from benchmarks.roofline import ceilings, on_gpu
 from benchmarks.workload import WIDTH, FineTuning, Shape, Workload, shared, whole_on_target
-from models.allocator import give_freed_memory_back, keep_freed_memory
+from models.training.allocator import give_freed_memory_back, keep_freed_memory
 
 SESSION = 8
 LENGTHS = (50, 500, 2000)

@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.public_pairs import Pair, amazon_reviews, settle
-from domains.histories import Histories, HistoryStore, action_code
+from domains.events.histories import Histories, HistoryStore, action_code
+from domains.events.splits import Split
 from domains.public import PreparedDomain
-from domains.registry import Domain
+from domains.registry.registry import Domain
 from domains.spec import DomainSpec
-from domains.splits import Split
-from orchestrator.encoding import Layout
+from orchestrator.data.batches import Examples
+from orchestrator.data.dataset import Workspace
+from orchestrator.data.encoding import Layout
 from orchestrator.settings import Settings
-from orchestrator.training_data import Examples
-from orchestrator.workspace import Workspace
 
 COLD_SHARE = 0.10
 COLD_VALIDATION_SHARE = 0.05

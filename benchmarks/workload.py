@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from domains.histories import HistoryStore
-from models import adapters, training
+from domains.events.histories import HistoryStore
 from models.batch import Batch
-from models.kept import keep
-from models.optimisers import Optimisers
-from models.ranker import DomainConfig, Ranker, RankerConfig
-from orchestrator.encoding import Field, Layout, SourceRange
-from orchestrator.fine_tuning import KEPT_BYTES
-from orchestrator.training_data import Assembler, EpochOfDomains, EventSource, Examples
+from models.ranker import adapters
+from models.ranker.frozen_cache import keep
+from models.ranker.network import DomainConfig, Ranker, RankerConfig
+from models.training import loop
+from models.training.optimisers import Optimisers
+from orchestrator.data.batches import Assembler, EpochOfDomains, EventSource, Examples
+from orchestrator.data.encoding import Field, Layout, SourceRange
+from orchestrator.training.fine_tune import KEPT_BYTES
 
 WIDTH = 64
 ACTIONS = 16
@@ -152,14 +153,14 @@ class Ours:
     """Steps of the product's training loop with its default settings, on one batch."""
 
     def __init__(self, model: nn.Module, batch: Batch, *, device: str = "cpu") -> None:
-        self.model, self.batch, self.config = model.to(device).train(), batch.to(device), training.TrainConfig()
-        with training.sparse_tables(model, self.config):
+        self.model, self.batch, self.config = model.to(device).train(), batch.to(device), loop.TrainConfig()
+        with loop.sparse_tables(model, self.config):
             self.optimisers = Optimisers(model, learning_rate=self.config.learning_rate)
 
     def step(self) -> None:
         """One training step on the batch."""
-        with training.sparse_tables(self.model, self.config):
-            training.descend(self.model, self.batch, self.optimisers, self.config)
+        with loop.sparse_tables(self.model, self.config):
+            loop.descend(self.model, self.batch, self.optimisers, self.config)
 
 
 def shared(work: Workload, interest: str, *, device: str = "cpu") -> Ours:

@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 from feast import FeatureStore
 from feast.data_source import PushMode
 
-from domains.domain_data import DomainData
-from domains.histories import Histories, HistoryStore
-from domains.registry import Domain
-from domains.vocabulary import Vocabulary
+from domains.events.domain_data import DomainData
+from domains.events.histories import Histories, HistoryStore
+from domains.events.vocabulary import Vocabulary
+from domains.registry.registry import Domain
 from feature_repo.definitions import EVENT_FIELDS, HISTORY_EVENTS, RECENT_EVENTS, FeatureRepo, apply
 from feature_repo.online import read_events
 

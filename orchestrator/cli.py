@@ -16,11 +16,11 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
-from models.allocator import keep_freed_memory
-from orchestrator import terminal
+from models.training.allocator import keep_freed_memory
+from orchestrator.console import terminal
+from orchestrator.console.terminal import console
 from orchestrator.errors import http_status
 from orchestrator.settings import Settings
-from orchestrator.terminal import console
 
 
 class OneLineErrors(TyperGroup):
@@ -81,34 +81,34 @@ def up(
     background: Annotated[bool, typer.Option("--background", "-b", help="Return once all servers are up.")] = False,
 ) -> None:
     """Start the Prefect server and worker, the prediction service and the web UI; Ctrl-C ends them."""
-    from orchestrator import stack
+    from orchestrator.servers import supervisor
 
     if background:
-        stack.up_in_background(Settings(), ui=ui, say=_say)
+        supervisor.up_in_background(Settings(), ui=ui, say=_say)
     else:
-        stack.up(Settings(), ui=ui, say=_say)
+        supervisor.up(Settings(), ui=ui, say=_say)
 
 
 @app.command()
 def down() -> None:
     """End the servers, from any shell."""
-    from orchestrator import stack
+    from orchestrator.servers import supervisor
 
-    if not stack.down(Settings(), say=_say):
+    if not supervisor.down(Settings(), say=_say):
         _say("no servers are running")
 
 
 @app.command()
 def status() -> None:
     """Show which servers run, and what they know."""
-    from orchestrator import stack
+    from orchestrator.servers import supervisor
 
     settings = Settings()
-    state = stack.read_state(settings)
+    state = supervisor.read_state(settings)
     if state is None:
         _say("no servers are running; `graft up` starts them")
     else:
-        health = stack.health(settings)
+        health = supervisor.health(settings)
         terminal.table(
             f"servers of {settings.home.absolute()}",
             ["server", "state", "address", "process", "restarts", "log"],
@@ -146,7 +146,7 @@ def demo(
     ui: Annotated[bool, typer.Option(help="Start the web UI too.")] = True,
 ) -> None:
     """Launch a cold domain from nothing: data, shared model, launch, comparison, promotion, a ranking by curl."""
-    from orchestrator import demo as story
+    from orchestrator.console import demo as story
 
     story.run(Settings(), data=data, path=path, size=size, local=local, leave_up=leave_up, ui=ui)
 
@@ -413,7 +413,7 @@ def simulate(
     seed: int = 0,
 ) -> None:
     """Make a marketplace of domains with known truth: specs, events, items, users."""
-    from domains.simulator import SimulatorConfig, simulate
+    from domains.simulation.simulator import SimulatorConfig, simulate
 
     config = SimulatorConfig(size=size, seed=seed, **({} if events is None else {"events": events}))  # type: ignore[arg-type]
     _list_prepared(simulate(config, out))
@@ -438,7 +438,7 @@ def data(
 )
 def run_benchmark(ctx: typer.Context, name: Annotated[str | None, typer.Argument()] = None) -> None:
     """Run a benchmark: `graft bench NAME [--data DIR] [--out DIR] ...`; without a name, list them and their data."""
-    from orchestrator import bench
+    from orchestrator.console import bench
 
     benchmarks, sets = bench.catalogue()
     if name is None or name.startswith("-"):
@@ -492,7 +492,7 @@ def _follow(kind: str, domain: str | None, recipe: dict[str, Any], registry: Any
 
 
 def _registry(settings: Settings) -> Any:
-    from domains.registry import Registry
+    from domains.registry.registry import Registry
 
     settings.home.mkdir(parents=True, exist_ok=True)
     registry = Registry(settings.registry_url)
@@ -502,7 +502,7 @@ def _registry(settings: Settings) -> Any:
 
 def _recipe(choices: list[str] | None) -> dict[str, Any]:
     """``epochs=2`` and the like, checked against the recipe before anything starts."""
-    from orchestrator.recipe import Recipe
+    from orchestrator.training.recipe import Recipe
 
     chosen: dict[str, Any] = {}
     for choice in choices or []:

@@ -5,7 +5,7 @@ by itself, and shows progress. Every run continues where the same ``run_id`` sto
 restarted machine are one case.
 
 ``deploy`` writes the work pool, the deployments and the automation by which a run whose process has gone silent counts
-as crashed. Crashed runs are started again by ``orchestrator.stack``.
+as crashed. Crashed runs are started again by ``orchestrator.servers.supervisor``.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from prefect.flows import Flow
 from prefect.workers.process import ProcessWorker
 from sqlalchemy.exc import OperationalError
 
-from domains.registry import Registry
-from models.allocator import keep_freed_memory
-from orchestrator import flow_client, use_cases
+from domains.registry.registry import Registry
+from models.training.allocator import keep_freed_memory
+from orchestrator import prefect_client, use_cases
 from orchestrator.errors import Unavailable
-from orchestrator.flow_client import TAG, WORK_POOL
-from orchestrator.runs import RunContext, Step, execute
+from orchestrator.jobs.runner import RunContext, Step, execute
+from orchestrator.prefect_client import TAG, WORK_POOL
 from orchestrator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ def deploy(settings: Settings) -> list[str]:
         deployment.apply()
         names.append(f"{name}/{name}")
     for domain in _registry(settings).domains():
-        flow_client.schedule_retrain(domain.name, domain.spec.schedule, api_url=settings.prefect_url)
+        prefect_client.schedule_retrain(domain.name, domain.spec.schedule, api_url=settings.prefect_url)
         if domain.spec.schedule:
             names.append(f"retrain/{domain.name}")
     return names

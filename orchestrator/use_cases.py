@@ -16,19 +16,21 @@ from typing import Any
 import httpx
 import numpy as np
 
-from domains import ingest as ingesting
-from domains import readiness as reading
-from domains.domain_data import DomainData
 from domains.errors import Conflict, NotEnoughData, PromotionRefused, UnknownVersion
-from domains.histories import Histories
-from domains.ingest import IngestReport
-from domains.readiness import Readiness
-from domains.records import FINISHED
-from domains.registry import Domain, Promotion, Registry, Run, Version
+from domains.events import readiness as reading
+from domains.events.domain_data import DomainData
+from domains.events.histories import Histories
+from domains.events.readiness import Readiness
+from domains.ingestion import ingest as ingesting
+from domains.ingestion.ingest import IngestReport
+from domains.registry.records import FINISHED
+from domains.registry.registry import Domain, Promotion, Registry, Run, Version
 from domains.spec import DomainSpec
-from orchestrator import flow_client, promotion, runs
+from orchestrator import prefect_client
 from orchestrator.errors import Refused, Unavailable
-from orchestrator.runs import OnProgress, RunContext, Step
+from orchestrator.evaluation import gate
+from orchestrator.jobs import runner
+from orchestrator.jobs.runner import OnProgress, RunContext, Step
 from orchestrator.settings import Settings
 
 KINDS = ("train-shared", "launch-domain", "retrain", "preview")
@@ -37,7 +39,9 @@ KINDS = ("train-shared", "launch-domain", "retrain", "preview")
 def steps(kind: str) -> tuple[Step, ...]:
     """The steps of a kind of run, in order."""
     # Imported here so that the pages and the command line, which only start runs, come up without torch.
-    from orchestrator import launching, preview, shared_training
+    from orchestrator.jobs import launch as launching
+    from orchestrator.jobs import preview
+    from orchestrator.jobs import train_shared as shared_training
 
     if kind == "preview":
         return preview.STEPS
@@ -85,7 +89,7 @@ def ingest_data(
         name,
         params={"interactions": [str(path) for path in interactions]},
         by=by,
-        run_id=runs.new_run_id("ingest"),
+        run_id=runner.new_run_id("ingest"),
     )
 
     def report_progress(fraction: float, step: str = "Reading the files", **detail: Any) -> None:
@@ -156,7 +160,7 @@ def report_page(name: str, version_id: str | None = None, *, registry: Registry)
     Raises:
         UnknownVersion: no launch has made one, or the one named belongs elsewhere or came out of shared training.
     """
-    from orchestrator import report_page as page
+    from orchestrator.evaluation import html as page
 
     spec = registry.domain(name).spec
     judged = {version.id: version for version in registry.versions(name, "adapter") if "rows" in version.report}
@@ -167,18 +171,18 @@ def report_page(name: str, version_id: str | None = None, *, registry: Registry)
     elif version_id not in judged:
         raise UnknownVersion(f"domain {name!r} has no version {version_id[:12]!r} with a cold-start report")
     version = judged[version_id]
-    return version, page.render(version, rival=promotion.rival_of(version.report, spec.gate))
+    return version, page.render(version, rival=gate.rival_of(version.report, spec.gate))
 
 
 def build_features(*, registry: Registry, settings: Settings, on_progress: OnProgress | None = None) -> None:
     """Bring histories and online features up to date with all ingested events."""
-    from orchestrator import serving_data
+    from orchestrator.data import online
 
     held = [(domain.spec, domain.number) for domain in registry.domains() if domain.counts.get("rows_added")]
     if not held:
         raise NotEnoughData("no domain has data yet; ingest some first")
     Histories.build(settings.data_dir, held)
-    serving_data.refresh(registry=registry, settings=settings)
+    online.refresh(registry=registry, settings=settings)
 
 
 def train_shared(
@@ -274,7 +278,7 @@ def start(
     if domain is not None:
         registry.domain(domain)
     params = params or {}
-    run_id = runs.new_run_id(kind)
+    run_id = runner.new_run_id(kind)
     if local:
         run = registry.start_run(kind, domain, params=params, by=by, run_id=run_id)
         threading.Thread(
@@ -289,7 +293,7 @@ def start(
     if domain is not None:
         arguments["domain"] = domain
     try:
-        flow_run_id = flow_client.create_flow_run(
+        flow_run_id = prefect_client.create_flow_run(
             f"{kind}/{kind}", arguments, api_url=settings.prefect_url, name=run_id, idempotency_key=run_id
         )
     except Unavailable as error:
@@ -312,7 +316,7 @@ def cancel(run_id: str, *, registry: Registry, settings: Settings) -> Run:
         return run
     if run.flow_run_id is None:
         raise Conflict(f"run {run_id} goes on in the process that started it; stop that process", run=run_id)
-    flow_client.cancel(run.flow_run_id, api_url=settings.prefect_url)
+    prefect_client.cancel(run.flow_run_id, api_url=settings.prefect_url)
     return registry.run(run_id)
 
 
@@ -421,7 +425,7 @@ def _execute(
     on_progress: OnProgress | None = None,
 ) -> Run:
     context = RunContext(
-        run_id=run_id or runs.new_run_id(kind),
+        run_id=run_id or runner.new_run_id(kind),
         kind=kind,
         domain=domain,
         params=params,
@@ -430,7 +434,7 @@ def _execute(
         settings=settings,
         on_progress=on_progress,
     )
-    return runs.execute(steps(kind), context)
+    return runner.execute(steps(kind), context)
 
 
 def _execute_quietly(*arguments: Any) -> None:

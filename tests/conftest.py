@@ -31,8 +31,8 @@ def simulated_market() -> Callable[..., Any]:
     """Makes a tiny marketplace in a home of its own, ingested; nothing is trained. Gives its settings and registry."""
 
     def make(home: Path, *, events: int = 16_000) -> Any:
-        from domains.registry import Registry  # here: the variables above must be set first
-        from domains.simulator import SimulatorConfig, simulate
+        from domains.registry.registry import Registry  # here: the variables above must be set first
+        from domains.simulation.simulator import SimulatorConfig, simulate
         from orchestrator import use_cases
         from orchestrator.settings import Settings
 

@@ -12,8 +12,9 @@ os.environ.setdefault("FEAST_USAGE", "False")
 
 import streamlit as st
 
-from orchestrator import runs
-from ui import components, session
+from orchestrator.jobs import runner
+from ui import session
+from ui.components import elements
 
 HERE = Path(__file__).parent
 
@@ -28,18 +29,18 @@ def main() -> None:
     st.html(HERE / "style.css")
     pages = {
         "": [
-            st.Page(components.DOMAINS, title="Domains", url_path="domains", default=True),
-            st.Page(components.REGISTER, title="Register", url_path="register"),
-            st.Page(components.DOMAIN, title="Domain", url_path="domain"),
-            st.Page(components.PLAYGROUND, title="Playground", url_path="playground"),
-            st.Page(components.RUNS, title="Runs", url_path="runs"),
+            st.Page(elements.DOMAINS, title="Domains", url_path="domains", default=True),
+            st.Page(elements.REGISTER, title="Register", url_path="register"),
+            st.Page(elements.DOMAIN, title="Domain", url_path="domain"),
+            st.Page(elements.PLAYGROUND, title="Playground", url_path="playground"),
+            st.Page(elements.RUNS, title="Runs", url_path="runs"),
         ]
     }
     page = st.navigation(pages)
     _person()
     servers = st.sidebar.container()
-    with components.told():
-        runs.close_dead(session.registry(), session.settings())
+    with elements.told():
+        runner.close_dead(session.registry(), session.settings())
         page.run()
     # Last: a server that is slow to answer does not hold up the page.
     with servers:

@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import streamlit as st
 
-from domains.domain_data import DomainData
-from domains.readiness import Readiness
-from domains.registry import Registry
-from orchestrator import flow_client, use_cases
+from domains.events.domain_data import DomainData
+from domains.events.readiness import Readiness
+from domains.registry.registry import Registry
+from orchestrator import prefect_client, use_cases
 from orchestrator.settings import Settings
 
 
@@ -102,4 +102,4 @@ def _service_answers(url: str) -> bool:
 
 @st.cache_data(show_spinner=False, ttl=5)
 def _prefect_answers(url: str) -> bool:
-    return flow_client.healthy(url, timeout_s=1.0)
+    return prefect_client.healthy(url, timeout_s=1.0)

@@ -1,7 +1,7 @@
 """Every rival that the papers name, behind the same batch and the same training loop.
 
 Plain rivals are fitted with `fit(user, item, label, source=...)`, bridges with `fit(source, target, config=...)`, and
-all other networks with `models.training.train`. The dicts say what there is, under the names of the papers' tables.
+all other networks with `models.training.loop.train`. The dicts say what there is, by the names of the papers' tables.
 """
 
 from collections.abc import Callable

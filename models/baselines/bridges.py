@@ -15,7 +15,7 @@ from torch.func import functional_call
 from models.baselines.factors import Bridge, BridgeConfig, Interleaved, Lessons, OnlySharedUsers, latest_liked
 from models.baselines.inputs import masked_softmax
 from models.batch import Batch
-from models.training import Moment, TrainResult, row_losses
+from models.training.loop import Moment, TrainResult, row_losses
 
 
 class CMF(Bridge):

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import Batch, Events
-from models.embeddings import INITIAL_SCALE, RowTable
-from models.training import BatchSource, SampleWeigher, TrainConfig, TrainResult, train
+from models.layers.embeddings import INITIAL_SCALE, RowTable
+from models.training.loop import BatchSource, SampleWeigher, TrainConfig, TrainResult, train
 
 Stage = Literal["factors", "map", "done"]
 

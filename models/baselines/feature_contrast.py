@@ -22,8 +22,8 @@ from models.baselines.sequences import (
     some,
 )
 from models.batch import Batch
-from models.contrast import directions
-from models.ranker import Ranker
+from models.layers.contrast import directions
+from models.ranker.network import Ranker
 
 
 class SSL(AuxiliaryTask):

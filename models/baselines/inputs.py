@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import Batch, Events
-from models.embeddings import EventContext, FieldEmbedding, ItemTable, RowTable
-from models.evidence import EVIDENCE, as_score, history_evidence
-from models.ranker import TargetAttention
+from models.layers.embeddings import EventContext, FieldEmbedding, ItemTable, RowTable
+from models.layers.wide import EVIDENCE, as_score, history_evidence
+from models.ranker.network import TargetAttention
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RivalConfig:
     product: also give the MLP the products of user, short views and candidate, as the ranker's head has them
     user_dropout: share of training rows whose user is hidden, so that the unknown user means something
     mean_label: mean label of the training rows; what an item of which nothing is known is expected to get
-    evidence: start from the plain facts that the ranker starts from (``models/evidence.py``): the item's mean, and what
+    evidence: start from the plain facts that the ranker starts from (``layers/wide.py``): the item's mean, and what
         the user's own labels say of him; without them a network starts from the mean label alone
     """
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from models.baselines.inputs import Read, Rival, RivalConfig, masked_softmax, mlp
 from models.batch import Batch
-from models.contrast import ContrastConfig, CrossRepresentation
-from models.training import task_loss
+from models.layers.contrast import ContrastConfig, CrossRepresentation
+from models.training.loop import task_loss
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from models.baselines.bridges import user_map
 from models.baselines.factors import Bridge, BridgeConfig, Factors, Lessons, OnlySharedUsers, latest_liked
 from models.batch import Batch
-from models.embeddings import INITIAL_SCALE, RowTable
-from models.training import TrainResult
+from models.layers.embeddings import INITIAL_SCALE, RowTable
+from models.training.loop import TrainResult
 
 
 def in_unit_ball(vector: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.baselines.inputs import Rival, RivalConfig, each_domain, mlp
 from models.batch import Batch
-from models.embeddings import INITIAL_SCALE
+from models.layers.embeddings import INITIAL_SCALE
 
 
 class DNNSingle(Rival):

@@ -27,8 +27,8 @@ from models.baselines.sequences import (
     some,
 )
 from models.batch import Batch
-from models.contrast import directions
-from models.ranker import Ranker
+from models.layers.contrast import directions
+from models.ranker.network import Ranker
 
 MOST_CANDIDATES = 4096
 MOST_ASKED = 2048  # events of a batch that a softmax is asked for: bounds its memory

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.batch import Batch, Events
-from models.contrast import directions
-from models.ranker import Ranker
+from models.layers.contrast import directions
+from models.ranker.network import Ranker
 
 MAXIMUM_LENGTH = 64
 DOMAIN_BITS = 40  # an item's number stays below

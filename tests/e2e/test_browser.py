@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from domains.registry import Registry
-from domains.simulator import SimulatorConfig, simulate
-from orchestrator import servers, use_cases
+from domains.registry.registry import Registry
+from domains.simulation.simulator import SimulatorConfig, simulate
+from orchestrator import use_cases
+from orchestrator.servers import plan
 from orchestrator.settings import Settings
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -65,9 +66,9 @@ def new_domain(settings) -> Path:
 @pytest.fixture
 def stack(settings, new_domain) -> Iterator[str]:
     """The service and the pages as processes, without Prefect; answers the address of the pages."""
-    wanted = [server for server in servers.servers(settings) if server.name in ("service", "ui")]
+    wanted = [server for server in plan.servers(settings) if server.name in ("service", "ui")]
     started = [
-        subprocess.Popen(server.command, env=servers.environment(settings), start_new_session=True) for server in wanted
+        subprocess.Popen(server.command, env=plan.environment(settings), start_new_session=True) for server in wanted
     ]
     try:
         deadline = time.monotonic() + 120

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models import resume
 from models.batch import Batch, Events
-from models.distributed import Alone, joined
-from models.ranker import DomainConfig, Ranker, RankerConfig
-from models.training import Progress, TrainConfig, train
+from models.ranker.network import DomainConfig, Ranker, RankerConfig
+from models.training import run_state
+from models.training.distributed import Alone, joined
+from models.training.loop import Progress, TrainConfig, train
 
 SOURCE_ITEMS, OWN_ITEMS, USERS, LENGTH = 1501, 1203, 1300, 6
 """Tables just large enough to be spread; none divides by two evenly but the users'."""
@@ -139,7 +139,7 @@ def run(asked: dict, peers: Alone) -> dict:
         "losses": losses,
         "history": result.history,
         "shares": sorted(shares),
-        "dense": resume.fingerprint(dense),
+        "dense": run_state.fingerprint(dense),
         "fields": ranker.user_fields.weight.detach().flatten().tolist(),
         "tables": [table.weight.detach().flatten().tolist() for table in tables] if peers.leads else None,
     }

@@ -5,12 +5,16 @@ import pytest
 from typer.testing import CliRunner
 
 from domains.errors import NotEnoughData, UnknownVersion
-from domains.histories import HistoryStore
+from domains.events.histories import HistoryStore
 from domains.spec import DomainSpec
-from orchestrator import comparison, evaluation, launching, promotion, terminal, use_cases
+from orchestrator import use_cases
 from orchestrator.cli import app
-from orchestrator.opened_launch import OpenedLaunch
-from orchestrator.runs import RunContext
+from orchestrator.console import terminal
+from orchestrator.evaluation import gate, measure
+from orchestrator.jobs import cold_start
+from orchestrator.jobs import launch as launching
+from orchestrator.jobs.launch_state import OpenedLaunch
+from orchestrator.jobs.runner import RunContext
 
 QUICK = {"epochs": 1, "fine_tune_epochs": 1, "width": 4, "lifelong": 10, "batch_size": 512, "fine_tune_batch_size": 512}
 SPEC_OF_NOBODY = {
@@ -110,7 +114,7 @@ def test_the_steps_of_a_launch_name_the_repeats():
 
 def test_popularity_of_rows_with_one_label_is_that_label():
     """A small share of a domain may hold no click at all."""
-    assert evaluation.popularity(np.array([1, 2]), np.zeros(2), np.array([1, 5])).tolist() == [0.0, 0.0]
+    assert measure.popularity(np.array([1, 2]), np.zeros(2), np.array([1, 5])).tolist() == [0.0, 0.0]
 
 
 @pytest.fixture
@@ -126,7 +130,7 @@ def scanned(market, launched):
         rows, split = launch.rows(layout), dict(launch.split)
         change(rows, split)
         launch.__dict__["split"] = split
-        return comparison.leak_scan(launch, layout, rows, new_items=np.asarray(new_items, np.int64))[0]
+        return cold_start.leak_scan(launch, layout, rows, new_items=np.asarray(new_items, np.int64))[0]
 
     return scan
 
@@ -173,7 +177,7 @@ def test_every_leak_is_found_where_a_launch_looks_for_it(scanned, launched, leak
     found = scanned(leak)
     assert any(told in sentence for sentence in found), found
     report = {**launched.report, "leaks": found}
-    decision = promotion.decide(report, DomainSpec.from_mapping(SPEC_OF_NOBODY).gate)
+    decision = gate.decide(report, DomainSpec.from_mapping(SPEC_OF_NOBODY).gate)
     assert decision.verdict != "ship"
     assert any(told in reason for reason in decision.reasons)
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from domains.registry import Registry
+from domains.registry.registry import Registry
 from domains.spec import DomainSpec
-from orchestrator import report_page, use_cases
+from orchestrator import use_cases
+from orchestrator.evaluation import html
 from orchestrator.settings import Settings
 
 HONEST, OPPOSITE, OLD, NEW = "honest", "opposite", "older", "newer"
@@ -84,7 +85,7 @@ def test_a_launchs_report_says_which_source_not_to_borrow_from(market):
     assert told["verdicts"][HONEST]["verdict"] == "borrow"
     assert told["verdicts"][HONEST]["weight"] - told["verdicts"][OPPOSITE]["weight"] > 0.3
     assert {row["source"] for row in told["weights"]} == {HONEST, OPPOSITE}
-    page = report_page.render(version)
+    page = html.render(version)
     assert "What the shared model borrowed from each source" in page
     assert f"<tr><td>{OPPOSITE}</td><td>do not borrow</td>" in page
     assert f"<tr><td>{HONEST}</td><td>borrow</td>" in page

@@ -19,12 +19,12 @@ import psutil
 import pytest
 from safetensors import safe_open
 
-from domains.registry import Registry
-from domains.simulator import SimulatorConfig, simulate
-from models.distributed import Alone
+from domains.registry.registry import Registry
+from domains.simulation.simulator import SimulatorConfig, simulate
+from models.training.distributed import Alone
 from orchestrator import use_cases
-from orchestrator.processes import ProcessesFailed
 from orchestrator.settings import Settings
+from orchestrator.training.torchrun import ProcessesFailed
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("distributed_run.py")
@@ -218,7 +218,7 @@ def test_a_fault_that_every_process_meets_is_told_in_its_words(marketplace):
 def test_the_processes_end_when_the_one_that_started_them_is_killed(marketplace):
     """kill -9 reaches no child; their input closes instead."""
     code = (
-        "import sys; from pathlib import Path; from domains.registry import Registry\n"
+        "import sys; from pathlib import Path; from domains.registry.registry import Registry\n"
         "from orchestrator import use_cases; from orchestrator.settings import Settings\n"
         "settings = Settings(home=Path(sys.argv[1]), device='cpu')\n"
         "use_cases.train_shared(registry=Registry(settings.registry_url), settings=settings, by='test',"

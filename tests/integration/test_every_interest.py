@@ -3,19 +3,20 @@
 import numpy as np
 import pytest
 
-from deployment import scorer
+from deployment.engine import scorer
+from deployment.engine.snapshot import Snapshot, SnapshotBuilder
 from deployment.messages import Candidate
-from deployment.snapshot import Snapshot, SnapshotBuilder
-from domains.domain_data import DomainData
-from domains.histories import Histories
-from domains.registry import Registry
+from domains.events.domain_data import DomainData
+from domains.events.histories import Histories
+from domains.registry.registry import Registry
 from feature_repo.online import OnlineFeatures, UserFeatures
-from models import adapters, checkpoint
-from orchestrator import fitting, use_cases
-from orchestrator.artifacts import Artifacts
-from orchestrator.serving_data import feature_repo
+from models.ranker import adapters, checkpoint
+from orchestrator import use_cases
+from orchestrator.data.dataset import Workspace
+from orchestrator.data.model_store import Artifacts
+from orchestrator.data.online import feature_repo
 from orchestrator.settings import Settings
-from orchestrator.workspace import Workspace
+from orchestrator.training import fit
 
 QUICK = {"epochs": 1, "width": 8, "lifelong": 20, "batch_size": 512}
 FINE = {"fine_tune_epochs": 1, "fine_tune_batch_size": 512}
@@ -101,8 +102,8 @@ def test_an_interest_trains_launches_certifies_attaches_and_serves(interest, mar
     model = snapshot.domains[NEW].model
     rows = workspace.examples(model.layout, NEW).take(np.arange(200))
     assembler = workspace.assembler(model.layout, [NEW])
-    by_hand = fitting.score_rows(ranker, assembler, rows, slot)
-    assert np.array_equal(by_hand, fitting.score_rows(model.ranker, assembler, rows, model.slot))
+    by_hand = fit.score_rows(ranker, assembler, rows, slot)
+    assert np.array_equal(by_hand, fit.score_rows(model.ranker, assembler, rows, model.slot))
 
 
 def test_a_launch_cannot_ask_for_another_network_than_the_shared_models(market):

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from domains.domain_data import DomainData
-from domains.histories import Histories
-from domains.ingest import ingest
+from domains.events.domain_data import DomainData
+from domains.events.histories import Histories
+from domains.ingestion.ingest import ingest
 from domains.lifecycle import State
-from domains.registry import Domain
+from domains.registry.registry import Domain
 from domains.spec import DomainSpec
 from feature_repo.definitions import EVENT_FIELDS, HISTORY_EVENTS, RECENT_EVENTS, FeatureRepo, apply
 from feature_repo.materialise import PushedEvent, materialise, push_event

@@ -16,11 +16,11 @@ from prefect.testing.utilities import prefect_test_harness
 from sqlalchemy.exc import OperationalError
 
 from domains.errors import InvalidData, NotFound
-from domains.registry import Registry
+from domains.registry.registry import Registry
 from domains.spec import DomainSpec
-from orchestrator import flow_client, flows, use_cases
+from orchestrator import flows, prefect_client, use_cases
 from orchestrator.errors import FlowsUnavailable, Unavailable
-from orchestrator.runs import Step
+from orchestrator.jobs.runner import Step
 from orchestrator.settings import Settings
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("prefect")]
@@ -101,7 +101,7 @@ def test_a_run_goes_through_its_steps_and_is_recorded(settings, registry, steps)
     run = registry.run("run-1")
     assert calls == ["gather", "train"]
     assert (run.state, run.result, run.params, run.started_by) == ("succeeded", {"version": "v1"}, {"epochs": 2}, "ann")
-    assert flow_client.state(run.flow_run_id, api_url=settings.prefect_url).kind == "COMPLETED"
+    assert prefect_client.state(run.flow_run_id, api_url=settings.prefect_url).kind == "COMPLETED"
 
 
 def test_steps_are_tasks_under_titles_that_a_product_person_understands(settings, registry, steps):
@@ -206,7 +206,7 @@ def test_deploying_twice_leaves_one_of_each(settings, registry):
     assert len(automations) == 1
     for name, deployment in deployed.items():
         assert deployment.entrypoint.startswith("orchestrator.flows."), name
-        assert deployment.work_pool_name == flow_client.WORK_POOL
+        assert deployment.work_pool_name == prefect_client.WORK_POOL
     (schedule,) = deployed["nightly"].schedules
     assert schedule.schedule.cron == "0 3 * * *"
     assert deployed["nightly"].parameters == {"domain": "nightly"}
@@ -215,10 +215,10 @@ def test_deploying_twice_leaves_one_of_each(settings, registry):
 def test_a_schedule_that_is_taken_away_is_gone(settings, registry):
     """None removes the domain's deployment, and removing it again is harmless."""
     flows.deploy(settings)
-    flow_client.schedule_retrain("gone-soon", "15 4 * * 1", api_url=settings.prefect_url)
-    flow_client.schedule_retrain("gone-soon", "30 5 * * 1", api_url=settings.prefect_url)
+    prefect_client.schedule_retrain("gone-soon", "15 4 * * 1", api_url=settings.prefect_url)
+    prefect_client.schedule_retrain("gone-soon", "30 5 * * 1", api_url=settings.prefect_url)
     for _ in range(2):
-        flow_client.schedule_retrain("gone-soon", None, api_url=settings.prefect_url)
+        prefect_client.schedule_retrain("gone-soon", None, api_url=settings.prefect_url)
     with get_client(sync_client=True) as client:
         assert "gone-soon" not in {deployment.name for deployment in client.read_deployments()}
 
@@ -227,29 +227,29 @@ def test_starting_a_run_twice_under_one_key_starts_it_once(settings, registry):
     """A repeated request answers the first run."""
     flows.deploy(settings)
     first, second = (
-        flow_client.create_flow_run("train-shared", {}, api_url=settings.prefect_url, idempotency_key="once")
+        prefect_client.create_flow_run("train-shared", {}, api_url=settings.prefect_url, idempotency_key="once")
         for _ in range(2)
     )
     assert first == second
-    assert flow_client.state(first, api_url=settings.prefect_url).kind == "SCHEDULED"
+    assert prefect_client.state(first, api_url=settings.prefect_url).kind == "SCHEDULED"
 
 
 def test_a_run_that_nobody_took_yet_is_cancelled_on_the_spot(settings, registry):
     """And cancelling what has ended changes nothing."""
     flows.deploy(settings)
-    flow_run = flow_client.create_flow_run("train-shared", {}, api_url=settings.prefect_url)
-    assert flow_client.cancel(flow_run, api_url=settings.prefect_url).kind == "CANCELLED"
-    assert flow_client.cancel(flow_run, api_url=settings.prefect_url).kind == "CANCELLED"
+    flow_run = prefect_client.create_flow_run("train-shared", {}, api_url=settings.prefect_url)
+    assert prefect_client.cancel(flow_run, api_url=settings.prefect_url).kind == "CANCELLED"
+    assert prefect_client.cancel(flow_run, api_url=settings.prefect_url).kind == "CANCELLED"
 
 
 def test_an_unknown_deployment_says_what_creates_it(settings):
     """The answer to a fresh Prefect server is `graft up`."""
     with pytest.raises(NotFound, match="graft up"):
-        flow_client.create_flow_run("no-such-flow", {}, api_url=settings.prefect_url)
+        prefect_client.create_flow_run("no-such-flow", {}, api_url=settings.prefect_url)
 
 
 def test_a_prefect_server_that_does_not_answer_is_named():
     """The address is in the message."""
     with pytest.raises(FlowsUnavailable, match=r"127\.0\.0\.1:1"):
-        flow_client.state("x", api_url="http://127.0.0.1:1/api")
-    assert not flow_client.healthy("http://127.0.0.1:1/api")
+        prefect_client.state("x", api_url="http://127.0.0.1:1/api")
+    assert not prefect_client.healthy("http://127.0.0.1:1/api")

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from domains.domain_data import DomainData
 from domains.errors import InvalidData
-from domains.histories import Histories
-from domains.ingest import ingest
+from domains.events.domain_data import DomainData
+from domains.events.histories import Histories
+from domains.events.vocabulary import Vocabulary
+from domains.ingestion.ingest import ingest
 from domains.spec import DomainSpec
-from domains.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[2]
 YAML = """
@@ -183,7 +183,7 @@ def test_awkward_names_of_files_and_folders_mean_themselves(tmp_path):
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
-import domains.ingest, domains.vocabulary, domains.events_writer
+import domains.ingestion.ingest, domains.events.vocabulary, domains.ingestion.events_writer
 from domains.spec import DomainSpec
 
 folder, kind, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -204,14 +204,15 @@ progress = lambda share, step: None
 if kind == "step":
     progress = dies(progress, before=True)
 if kind.startswith("names"):
-    domains.vocabulary.point_at = dies(domains.vocabulary.point_at, before=kind.endswith("before"))
+    domains.events.vocabulary.point_at = dies(domains.events.vocabulary.point_at, before=kind.endswith("before"))
 if kind.startswith("events"):
-    domains.events_writer.pq.ParquetWriter = dies(domains.events_writer.pq.ParquetWriter, before=False)
+    writer = domains.ingestion.events_writer
+    writer.pq.ParquetWriter = dies(writer.pq.ParquetWriter, before=False)
 if kind.startswith("pointer"):
-    domains.ingest.point_at = dies(domains.ingest.point_at, before=kind.endswith("before"))
+    domains.ingestion.ingest.point_at = dies(domains.ingestion.ingest.point_at, before=kind.endswith("before"))
 if kind == "swap":
     os.replace = dies(os.replace, before=True)
-domains.ingest.ingest(
+domains.ingestion.ingest.ingest(
     DomainSpec.from_yaml((folder / "spec.yaml").read_text()), number=1,
     interactions=[folder / "second.csv"], items=folder / "items.csv", data_dir=folder / "data",
     now_us=int(sys.argv[4]), on_progress=progress,
@@ -305,7 +306,7 @@ def test_domains_ingesting_at_once_share_the_users_without_loss(tmp_path):
     program = """
 import sys
 from pathlib import Path
-from domains.ingest import ingest
+from domains.ingestion.ingest import ingest
 from domains.spec import DomainSpec
 folder, name, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 spec = DomainSpec.from_yaml((folder / "spec.yaml").read_text().replace("live-rooms", name))
@@ -349,7 +350,7 @@ def test_a_killed_build_of_histories_leaves_the_old_ones(tmp_path):
     program = """
 import os, signal, sys
 from pathlib import Path
-import domains.histories as histories
+import domains.events.histories as histories
 from domains.spec import DomainSpec
 folder, when = Path(sys.argv[1]), sys.argv[2]
 stop = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)

@@ -21,16 +21,17 @@ from domains.errors import (
     UnknownVersion,
 )
 from domains.lifecycle import State
-from domains.registry import Registry
-from domains.simulator import SimulatorConfig, simulate
+from domains.registry.registry import Registry
+from domains.simulation.simulator import SimulatorConfig, simulate
 from domains.spec import DomainSpec
-from models import adapters, checkpoint
-from orchestrator import fitting, use_cases
-from orchestrator.artifacts import Artifacts
-from orchestrator.recipe import Recipe
-from orchestrator.rivals import TRAINED
+from models.ranker import adapters, checkpoint
+from orchestrator import use_cases
+from orchestrator.data.dataset import Workspace
+from orchestrator.data.model_store import Artifacts
 from orchestrator.settings import Settings
-from orchestrator.workspace import Workspace
+from orchestrator.training import fit
+from orchestrator.training.baselines import TRAINED
+from orchestrator.training.recipe import Recipe
 
 QUICK = {"epochs": 1, "fine_tune_epochs": 2, "width": 8, "lifelong": 20, "batch_size": 512}
 
@@ -118,7 +119,7 @@ def test_a_contrastive_weight_puts_the_contrast_into_training(launched):
     settings, registry, *_ = launched
     workspace = Workspace(settings, tuple(registry.domains()))
     trained = [
-        fitting.fit(workspace, Recipe(**QUICK, contrastive_weight=weight), ("video", "shop", "grocery"))[0]
+        fit.fit(workspace, Recipe(**QUICK, contrastive_weight=weight), ("video", "shop", "grocery"))[0]
         for weight in (0.0, 0.1)
     ]
     assert trained[0].config.contrast is None
@@ -221,7 +222,7 @@ def test_unknown_names_and_empty_domains_are_refused_by_name(tmp_path):
 KILLED = """
     import sys
     from pathlib import Path
-    from domains.registry import Registry
+    from domains.registry.registry import Registry
     from orchestrator import fitting, use_cases
     from orchestrator.settings import Settings
 

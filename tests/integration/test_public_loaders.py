@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from domains.errors import DomainFault, InvalidData
-from domains.ingest import ingest
+from domains.ingestion.ingest import ingest
 from domains.public import LOADERS, PreparedDomain
 from domains.spec import DomainSpec
 

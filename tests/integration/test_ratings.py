@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from domains.registry import Registry
+from domains.registry.registry import Registry
 from domains.spec import DomainSpec
-from orchestrator import terminal, use_cases
+from orchestrator import use_cases
+from orchestrator.console import terminal
 from orchestrator.settings import Settings
 
 SMALLEST = {"folds": 2, "target_rows": 1_500, "source_rows": 1_500, "width": 4, "lifelong": 10, "epochs": 1}

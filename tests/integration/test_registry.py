@@ -18,8 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import inspect, text
 
-from domains import migrations
-from domains.database import Database, advance
 from domains.errors import (
     Conflict,
     DomainAlreadyRegistered,
@@ -36,8 +34,10 @@ from domains.errors import (
     UnknownVersion,
 )
 from domains.lifecycle import State
-from domains.records import Version
-from domains.registry import Registry
+from domains.registry import migrations
+from domains.registry.database import Database, advance
+from domains.registry.records import Version
+from domains.registry.registry import Registry
 from domains.spec import DomainSpec
 
 ROOT = Path(__file__).parents[2]
@@ -189,7 +189,7 @@ class TestDomains:
         script = """
 import sys
 from domains.errors import DomainAlreadyRegistered
-from domains.registry import Registry
+from domains.registry.registry import Registry
 from domains.spec import DomainSpec
 url, team = sys.argv[1:]
 registry = Registry(url)
@@ -788,7 +788,7 @@ class TestFaults:
         """kill -9 amid a stream of writes: every domain whose registration was answered is there, whole."""
         script = """
 import sys
-from domains.registry import Registry
+from domains.registry.registry import Registry
 from domains.spec import DomainSpec
 registry = Registry(sys.argv[1])
 for n in range(100_000):
@@ -814,7 +814,7 @@ for n in range(100_000):
         script = """
 import sys, time
 from sqlalchemy import text
-from domains.database import Database, advance
+from domains.registry.database import Database, advance
 with Database(sys.argv[1]).write() as connection:
     advance(connection, "generation", by=1000)
     connection.execute(text("UPDATE domains SET state = 'retired'"))
@@ -833,7 +833,7 @@ with Database(sys.argv[1]).write() as connection:
     def test_a_forked_child_opens_connections_of_its_own(self, registry: Registry, url: str) -> None:
         script = """
 import os, sys
-from domains.registry import Registry
+from domains.registry.registry import Registry
 registry = Registry(sys.argv[1])
 before = registry.generation()
 child = os.fork()

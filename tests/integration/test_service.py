@@ -20,21 +20,21 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from deployment import scorer
-from deployment.api import create_app
+from deployment.engine import scorer
+from deployment.engine.serving import Serving
+from deployment.http.api import create_app
 from deployment.messages import Candidate
-from deployment.serving import Serving
-from domains.domain_data import DomainData
+from domains.events.domain_data import DomainData
 from domains.lifecycle import State
-from domains.registry import Registry
-from domains.simulator import SimulatorConfig, simulate
-from models import adapters, checkpoint
+from domains.registry.registry import Registry
+from domains.simulation.simulator import SimulatorConfig, simulate
+from models.ranker import adapters, checkpoint
 from orchestrator import use_cases
-from orchestrator.artifacts import Artifacts
-from orchestrator.encoding import Layout
+from orchestrator.data.batches import Examples
+from orchestrator.data.dataset import Workspace
+from orchestrator.data.encoding import Layout
+from orchestrator.data.model_store import Artifacts
 from orchestrator.settings import Settings
-from orchestrator.training_data import Examples
-from orchestrator.workspace import Workspace
 
 LEFT_OUT = "reading"
 """A target that is registered and has data, and that no training has seen."""
@@ -502,7 +502,7 @@ class Server:
     """The service as its own processes, on a free port of loopback."""
 
     def __init__(self, market: Market, workers: int = 1) -> None:
-        from deployment.service import serve
+        from deployment.http.service import serve
 
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

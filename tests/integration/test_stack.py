@@ -16,11 +16,13 @@ import httpx
 import psutil
 import pytest
 
-from domains.registry import Registry
-from domains.simulator import SimulatorConfig, simulate
+from domains.registry.registry import Registry
+from domains.simulation.simulator import SimulatorConfig, simulate
 from domains.spec import DomainSpec
-from orchestrator import servers, stack, use_cases
-from orchestrator.servers import Server, StackFault
+from orchestrator import use_cases
+from orchestrator.servers import plan as servers
+from orchestrator.servers import supervisor
+from orchestrator.servers.plan import Server, StackFault
 from orchestrator.settings import Settings
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("stack")]
@@ -77,17 +79,17 @@ def idle(
 @pytest.fixture
 def supervise(tmp_path, monkeypatch):
     """Runs a stack of idle servers in a thread; answers its settings, the lines it says and how to end it."""
-    monkeypatch.setattr(stack._Supervisor, "_deploy", lambda self: None)
-    monkeypatch.setattr(stack._Supervisor, "_do_chores", lambda self: None)
+    monkeypatch.setattr(supervisor._Supervisor, "_deploy", lambda self: None)
+    monkeypatch.setattr(supervisor._Supervisor, "_do_chores", lambda self: None)
     ends = []
 
     def start(*plan: Server):
         settings, lines, stop, faults = settings_in(tmp_path), [], threading.Event(), []
-        monkeypatch.setattr(stack, "servers", lambda settings, ui=True: list(plan))
+        monkeypatch.setattr(supervisor, "servers", lambda settings, ui=True: list(plan))
 
         def run():
             try:
-                stack.up(settings, say=lines.append, stop=stop)
+                supervisor.up(settings, say=lines.append, stop=stop)
             except StackFault as fault:
                 faults.append(fault)
 
@@ -104,7 +106,7 @@ def supervise(tmp_path, monkeypatch):
 
 def ready(settings: Settings) -> bool:
     """Whether the stack says that all of it is up."""
-    state = stack.read_state(settings)
+    state = supervisor.read_state(settings)
     return state is not None and state.ready
 
 
@@ -112,11 +114,11 @@ def test_stopping_ends_every_server_and_forgets_them(supervise):
     """No process and no state file is left."""
     settings, lines, stop, thread, _ = supervise(idle("ui"), idle("worker"))
     wait_until(lambda: ready(settings), 20)
-    pids = [server.pid for server in stack.read_state(settings).servers]
+    pids = [server.pid for server in supervisor.read_state(settings).servers]
     stop.set()
     thread.join(30)
     assert [pid for pid in pids if psutil.pid_exists(pid)] == []
-    assert stack.read_state(settings) is None
+    assert supervisor.read_state(settings) is None
     assert lines[-2:] == ["worker ended", "ui ended"]
 
 
@@ -124,10 +126,10 @@ def test_a_server_that_dies_is_started_again(supervise):
     """Another process takes its place."""
     settings, _, _, _, _ = supervise(idle("ui"), idle("worker"))
     wait_until(lambda: ready(settings), 20)
-    before = {server.name: server.pid for server in stack.read_state(settings).servers}
+    before = {server.name: server.pid for server in supervisor.read_state(settings).servers}
     os.kill(before["ui"], signal.SIGKILL)
-    wait_until(lambda: {s.name: s.restarts for s in stack.read_state(settings).servers}["ui"] == 1, 20)
-    after = {server.name: server.pid for server in stack.read_state(settings).servers}
+    wait_until(lambda: {s.name: s.restarts for s in supervisor.read_state(settings).servers}["ui"] == 1, 20)
+    after = {server.name: server.pid for server in supervisor.read_state(settings).servers}
     assert after["ui"] != before["ui"]
     assert after["worker"] == before["worker"]
 
@@ -138,7 +140,7 @@ def test_a_server_that_does_not_start_is_reported_with_its_last_words(supervise)
     settings, _, _, thread, faults = supervise(idle("ui"), idle("service", code, healthy=lambda: False), idle("worker"))
     thread.join(30)
     assert "the service ended with status 3: no such column: fruit" in str(faults[0])
-    assert stack.read_state(settings) is None
+    assert supervisor.read_state(settings) is None
 
 
 def test_a_second_stack_in_the_same_home_is_refused(supervise):
@@ -146,7 +148,7 @@ def test_a_second_stack_in_the_same_home_is_refused(supervise):
     settings, _, _, _, _ = supervise(idle("ui"), idle("worker"))
     wait_until(lambda: ready(settings), 20)
     with pytest.raises(StackFault, match="up already"):
-        stack.up(settings)
+        supervisor.up(settings)
 
 
 def test_down_ends_what_a_killed_supervisor_left_behind(tmp_path):
@@ -154,22 +156,22 @@ def test_down_ends_what_a_killed_supervisor_left_behind(tmp_path):
     settings = settings_in(tmp_path)
     orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     created = psutil.Process(orphan.pid).create_time()
-    state = stack.StackState(supervisor_pid=orphan.pid, supervisor_created=created - 1000, ready=True)
-    state.servers = [stack.Running("service", orphan.pid, created, "", "")]
+    state = supervisor.StackState(supervisor_pid=orphan.pid, supervisor_created=created - 1000, ready=True)
+    state.servers = [supervisor.Running("service", orphan.pid, created, "", "")]
     (tmp_path / "stack.json").write_text(json.dumps(asdict(state)))
-    assert stack.down(settings, say=lambda line: None) == ["service"]
+    assert supervisor.down(settings, say=lambda line: None) == ["service"]
     orphan.wait(10)
-    assert stack.read_state(settings) is None
+    assert supervisor.read_state(settings) is None
 
 
 def test_down_never_ends_a_process_that_only_has_the_same_id(tmp_path):
     """Process ids are used again; the time of birth tells them apart."""
     settings = settings_in(tmp_path)
     own = psutil.Process()
-    state = stack.StackState(own.pid, own.create_time() - 1000, True, [])
-    state.servers = [stack.Running("service", own.pid, own.create_time() - 1000, "", "")]
+    state = supervisor.StackState(own.pid, own.create_time() - 1000, True, [])
+    state.servers = [supervisor.Running("service", own.pid, own.create_time() - 1000, "", "")]
     (tmp_path / "stack.json").write_text(json.dumps(asdict(state)))
-    assert stack.down(settings) == []
+    assert supervisor.down(settings) == []
 
 
 @pytest.mark.parametrize("name", ["prefect", "service", "ui"])
@@ -194,11 +196,11 @@ def test_health_is_asked_where_the_server_was_started(tmp_path):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/health"
-    state = stack.StackState(own.pid, own.create_time(), True, [])
+    state = supervisor.StackState(own.pid, own.create_time(), True, [])
     for name, health_url in (("worker", ""), ("service", url)):
-        state.servers.append(stack.Running(name, own.pid, own.create_time(), "", "", health_url))
+        state.servers.append(supervisor.Running(name, own.pid, own.create_time(), "", "", health_url))
     (tmp_path / "stack.json").write_text(json.dumps(asdict(state)))
-    assert stack.health(settings_in(tmp_path)) == {"worker": True, "service": False}
+    assert supervisor.health(settings_in(tmp_path)) == {"worker": True, "service": False}
 
 
 def test_no_server_calls_home(tmp_path):
@@ -237,7 +239,7 @@ def running(tmp_path_factory):
         assert process.poll() is None, process.communicate()[0]
         yield settings, process
     finally:
-        stack.down(settings, say=lambda line: None)
+        supervisor.down(settings, say=lambda line: None)
         process.wait(60)
 
 
@@ -245,9 +247,9 @@ def running(tmp_path_factory):
 def test_all_four_answer_on_loopback_only(running):
     """Each at the address that it was said to have, and on no other interface."""
     settings, process = running
-    state = stack.read_state(settings)
+    state = supervisor.read_state(settings)
     assert {server.name for server in state.servers} == NAMES
-    assert stack.health(settings) == dict.fromkeys(NAMES, True)
+    assert supervisor.health(settings) == dict.fromkeys(NAMES, True)
     for url in (f"{settings.prefect_url}/health", f"{settings.service_url}/livez", settings.ui_url):
         assert httpx.get(url, timeout=10, trust_env=False).status_code == 200
     family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
@@ -292,7 +294,7 @@ def test_a_run_whose_process_is_killed_goes_on_where_it_stopped(running, tmp_pat
     wait_until(lambda: any(folder.glob("*")) or registry.run(run.id).state == "failed", 200)
     assert registry.run(run.id).state == "running", registry.run(run.id).error
 
-    worker = next(server for server in stack.read_state(settings).servers if server.name == "worker")
+    worker = next(server for server in supervisor.read_state(settings).servers if server.name == "worker")
     children = psutil.Process(worker.pid).children(recursive=True)
     engines = [child for child in children if any(word.startswith("prefect.") for word in child.cmdline())]
     assert engines, [child.cmdline() for child in children]
@@ -341,5 +343,5 @@ def test_one_ctrl_c_ends_all_of_them(running):
     said = process.communicate(timeout=90)[0]
     assert process.returncode == 0, said
     assert [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
-    assert stack.read_state(settings) is None
+    assert supervisor.read_state(settings) is None
     servers.refuse_busy_ports(servers.servers(settings), settings)

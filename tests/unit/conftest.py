@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from models.batch import Batch, Events
-from models.pyramid import PyramidConfig
-from models.ranker import DomainConfig, Ranker, RankerConfig
+from models.layers.pyramid import PyramidConfig
+from models.ranker.network import DomainConfig, Ranker, RankerConfig
 
 SOURCE_ITEMS = 60
 OWN_ITEMS = 14

@@ -6,9 +6,10 @@ from typing import Any, get_args
 
 import streamlit as st
 
-from domains.records import Domain, Live, Run, Version
-from orchestrator.recipe import Recipe
-from ui import components, session, version_report, wording
+from domains.registry.records import Domain, Live, Run, Version
+from orchestrator.training.recipe import Recipe
+from ui import session
+from ui.components import elements, version_report, wording
 
 PAGE_SIZE = 25
 CONTRASTIVE_WEIGHT = 0.1
@@ -17,15 +18,15 @@ CONTRASTIVE_WEIGHT = 0.1
 
 def show() -> None:
     """Draw the page."""
-    components.heading("Domains", "Every recommendation surface, what its answers rest on, and since when.")
+    elements.heading("Domains", "Every recommendation surface, what its answers rest on, and since when.")
     registry = session.registry()
     domains = registry.domains()
     if not domains:
-        components.empty(
+        elements.empty(
             "No domain yet",
             "A domain is a surface with its own items and users, such as a video feed or a new live page. "
             "Register the data-rich ones as sources first; a new one then borrows what they know.",
-            page=components.REGISTER,
+            page=elements.REGISTER,
             link="Register the first domain",
         )
         return
@@ -36,7 +37,7 @@ def show() -> None:
     _summary(domains, lives)
     _shared_model(domains, lives.get(None))
     with st.container():
-        components.watch_runs(None, everything=True)
+        elements.watch_runs(None, everything=True)
     _list(domains, lives, latest)
 
 
@@ -54,7 +55,7 @@ def _summary(domains: list[Domain], lives: dict[str | None, Live]) -> None:
     columns[2].metric("Answer with an adapter", len(adapted))
     columns[3].metric("Events", wording.count(sum(domain.counts.get("rows_added", 0) for domain in domains)))
     if columns[4].button("Register a domain", type="primary", width="stretch"):
-        st.switch_page(components.REGISTER)
+        st.switch_page(elements.REGISTER)
 
 
 def _shared_model(domains: list[Domain], live: Live | None) -> None:
@@ -110,7 +111,7 @@ def _shared_metrics(version: Version) -> None:
         st.caption(note)
 
 
-@components.dialog("Train the shared model")
+@elements.dialog("Train the shared model")
 def _train_dialog(ready: list[Domain]) -> None:
     tasks = sorted({domain.spec.task for domain in ready if domain.role == "source"})
     task = (
@@ -131,7 +132,7 @@ def _train_dialog(ready: list[Domain]) -> None:
     left_out = [name for name in fitting if name not in chosen]
     with st.expander("How it reads histories and learns"):
         choices = _choices(task)
-    components.start_button(
+    elements.start_button(
         "train-shared",
         domain=None,
         params={"task": task, **({"leave_out": left_out} if left_out else {}), **choices},
@@ -205,18 +206,18 @@ def _heads() -> None:
 
 
 def _row(domain: Domain, live: Live | None, run: Run | None) -> None:
-    version = components.live_version(live)
+    version = elements.live_version(live)
     counts = domain.counts
     with st.container(key=f"row-{domain.name}"):
         name, state, rung, data, since, last = st.columns(WIDTHS, vertical_alignment="top")
         with name.container(gap=None):
-            st.page_link(components.DOMAIN, label=domain.name, query_params={"name": domain.name})
+            st.page_link(elements.DOMAIN, label=domain.name, query_params={"name": domain.name})
             st.caption(f"{wording.TASKS[domain.spec.task].lower()} · {domain.owner}")
         with state:
-            components.badge(wording.label(wording.STATES, domain.state))
+            elements.badge(wording.label(wording.STATES, domain.state))
         with rung:
             if domain.role == "target":
-                components.badge(components.rung_of(domain, version))
+                elements.badge(elements.rung_of(domain, version))
             else:
                 st.caption("lends its histories")
         if counts.get("rows_added"):

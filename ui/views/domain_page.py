@@ -6,11 +6,12 @@ from typing import Any
 
 import streamlit as st
 
+from domains.events.readiness import MODERATE_SHIFT, STRONG_SHIFT, Readiness
 from domains.lifecycle import State
-from domains.readiness import MODERATE_SHIFT, STRONG_SHIFT, Readiness
-from domains.records import Domain, Version
+from domains.registry.records import Domain, Version
 from orchestrator import use_cases
-from ui import components, data_files, preview_report, session, spec_form, version_report, wording
+from ui import session
+from ui.components import data_files, elements, preview_report, spec_form, version_report, wording
 
 
 def show() -> None:
@@ -18,35 +19,33 @@ def show() -> None:
     registry = session.registry()
     domains = registry.domains()
     if not domains:
-        components.heading("Domain", "Everything about one domain.")
-        components.empty(
-            "No domain yet", "Register one first.", page=components.REGISTER, link="Register the first domain"
-        )
+        elements.heading("Domain", "Everything about one domain.")
+        elements.empty("No domain yet", "Register one first.", page=elements.REGISTER, link="Register the first domain")
         return
     head, switch = st.columns([4, 1], vertical_alignment="center")
     domain = _chosen(domains, switch)
     live = registry.live(domain.name)
-    version = components.live_version(live)
+    version = elements.live_version(live)
     with head:
         _header(domain, version)
     # Containers, so that the tabs below keep their place, and the chosen one stays, when these come and go.
     with st.container():
         _next_step(domain, version)
     with st.container():
-        components.watch_runs(domain.name)
+        elements.watch_runs(domain.name)
     names = ["Overview", "Versions", "Data", "Runs", "History", "Spec"]
     tabs = dict(zip(names, st.tabs(names), strict=True))
-    with tabs["Overview"], components.told():
+    with tabs["Overview"], elements.told():
         _overview(domain, version)
-    with tabs["Versions"], components.told():
+    with tabs["Versions"], elements.told():
         version_report.show(domain, version)
-    with tabs["Data"], components.told():
+    with tabs["Data"], elements.told():
         _data(domain)
-    with tabs["Runs"], components.told():
+    with tabs["Runs"], elements.told():
         _runs(domain)
-    with tabs["History"], components.told():
+    with tabs["History"], elements.told():
         _history(domain)
-    with tabs["Spec"], components.told():
+    with tabs["Spec"], elements.told():
         _spec(domain)
 
 
@@ -67,9 +66,9 @@ def _chosen(domains: list[Domain], switch: Any) -> Domain:
 def _header(domain: Domain, version: Version | None) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.title(domain.name, anchor=False, width="content")
-        components.badge(wording.label(wording.STATES, domain.state))
+        elements.badge(wording.label(wording.STATES, domain.state))
         if domain.role == "target":
-            components.badge(components.rung_of(domain, version))
+            elements.badge(elements.rung_of(domain, version))
     kind = "A new surface to launch" if domain.role == "target" else "A source that lends its histories"
     predicts = "click probabilities" if domain.spec.task == "ctr" else "ratings"
     st.markdown(
@@ -88,7 +87,7 @@ def _next_step(domain: Domain, version: Version | None) -> None:
         return
     if domain.role == "source":
         return
-    going = components.active(registry.runs(domain.name))
+    going = elements.active(registry.runs(domain.name))
     candidates = _promotable(domain, version)
     if registry.live(None) is None:
         text = "**Next: train the shared model**, on the page *Domains*. This domain then stands on top of it."
@@ -117,7 +116,7 @@ def _next_step(domain: Domain, version: Version | None) -> None:
         if st.button("Roll back", disabled=not _has_earlier(domain), key="roll-back"):
             _roll_back(domain)
         if domain.counts.get("rows_added") and st.button("Try it", key="try"):
-            st.switch_page(components.PLAYGROUND, query_params={"name": domain.name})
+            st.switch_page(elements.PLAYGROUND, query_params={"name": domain.name})
 
 
 def _promotable(domain: Domain, live: Version | None) -> list[Version]:
@@ -140,7 +139,7 @@ def _has_earlier(domain: Domain) -> bool:
     return len(session.registry().promotions(domain.name)) > 1
 
 
-@components.dialog("Launch")
+@elements.dialog("Launch")
 def _launch(domain: Domain) -> None:
     readiness = session.readiness(domain.name)
     st.markdown(
@@ -154,10 +153,10 @@ def _launch(domain: Domain) -> None:
         )
     st.caption(wording.gate(domain.spec))
     st.caption(wording.policy(session.settings().required_rivals, session.settings().required_seeds))
-    components.start_button("launch-domain", domain=domain.name, params={"task": domain.spec.task}, label="Launch")
+    elements.start_button("launch-domain", domain=domain.name, params={"task": domain.spec.task}, label="Launch")
 
 
-@components.dialog("Promote")
+@elements.dialog("Promote")
 def _promote(domain: Domain, candidates: list[Version]) -> None:
     by_id = {version.id: version for version in candidates}
     chosen = by_id[
@@ -172,14 +171,14 @@ def _promote(domain: Domain, candidates: list[Version]) -> None:
     st.caption("The service picks it up within seconds, with no restart. You can roll back in one step.")
     why = st.text_input("Why?", placeholder="beats popularity on cold users", key="why-promote").strip()
     if st.button("Promote it", type="primary", disabled=not why, key="do-promote"):
-        with components.told():
+        with elements.told():
             use_cases.promote(domain.name, chosen.id, registry=session.registry(), who=session.who(), why=why)
             st.rerun()
     if not why:
         st.caption("Say why in a few words; it stays in the history.")
 
 
-@components.dialog("Roll back")
+@elements.dialog("Roll back")
 def _roll_back(domain: Domain) -> None:
     live = session.registry().live(domain.name)
     st.markdown(
@@ -188,7 +187,7 @@ def _roll_back(domain: Domain) -> None:
     )
     why = st.text_input("Why?", placeholder="clicks fell since this morning", key="why-roll-back").strip()
     if st.button("Roll back", type="primary", disabled=not why, key="do-roll-back"):
-        with components.told():
+        with elements.told():
             use_cases.roll_back(
                 domain.name,
                 registry=session.registry(),
@@ -237,7 +236,7 @@ def _overview(domain: Domain, version: Version | None) -> None:
 
 def _what_answers(domain: Domain, version: Version | None) -> None:
     st.subheader("What answers now", anchor=False)
-    rung = components.rung_of(domain, version)
+    rung = elements.rung_of(domain, version)
     live = session.registry().live(domain.name)
     since = f" Version `{wording.short(live.version_id)}`, since {wording.when(live.since)}." if live else ""
     st.markdown(f"{rung.meaning}{since}")
@@ -321,7 +320,7 @@ def _runs(domain: Domain) -> None:
         st.markdown("Nothing has run for this domain yet.")
         return
     for run in runs:
-        components.run_row(run)
+        elements.run_row(run)
 
 
 def _history(domain: Domain) -> None:
@@ -388,12 +387,12 @@ def _pause_or_retire(domain: Domain) -> None:
             _move(domain, State.RETIRED, "Retire", "Its endpoint stops answering. This cannot be undone.")
 
 
-@components.dialog("Out of service")
+@elements.dialog("Out of service")
 def _move(domain: Domain, to: State, verb: str, meaning: str) -> None:
     st.markdown(f"**{verb} {domain.name}?** {meaning}")
     why = st.text_input("Why?", key="why-move").strip()
     if st.button(verb, type="primary", disabled=not why, key="do-move"):
-        with components.told():
+        with elements.told():
             session.registry().move(domain.name, to, by=session.who(), why=why)
             st.rerun()
 

@@ -9,25 +9,26 @@ from typing import Any
 
 import streamlit as st
 
-from domains.records import Domain
+from domains.registry.records import Domain
 from orchestrator import use_cases
-from ui import components, session, wording
+from ui import session
+from ui.components import elements, wording
 
 MOST_EVENTS = 12
 
 
 def show() -> None:
     """Draw the page."""
-    components.heading(
+    elements.heading(
         "Playground", "Ask a domain's endpoint for a ranking, as any caller would, and see what it rests on."
     )
     domains = [domain for domain in session.registry().domains() if domain.counts.get("rows_added")]
     domains.sort(key=lambda domain: (domain.role != "target", -domain.number))
     if not domains:
-        components.empty(
+        elements.empty(
             "No domain has data yet",
             "Once a domain holds data its endpoint can rank: by popularity at first, better after a launch.",
-            page=components.REGISTER,
+            page=elements.REGISTER,
             link="Register a domain",
         )
         return
@@ -35,9 +36,9 @@ def show() -> None:
     left, right = st.columns([1, 1.25], gap="medium")
     with left:
         user_id = _user(domain)
-        with components.told():
+        with elements.told():
             _past(user_id)
-    with right, components.told():
+    with right, elements.told():
         item_ids, top_k = _candidates(domain)
         _ask(domain, user_id, item_ids, top_k)
 
@@ -49,17 +50,17 @@ def _chosen(domains: list[Domain]) -> Domain:
     left, right = st.columns([1, 1.25], gap="medium", vertical_alignment="bottom")
     chosen = left.selectbox("Domain", names, index=at, key="playground-domain")
     domain = next(domain for domain in domains if domain.name == chosen)
-    version = components.live_version(session.registry().live(domain.name))
-    rung = components.rung_of(domain, version)
+    version = elements.live_version(session.registry().live(domain.name))
+    rung = elements.rung_of(domain, version)
     with right, st.container(horizontal=True, vertical_alignment="center"):
-        components.badge(rung)
+        elements.badge(rung)
         st.caption(rung.meaning, width="content")
     return domain
 
 
 def _user(domain: Domain) -> str:
     people: list[dict[str, Any]] = []
-    with components.told():
+    with elements.told():
         people = _people(domain.name, session.registry().generation())
     past = {person["user_id"]: person["source_events"] for person in people}
     how = st.segmented_control(
@@ -134,7 +135,7 @@ def _ask(domain: Domain, user_id: str, item_ids: list[str], top_k: int) -> None:
     place = ("ranking", domain.name)
     if pressed:
         st.session_state.pop(str(place), None)
-        with components.told():
+        with elements.told():
             answer = use_cases.rank(
                 domain.name, user_id=user_id, item_ids=item_ids, top_k=top_k, settings=session.settings()
             )
@@ -151,7 +152,7 @@ def _ask(domain: Domain, user_id: str, item_ids: list[str], top_k: int) -> None:
 def _answer(domain: Domain, answer: dict[str, Any]) -> None:
     rung = wording.label(wording.RUNGS, answer["served_by"])
     with st.container(horizontal=True, vertical_alignment="center"):
-        components.badge(rung)
+        elements.badge(rung)
         st.markdown(
             f"version `{wording.short(answer['model_version'])}` · took **{answer['took_ms']:.1f} ms**", width="content"
         )

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import streamlit as st
 
-from domains.records import FINISHED, RunState
-from ui import components, session, wording
+from domains.registry.records import FINISHED, RunState
+from ui import session
+from ui.components import elements, wording
 
 SHOWN = 200
 
 
 def show() -> None:
     """Draw the page."""
-    components.heading("Runs", "Everything that was set going: data checks, training, launches.")
+    elements.heading("Runs", "Everything that was set going: data checks, training, launches.")
     runs = session.registry().runs(limit=SHOWN)
     if not runs:
-        components.empty(
+        elements.empty(
             "Nothing has run yet",
             "Runs appear here when data is added, the shared model is trained or a domain is launched.",
-            page=components.DOMAINS,
+            page=elements.DOMAINS,
             link="Go to the domains",
         )
         return
     _figures([run.state for run in runs])
     with st.container():
-        components.watch_runs(None, everything=True)
+        elements.watch_runs(None, everything=True)
     state, kind, domain = st.columns([2, 1.4, 1.4], vertical_alignment="bottom")
     wanted = state.pills(
         "State", list(wording.RUN_STATES), format_func=lambda name: wording.RUN_STATES[name].text, key="run-state"
@@ -46,7 +47,7 @@ def show() -> None:
     if not ended:
         st.caption("No finished run matches.")
     for run in ended:
-        components.run_row(run)
+        elements.run_row(run)
     if len(runs) == SHOWN:
         st.caption(f"The latest {SHOWN} runs.")
 

@@ -1,0 +1,171 @@
+"""The HTTP face: paths, checks, and one shape for every error."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from deployment.messages import (
+    MOST_BYTES,
+    DomainsAnswer,
+    ErrorAnswer,
+    FeedbackAnswer,
+    FeedbackRequest,
+    RankAnswer,
+    RankRequest,
+)
+from orchestrator.errors import as_json, http_status
+
+if TYPE_CHECKING:
+    from deployment.engine.serving import Serving
+
+logger = logging.getLogger(__name__)
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    404: {"model": ErrorAnswer, "description": "No such domain"},
+    413: {"model": ErrorAnswer, "description": "The request is too large"},
+    422: {"model": ErrorAnswer, "description": "The request is wrong; the error names the field"},
+    503: {"model": ErrorAnswer, "description": "Too busy or not ready; try again"},
+}
+
+
+def create_app(serving: Callable[[], Serving]) -> FastAPI:
+    """The app over whatever ``serving`` gives when a request comes in."""
+    app = FastAPI(
+        title="Graft",
+        description="Rank items for a user in any registered domain.",
+        version="1",
+        # The page of FastAPI loads its scripts from a public host; /openapi.json needs nobody.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(_LimitBody, most_bytes=MOST_BYTES)
+
+    @app.post("/v1/domains/{domain}/rank", response_model=RankAnswer, responses=_ERRORS, tags=["rank"])
+    async def rank(domain: str, request: RankRequest) -> Response:
+        """Score candidates for a user and answer them from best to worst.
+
+        It always answers: without the user's history, or without a model, by popularity, and says so.
+        """
+        ranking = await serving().rank(domain, request)
+        timing = f"queue;dur={ranking.queue_ms:.3f}, features;dur={ranking.features_ms:.3f}"
+        timing += f", model;dur={ranking.model_ms:.3f}"
+        return _json(200, ranking.body, {"Server-Timing": f"{timing}, rank;dur={ranking.total_ms:.3f}"})
+
+    @app.post("/v1/feedback", response_model=FeedbackAnswer, responses=_ERRORS, tags=["feedback"])
+    async def feedback(request: FeedbackRequest) -> Response:
+        """Say what the user did with a ranking; sending it again changes nothing."""
+        new, known = await run_in_threadpool(serving().feedback, request)
+        return _json(200, {"request_id": request.request_id, "accepted": new, "duplicates": known})
+
+    @app.get("/v1/domains", response_model=DomainsAnswer, tags=["domains"])
+    async def domains() -> Response:
+        """Every domain that answers here, with the version and the rung that it answers from."""
+        process = serving()
+        body = DomainsAnswer(
+            generation=process.snapshot.generation,
+            features=process.features,
+            lost_records=process.lost_records,
+            domains=process.status(),
+        )
+        return _json(200, body.model_dump(exclude_none=False))
+
+    @app.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    async def nothing_here(path: str) -> Response:
+        raise HTTPException(404)
+
+    app.add_exception_handler(RequestValidationError, _wrong_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    for kind in (ValueError, RuntimeError, Exception):
+        app.add_exception_handler(kind, _fault)
+    return app
+
+
+def _json(status: int, body: Any, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), status, headers, "application/json")
+
+
+def _error(status: int, code: str, message: str, **more: Any) -> Response:
+    return _json(status, {"error": {"code": code, "message": message, **more}})
+
+
+async def _wrong_request(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = [
+        {"field": _field(problem["loc"]), "message": str(problem["msg"]), "kind": problem["type"]}
+        for problem in error.errors()[:20]
+    ]
+    first = problems[0]
+    if first["kind"] == "json_invalid" or not first["field"]:
+        return _error(422, "invalid_request", "the body must be a JSON object", details={"problems": problems})
+    message = f"{first['field']}: {first['message']}"
+    return _error(422, "invalid_request", message, field=first["field"], details={"problems": problems})
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """``items.3.item_id``: the place in the body, or the parameter."""
+    return ".".join(str(part) for part in location if part not in ("body", "path", "query"))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known = {
+        404: ("not_found", f"nothing answers {request.method} {request.url.path}"),
+        405: ("method_not_allowed", "wrong method"),
+    }
+    code, message = known.get(error.status_code, ("http_error", str(error.detail)))
+    return _error(error.status_code, code, message)
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    status = http_status(error)
+    if status == 500:
+        logger.error("request failed", exc_info=error, extra={"path": request.url.path})
+    answer = _json(status, as_json(error))
+    if status == 503:
+        answer.headers["Retry-After"] = "1"
+    return answer
+
+
+class _LimitBody:
+    """Refuse a body over ``most_bytes``, by what it says of itself or else by what arrives."""
+
+    def __init__(self, app: Any, most_bytes: int) -> None:
+        self._app = app
+        self._most = most_bytes
+
+    async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        refusal = _error(413, "too_large", f"a request may have {self._most} bytes at most")
+        if declared.isdigit() and int(declared) > self._most:
+            await refusal(scope, receive, send)
+            return
+        arrived = 0
+        refused = False
+
+        async def counted() -> Any:
+            nonlocal arrived
+            message = await receive()
+            arrived += len(message.get("body", b""))
+            # To the app it looks as if the caller hung up; what it says to that is not sent.
+            return message if arrived <= self._most else {"type": "http.disconnect"}
+
+        async def noted(message: Any) -> None:
+            nonlocal refused
+            if arrived <= self._most:
+                await send(message)
+            elif not refused:
+                refused = True
+                await refusal(scope, receive, send)
+
+        await self._app(scope, counted, noted)

@@ -1,0 +1,112 @@
+"""The BentoML service: one process (or several equal ones) for all domains.
+
+    bentoml serve deployment.http.service:Graft --host 127.0.0.1 --port 3000
+
+BentoML brings /livez, /readyz and /metrics; the paths of ``api.py`` are mounted beside them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import bentoml
+import orjson
+
+from deployment.http.api import create_app
+from orchestrator.settings import Settings
+
+if TYPE_CHECKING:
+    from deployment.engine.serving import Serving
+
+SETTINGS = Settings()
+_running: list[Serving] = []
+
+
+def command(settings: Settings) -> list[str]:
+    """The command line that serves; on the interface of the settings, loopback unless they say otherwise."""
+    where = ["--host", settings.bind_host, "--port", str(settings.service_port)]
+    return [sys.executable, "-m", "bentoml", "serve", "deployment.http.service:Graft", *where]
+
+
+def serve(settings: Settings, *, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start the service as a process of its own; it is ready when /readyz says so."""
+    quiet = {"BENTOML_DO_NOT_TRACK": "True", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1", "FEAST_USAGE": "False"}
+    home = {"GRAFT_HOME": str(settings.home.absolute()), "BENTOML_HOME": str(settings.artifacts_dir.absolute())}
+    return subprocess.Popen(
+        command(settings), env={**os.environ, **settings.as_environment(), **quiet, **home, **(environment or {})}
+    )
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, event, and whatever ``extra`` gave."""
+
+    _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A record as a line."""
+        line = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+            **{name: value for name, value in vars(record).items() if name not in self._PLAIN},
+        }
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+def log_as_json() -> None:
+    """Graft's own loggers write JSON lines to stderr; BentoML keeps its own."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    for name in ("deployment", "orchestrator", "feature_repo", "domains", "models"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def _serving() -> Serving:
+    if not _running:
+        raise RuntimeError("the service has not started")
+    return _running[0]
+
+
+app = create_app(_serving)
+
+
+@bentoml.service(
+    name="graft",
+    workers=SETTINGS.service_workers,
+    traffic={"timeout": 60},
+    # A line a request costs more than some requests; the prediction log holds what was answered.
+    logging={"access": {"enabled": False}},
+    metrics={"enabled": True, "namespace": "graft"},
+)
+@bentoml.asgi_app(app, path="/")
+class Graft:
+    """Ranks items for users in every registered domain."""
+
+    def __init__(self) -> None:
+        # Only here: the parent process of the workers imports this module too, and needs neither torch nor Feast.
+        from deployment.engine.serving import Serving
+
+        log_as_json()
+        self._serving = Serving(SETTINGS)
+        self._serving.start()
+        self._serving.settle_memory()
+        _running[:] = [self._serving]
+
+    async def __is_ready__(self) -> bool:
+        return self._serving.ready
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        """Keep the records of what was answered."""
+        self._serving.close()

@@ -1,0 +1,369 @@
+"""What a domain still lacks before it can launch, and what its sources would bring; before any training.
+
+``assess`` reads the ingested data in bounded memory into one ``Observed`` per domain; ``judge`` is the rule, pure
+numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from domains.events.domain_data import DomainData
+from domains.spec import DomainSpec
+
+DAY_US = 86_400_000_000
+MINIMUM_OF_EACH_LABEL = 50
+"""Fewer clicks (or non-clicks) than this teach an adapter nothing that outlives the next day."""
+MINIMUM_RATINGS = 100
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+MODERATE_SHIFT, STRONG_SHIFT = 0.1, 0.25
+"""The usual reading of a population stability index."""
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What readiness looks at in one domain; user and item positions are vocabulary indexes, 0 is unknown.
+
+    Shapes (N users, I items, K distinct labels):
+        events_of_user: (N,) events of each user
+        prior_events:   (N,) for a source: events of each user before that user's first event in the target
+        events_of_item: (I,) events of each item
+        label, label_events: (K,) the labels that occur, ascending, and how often
+        item_features, user_features: name -> (I,) or (N,) values; object (text, None if missing) or float (NaN)
+    """
+
+    events_of_user: np.ndarray
+    prior_events: np.ndarray
+    events_of_item: np.ndarray
+    label: np.ndarray
+    label_events: np.ndarray
+    first_us: int | None = None
+    last_us: int | None = None
+    item_features: Mapping[str, np.ndarray] | None = None
+    user_features: Mapping[str, np.ndarray] | None = None
+
+    @property
+    def events(self) -> int:
+        return int(self.label_events.sum())
+
+    @property
+    def label_mean(self) -> float | None:
+        return float((self.label * self.label_events).sum() / self.events) if self.events else None
+
+
+@dataclass(frozen=True)
+class SourceReadiness:
+    """What one source would bring.
+
+    ``shared_users`` have events here and in the target; ``shared_share`` is their part of the target's users.
+    ``lent_events`` are the shared users' events before their first in the target. ``label_shift`` is the target's mean
+    label less the source's. ``feature_shift`` holds the population stability index of each feature that both declare,
+    weighted by events: below 0.1 alike, above 0.25 strongly shifted.
+    """
+
+    name: str
+    events: int
+    users: int
+    shared_users: int
+    shared_share: float
+    lent_events: int
+    label_mean: float | None
+    label_shift: float | None
+    feature_shift: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """The verdict: ready when nothing is missing.
+
+    ``missing`` says what blocks a launch and ``notes`` what a person should know, each a sentence.
+    ``users_with_history`` are the target's users with source events before their first in the target: those that can
+    be held out as cold. ``waiting_users`` have source events and none in the target: they are cold today.
+    ``history_quantiles`` is how many source events all of these bring, keyed "10%" to "90%".
+    """
+
+    domain: str
+    missing: list[str]
+    notes: list[str]
+    events: int
+    users: int
+    items: int
+    label_mean: float | None
+    users_with_history: int
+    waiting_users: int
+    history_quantiles: dict[str, float]
+    sources: list[SourceReadiness] = field(default_factory=list)
+
+    @property
+    def ready(self) -> bool:
+        return not self.missing
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        return {**asdict(self), "ready": self.ready}
+
+
+def assess(spec: DomainSpec, data_dir: Path, *, sources: Sequence[str] | None = None) -> Readiness:
+    """Read a domain and its sources and judge whether it can launch.
+
+    ``sources`` names the source domains there are, which matters to a spec that borrows from all of them; by default
+    the sources that the spec names.
+    """
+    lending = [name for name in (sources if sources is not None else spec.sources) if name != spec.name]
+    if spec.sources:
+        lending = [name for name in spec.sources if name in lending]
+    own, others = DomainData(data_dir, spec.name), {name: DomainData(data_dir, name) for name in lending}
+    users = len(own.user_vocabulary)  # read after the data is pinned, so that it knows every user of it
+    first_us = np.full(users, np.iinfo(np.int64).max)
+    target = _observe(own, users, first_us, keep_first=True)
+    observed = {name: _observe(data, users, first_us) for name, data in others.items()}
+    return judge(spec, target, observed)
+
+
+def judge(spec: DomainSpec, target: Observed, sources: Mapping[str, Observed]) -> Readiness:
+    """The rule, on what was observed; every user array must have the same length."""
+    held = {name: source for name, source in sources.items() if source.events}
+    prior = sum((source.prior_events for source in held.values()), np.zeros_like(target.events_of_user))
+    here, lent_to = target.events_of_user > 0, prior > 0
+    here[:1] = lent_to[:1] = False
+    brought = prior[lent_to]
+    with_history, waiting = int((here & lent_to).sum()), int((lent_to & ~here).sum())
+    lenders = [_source(name, source, target, here) for name, source in sources.items()]
+
+    missing = [*_missing_data(spec, target)]
+    if spec.role == "target":
+        missing += _missing_history(spec, held, int(here.sum()), with_history)
+    return Readiness(
+        domain=spec.name,
+        missing=missing,
+        notes=_notes(spec, target, sources, lenders, here, waiting, brought),
+        events=target.events,
+        users=int(here.sum()),
+        items=int((target.events_of_item[1:] > 0).sum()),
+        label_mean=target.label_mean,
+        users_with_history=with_history,
+        waiting_users=waiting,
+        history_quantiles={
+            f"{share:.0%}": float(value)
+            for share, value in zip(QUANTILES, np.quantile(brought, QUANTILES), strict=True)
+        }
+        if len(brought)
+        else {},
+        sources=lenders,
+    )
+
+
+def stability_index(expected: np.ndarray, actual: np.ndarray) -> float:
+    """Population stability index of two histograms over the same bins: sum of (a - e) ln(a / e) over their shares.
+
+    Half an event is added to each bin, so that a bin that is empty on one side counts without being infinite.
+    """
+    e, a = expected + 0.5, actual + 0.5
+    e, a = e / e.sum(), a / a.sum()
+    return float(((a - e) * np.log(a / e)).sum())
+
+
+def _missing_data(spec: DomainSpec, target: Observed) -> list[str]:
+    if not target.events:
+        return ["there are no interactions yet; ingest some"]
+    missing = []
+    labelled = spec.interactions.label is not None
+    if spec.task == "ctr" and labelled:
+        clicks = int(target.label_events[target.label > 0].sum())
+        rest = target.events - clicks
+        if not clicks or not rest:
+            missing.append(f"all {target.events:,} events have the same label, so there is nothing to tell apart")
+        else:
+            for count, what in ((clicks, "clicks"), (rest, "events without a click")):
+                if count < MINIMUM_OF_EACH_LABEL:
+                    missing.append(f"only {count:,} {what}; at least {MINIMUM_OF_EACH_LABEL} are needed")
+    elif spec.task == "rating":
+        if len(target.label) < 2:
+            missing.append(f"all {target.events:,} ratings are the same, so there is nothing to tell apart")
+        elif target.events < MINIMUM_RATINGS:
+            missing.append(f"only {target.events:,} ratings; at least {MINIMUM_RATINGS} are needed")
+    elif target.events < MINIMUM_OF_EACH_LABEL:
+        missing.append(f"only {target.events:,} events; at least {MINIMUM_OF_EACH_LABEL} are needed")
+    if spec.items is not None and spec.items.features and target.item_features is None:
+        missing.append(
+            f"the spec declares item features ({', '.join(spec.items.features)}) but no items file was given"
+        )
+    return missing
+
+
+def _missing_history(spec: DomainSpec, held: Mapping[str, Observed], users: int, with_history: int) -> list[str]:
+    if not held:
+        named = f" ({', '.join(spec.sources)})" if spec.sources else ""
+        return [f"none of its source domains{named} has data yet"]
+    if not users:
+        return []
+    needed = math.ceil(spec.gate.minimum_cold_users / spec.gate.cold_share)
+    if with_history >= needed:
+        return []
+    return [
+        f"only {with_history:,} of its {users:,} users have source history from before they came; {needed:,} are "
+        f"needed to hold out {spec.gate.minimum_cold_users} cold users at a share of {spec.gate.cold_share:g}"
+    ]
+
+
+def _source(name: str, source: Observed, target: Observed, here: np.ndarray) -> SourceReadiness:
+    active = source.events_of_user > 0
+    active[:1] = False
+    shared = here & active
+    shift, feature_shift = None, {}
+    if source.label_mean is not None and target.label_mean is not None:
+        shift = target.label_mean - source.label_mean
+        feature_shift = {
+            **_feature_shift(source.item_features, target.item_features, source.events_of_item, target.events_of_item),
+            **_feature_shift(source.user_features, target.user_features, source.events_of_user, target.events_of_user),
+        }
+    return SourceReadiness(
+        name=name,
+        events=source.events,
+        users=int(active.sum()),
+        shared_users=int(shared.sum()),
+        shared_share=float(shared.sum() / here.sum()) if here.any() else 0.0,
+        lent_events=int(source.prior_events[here].sum()),
+        label_mean=source.label_mean,
+        label_shift=shift,
+        feature_shift=feature_shift,
+    )
+
+
+def _feature_shift(
+    source: Mapping[str, np.ndarray] | None,
+    target: Mapping[str, np.ndarray] | None,
+    source_weight: np.ndarray,
+    target_weight: np.ndarray,
+) -> dict[str, float]:
+    shift = {}
+    for name in sorted((source or {}).keys() & (target or {}).keys()):
+        assert source is not None
+        assert target is not None
+        shift[name] = stability_index(*_histograms(source[name], source_weight, target[name], target_weight))
+    return shift
+
+
+def _histograms(
+    source: np.ndarray, source_weight: np.ndarray, target: np.ndarray, target_weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Events per bin in both: a bin per category and one for what is missing; numbers by the source's deciles."""
+    if source.dtype == object or target.dtype == object:
+        both = np.concatenate([source, target]).tolist()
+        codes = {value: code for code, value in enumerate(dict.fromkeys(both))}
+        code = np.array([codes[value] for value in both])
+    else:
+        seen = np.repeat(source, np.minimum(source_weight, 1_000))
+        seen = seen[np.isfinite(seen)]
+        edges = np.unique(np.quantile(seen, np.linspace(0, 1, BINS + 1)[1:-1])) if len(seen) else np.empty(0)
+        both = np.concatenate([source, target])
+        code = np.where(np.isnan(both), len(edges) + 1, np.searchsorted(edges, both, side="right"))
+    bins = int(code.max()) + 1 if len(code) else 1
+    return (
+        np.bincount(code[: len(source)], weights=source_weight, minlength=bins),
+        np.bincount(code[len(source) :], weights=target_weight, minlength=bins),
+    )
+
+
+def _notes(
+    spec: DomainSpec,
+    target: Observed,
+    sources: Mapping[str, Observed],
+    lenders: Sequence[SourceReadiness],
+    here: np.ndarray,
+    waiting: int,
+    brought: np.ndarray,
+) -> list[str]:
+    notes = []
+    if target.events:
+        notes.append(
+            f"{target.events:,} events of {int(here.sum()):,} users on {int((target.events_of_item[1:] > 0).sum()):,} "
+            f"items, mean label {target.label_mean:.3f}"
+        )
+        if spec.interactions.label is None:
+            notes.append("each event is a positive; what was not chosen has to be drawn")
+    if spec.users is not None and spec.users.features and target.user_features is None:
+        notes.append(f"no users file was given, so the profile ({', '.join(spec.users.features)}) stays unknown")
+    if spec.items is None:
+        notes.append("without an items file, new items are ranked by the domain's mean alone")
+    if len(brought):
+        low, middle, high = np.quantile(brought, (0.1, 0.5, 0.9))
+        notes.append(
+            f"users bring {middle:,.0f} source events in the median (10%: {low:,.0f}, 90%: {high:,.0f}); "
+            f"{waiting:,} users with source history have not come here yet"
+        )
+    for lender in lenders:
+        notes += _source_notes(spec, lender, target, sources[lender.name])
+    return notes
+
+
+def _source_notes(spec: DomainSpec, lender: SourceReadiness, target: Observed, source: Observed) -> list[str]:
+    if not lender.events:
+        return [f"{lender.name}: has no data yet"]
+    said = f"{lender.name}: {lender.shared_users:,} shared users ({lender.shared_share:.0%} of this domain's)"
+    if lender.label_shift is not None and target.events:
+        said += f", mean label {lender.label_mean:.3f}"
+    notes = [said]
+    for name, index in lender.feature_shift.items():
+        if index > MODERATE_SHIFT:
+            strength = "strongly" if index > STRONG_SHIFT else "somewhat"
+            notes.append(f"{lender.name}: {name} is {strength} shifted (stability index {index:.2f})")
+    if spec.interactions.time and source.last_us and target.first_us and target.first_us - source.last_us > 30 * DAY_US:
+        days = (target.first_us - source.last_us) // DAY_US
+        notes.append(f"{lender.name}: its last event is {days} days older than this domain's first")
+    return notes
+
+
+def _observe(data: DomainData, users: int, first_us: np.ndarray, *, keep_first: bool = False) -> Observed:
+    """Count a domain's events batch by batch. With ``keep_first`` the first event of each user goes into ``first_us``;
+    else events before it count as prior."""
+    items = len(data.item_vocabulary)
+    of_user, prior, of_item = (np.zeros(n, dtype=np.int64) for n in (users, users, items))
+    labels: dict[float, int] = {}
+    for batch in data.event_batches(["user", "item", "time_us", "label"]):
+        user, item, time_us, label = (batch.column(i).to_numpy(zero_copy_only=False) for i in range(4))
+        of_user += np.bincount(user, minlength=users)
+        of_item += np.bincount(item, minlength=items)
+        for value, count in zip(*np.unique(label, return_counts=True), strict=True):
+            labels[float(value)] = labels.get(float(value), 0) + int(count)
+        if keep_first:
+            np.minimum.at(first_us, user, time_us)
+        else:
+            prior += np.bincount(user[time_us < first_us[user]], minlength=users)
+    counts = data.counts()
+    value = np.array(sorted(labels))
+    return Observed(
+        events_of_user=of_user,
+        prior_events=prior,
+        events_of_item=of_item,
+        label=value,
+        label_events=np.array([labels[v] for v in value.tolist()], dtype=np.int64),
+        first_us=counts["first_us"],
+        last_us=counts["last_us"],
+        item_features=_features(data.items(), "item", items),
+        user_features=_features(data.users(), "user", users),
+    )
+
+
+def _features(table: pa.Table | None, index: str, length: int) -> dict[str, np.ndarray] | None:
+    """Feature columns laid out by vocabulary index."""
+    if table is None:
+        return None
+    place = table[index].to_numpy()
+    features = {}
+    for name in table.column_names:
+        if name in (index, f"{index}_id"):
+            continue
+        number = pa.types.is_floating(table[name].type) or pa.types.is_integer(table[name].type)
+        values = np.full(length, np.nan) if number else np.full(length, None, dtype=object)
+        values[place] = table[name].to_numpy(zero_copy_only=False)
+        features[name] = values
+    return features

@@ -1,0 +1,266 @@
+"""Which rows a model may learn from, which choose its settings, and which judge it.
+
+Three splits: by time, by cold users, and warm. Each depends only on its arguments and the seed: users are drawn by a
+hash of their index, so the draw is the same in every process, and users who join later do not move those drawn before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from domains.errors import NotEnoughData
+from domains.events.histories import HistoryStore, LeakedFuture
+
+TELLING = 0.99
+"""A feature that orders labels this well (AUC), or explains this share of their variance, knows them."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of each part, ascending int64; a row may be in none.
+
+    ``cold_users`` are the test users hidden from training, ``validation_users`` those hidden for choosing settings.
+    No row of ``train`` or ``validation`` is at or after ``cut_us``, and every test row is; None where time has no part.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    cold_users: np.ndarray
+    cut_us: int | None
+    validation_users: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+def time_forward(time_us: np.ndarray, *, validation_share: float, test_share: float) -> Split:
+    """Learn from the past, judge on the future: ``time_us`` (N,) int64, shares of rows in (0, 1).
+
+    Rows of one moment stay together, so a part may be a little smaller or larger than its share.
+
+    Raises:
+        NotEnoughData: a part would be empty, such as when all rows have one time.
+    """
+    _check_shares(validation_share, test_share)
+    time_us = np.asarray(time_us, np.int64)
+    cut = _cut(time_us, test_share)
+    earlier = time_us[time_us < cut]
+    begin = _cut(earlier, validation_share / (1 - test_share)) if len(earlier) else cut
+    parts = (time_us < begin, (time_us >= begin) & (time_us < cut), time_us >= cut)
+    train, validation, test = (np.flatnonzero(part) for part in parts)
+    none = np.zeros(0, np.int64)
+    return _filled(Split(train, validation, test, none, int(cut)))
+
+
+def cold_users(
+    user: np.ndarray,
+    has_source_history: np.ndarray,
+    time_us: np.ndarray | None,
+    *,
+    share: float,
+    validation_share: float,
+    seed: int,
+    cut_share: float | None = 0.2,
+) -> Split:
+    """Judge on users of whom training saw source history and nothing of the target domain.
+
+    Shapes:
+        user:               (N,) int, the user of each target row
+        has_source_history: (N,) bool, whether that user has any
+        time_us:            (N,) int64 or None
+
+    ``share`` of the users with source history become cold: none of their rows is trained on. ``validation_share`` of
+    the rest of these users are hidden likewise, for choosing settings. With time, only rows in the last ``cut_share``
+    of all rows are tested, and all training and validation rows lie before. With ``time_us`` or ``cut_share`` None, or
+    one time for all rows, there is no cut.
+
+    Raises:
+        NotEnoughData: a part would be empty.
+    """
+    _check_shares(share, validation_share)
+    user = np.asarray(user, np.int64)
+    eligible = np.unique(user[np.asarray(has_source_history, bool) & (user > 0)])
+    drawn = eligible[np.argsort(_drawn(eligible, seed), kind="stable")]
+    cold = np.sort(drawn[: round(share * len(drawn))])
+    rest = drawn[len(cold) :]
+    held = np.sort(rest[: round(validation_share * len(rest))])
+    cut: int | None = None
+    before = after = np.ones(len(user), bool)
+    if time_us is not None and cut_share is not None and len(user) and np.ptp(time_us) > 0:
+        cut = int(_cut(np.asarray(time_us, np.int64), cut_share))
+        after = np.asarray(time_us) >= cut
+        before = ~after
+    is_cold, is_held = np.isin(user, cold), np.isin(user, held)
+    train = np.flatnonzero(~is_cold & ~is_held & before)
+    validation, test = np.flatnonzero(is_held & before), np.flatnonzero(is_cold & after)
+    return _filled(Split(train, validation, test, cold, cut, held))
+
+
+def warm(
+    user: np.ndarray, time_us: np.ndarray | None, *, validation_share: float, test_share: float, seed: int
+) -> Split:
+    """Judge on users whom training knows: ``user`` (N,) int, ``time_us`` (N,) int64 or None.
+
+    With time it is ``time_forward`` less the rows of users who are not in training; without, rows are drawn by a hash
+    and each user's first drawn row stays in training.
+
+    Raises:
+        NotEnoughData: a part would be empty.
+    """
+    user = np.asarray(user, np.int64)
+    if time_us is not None and len(user) and np.ptp(time_us) > 0:
+        split = time_forward(time_us, validation_share=validation_share, test_share=test_share)
+        train, validation, test, cut = split.train, split.validation, split.test, split.cut_us
+    else:
+        _check_shares(validation_share, test_share)
+        order = np.argsort(_drawn(np.arange(len(user)), seed), kind="stable")
+        tested = round(test_share * len(user))
+        held = tested + round(validation_share * len(user))
+        test, validation, train = np.sort(order[:tested]), np.sort(order[tested:held]), np.sort(order[held:])
+        cut = None
+    known = np.unique(user[train])
+    validation, test = (part[np.isin(user[part], known)] for part in (validation, test))
+    none = np.zeros(0, np.int64)
+    return _filled(Split(train, validation, test, none, cut))
+
+
+def scan_for_leaks(
+    split: Split,
+    user: np.ndarray,
+    item: np.ndarray,
+    time_us: np.ndarray | None = None,
+    *,
+    label: np.ndarray | None = None,
+    features: Mapping[str, np.ndarray] | None = None,
+    now_us: int | None = None,
+    histories: Mapping[str, tuple[HistoryStore, np.ndarray, np.ndarray]] | None = None,
+    new_items: np.ndarray | None = None,
+) -> list[str]:
+    """Look for ways in which a test row could be known in training. Returns a sentence for each; empty is clean.
+
+    Shapes:
+        user, item, time_us, label: (N,) over all rows that the split numbers
+        features:  name -> (N,) numbers or category codes, judged against ``label``
+        histories: name -> (store, start, stop), the windows that the rows read, each (N,); needs ``time_us``
+        new_items: items of which it is said that training never saw them
+    """
+    user, item = np.asarray(user), np.asarray(item)
+    found = [*_row_leaks(split, user, item, time_us)]
+    for name, part in (("train", split.train), ("validation", split.validation)):
+        crossing = np.intersect1d(item[part], [] if new_items is None else new_items)
+        if len(crossing):
+            found.append(f"{len(crossing)} items that are called new have rows in {name}")
+    if time_us is not None:
+        found += _time_leaks(split, np.asarray(time_us), now_us)
+        for name, (store, start, stop) in (histories or {}).items():
+            try:
+                store.check_windows(start, stop, time_us)
+            except LeakedFuture as leak:
+                found.append(f"history {name!r}: {leak}")
+    if label is not None:
+        found += [
+            f"feature {name!r} knows the label: alone it tells {how}"
+            for name, values in (features or {}).items()
+            if (how := _tells(np.asarray(values), np.asarray(label)))
+        ]
+    return found
+
+
+def _row_leaks(split: Split, user: np.ndarray, item: np.ndarray, time_us: np.ndarray | None) -> list[str]:
+    parts = {"train": split.train, "validation": split.validation, "test": split.test}
+    found = []
+    moment = np.zeros(len(user), np.int64) if time_us is None else np.asarray(time_us)
+    same = np.unique(np.stack([user, item, moment], axis=1), axis=0, return_inverse=True)[1].ravel()
+    for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        shared = np.intersect1d(parts[first], parts[second])
+        if len(shared):
+            found.append(f"{len(shared)} rows are in both {first} and {second}")
+        events = np.intersect1d(same[parts[first]], same[parts[second]])
+        if len(events) > len(np.unique(same[shared])):
+            what = "user and item" if time_us is None else "user, item and time"
+            found.append(f"{len(events)} events of the same {what} are in both {first} and {second}")
+    for users, name, hidden in (
+        (split.cold_users, "cold", ("train", "validation")),
+        (split.validation_users, "validation", ("train", "test")),
+    ):
+        for part in hidden:
+            crossing = np.intersect1d(user[parts[part]], users)
+            if len(crossing):
+                found.append(f"{len(crossing)} {name} users have rows in {part}")
+    return found
+
+
+def _time_leaks(split: Split, time_us: np.ndarray, now_us: int | None) -> list[str]:
+    found = []
+    if split.cut_us is not None:
+        for name, rows in (("train", split.train), ("validation", split.validation)):
+            late = int((time_us[rows] >= split.cut_us).sum())
+            if late:
+                found.append(f"{late} rows of {name} are at or after the cut")
+        early = int((time_us[split.test] < split.cut_us).sum())
+        if early:
+            found.append(f"{early} rows of test are before the cut")
+    if now_us is not None and (time_us > now_us).any():
+        found.append(f"{int((time_us > now_us).sum())} rows lie in the future")
+    return found
+
+
+def _tells(values: np.ndarray, label: np.ndarray) -> str | None:
+    """How well a feature alone gives the label, where that is too well."""
+    filled = np.isfinite(values) if values.dtype.kind == "f" else np.ones(len(values), bool)
+    values, label = values[filled], np.asarray(label, np.float64)[filled]
+    if len(values) < 20 or np.ptp(label) == 0:
+        return None
+    codes, counts = np.unique(values, return_inverse=True, return_counts=True)[1:]
+    codes = codes.ravel()
+    # Small groups explain labels by chance: the share is corrected for their number.
+    if 1 < len(counts) < len(values) / 2:
+        means = np.bincount(codes, label) / counts
+        left = ((label - means[codes]) ** 2).sum() / (len(label) - len(counts))
+        explained = 1 - left / label.var(ddof=1)
+        if explained > TELLING:
+            return f"{explained:.1%} of the labels' variance"
+    if values.dtype.kind in "fiu":
+        ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+        rank_sums = np.bincount(codes, ranks) / counts
+        ranked = rank_sums[codes]
+        high = label > np.median(label) if len(np.unique(label)) > 2 else label == label.max()
+        positives, negatives = int(high.sum()), int((~high).sum())
+        if positives and negatives:
+            area = (ranked[high].sum() - positives * (positives - 1) / 2) / (positives * negatives)
+            if max(area, 1 - area) > TELLING:
+                return f"positives from negatives with AUC {max(area, 1 - area):.3f}"
+    return None
+
+
+def _cut(time_us: np.ndarray, share: float) -> int:
+    """The moment from which on about ``share`` of the rows lie."""
+    if not len(time_us):
+        return 0
+    place = min(len(time_us) - 1, round((1 - share) * len(time_us)))
+    return int(np.partition(time_us, place)[place])
+
+
+def _drawn(numbers: np.ndarray, seed: int) -> np.ndarray:
+    """A draw for each number that depends on it and the seed alone, (N,) uint64 (splitmix64)."""
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    mixed = np.asarray(numbers, np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
+    for _ in range(2):
+        mixed = mixed + golden
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+def _check_shares(*shares: float) -> None:
+    if not all(0 < share < 1 for share in shares) or sum(shares) >= 1:
+        raise ValueError(f"shares must lie between 0 and 1 and leave rows to train on, not {shares}")
+
+
+def _filled(split: Split) -> Split:
+    for name, rows in (("train", split.train), ("validation", split.validation), ("test", split.test)):
+        if not len(rows):
+            raise NotEnoughData(f"the split leaves no rows for {name}", part=name)
+    return split

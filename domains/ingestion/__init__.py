@@ -1,0 +1,1 @@
+"""Raw files in, validated events out."""

@@ -1,0 +1,125 @@
+"""Items and users files: one row an id, typed features beside it; a later file's row replaces an earlier one's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import duckdb
+
+from domains.errors import InvalidData
+from domains.ingestion.source_files import SourceFile, literal, parquet, quoted, rows_of
+from domains.ingestion.validation import present, text_of
+
+
+def stage_catalogue(
+    con: duckdb.DuckDBPyConnection, source: SourceFile, *, file: int, table: str, key: str, features: Mapping[str, str]
+) -> list[str]:
+    """Read an items or users file into ``<table>_new`` (``_id``, features); bad rows go to ``bad``. Returns warnings.
+
+    A number that cannot be read is a missing feature, not a bad row: losing the item would lose its events.
+
+    Raises:
+        InvalidData: a column is missing, no row is usable, or no value of a number column is a number.
+    """
+    source.require(key, f"{table} id")
+    for name in features:
+        source.require(name, f"{table} feature")
+    texts = "".join(f", {text_of(source, name)} AS feature_{i}" for i, name in enumerate(features))
+    with rows_of(con, source) as rows:
+        con.execute(
+            f"CREATE TEMP TABLE {table}_rows AS SELECT _line AS line, _lines AS lines, _fault AS fault,"
+            f" {present(text_of(source, key))} AS _id{texts} FROM {rows}"
+        )
+    same = "".join(f" AND feature_{i} IS NOT DISTINCT FROM first(feature_{i}) OVER same" for i in range(len(features)))
+    con.execute(
+        f"CREATE TEMP TABLE {table}_judged AS SELECT *, CASE WHEN fault IS NOT NULL THEN fault WHEN _id IS NULL THEN"
+        f" 'missing_id' WHEN row_number() OVER same = 1 THEN NULL WHEN true{same} THEN 'repeated'"
+        f" ELSE 'duplicate_id' END AS reason FROM {table}_rows"
+        " WINDOW same AS (PARTITION BY _id, fault IS NULL ORDER BY line)"
+    )
+    con.execute(
+        f"INSERT INTO bad SELECT {file}, line, lines, reason FROM {table}_judged"
+        " WHERE reason IS NOT NULL AND reason <> 'repeated'"
+    )
+    values = "".join(f", {_value(i, kind)} AS {quoted(name)}" for i, (name, kind) in enumerate(features.items()))
+    con.execute(f"CREATE TABLE {table}_new AS SELECT _id{values} FROM {table}_judged WHERE reason IS NULL")
+    kept = _count(con, f"SELECT count(*) FROM {table}_new")
+    if kept == 0:
+        shown_rows = con.execute(f"SELECT line, reason FROM {table}_judged ORDER BY line LIMIT 5").fetchall()
+        shown = ", ".join(f"line {line}: {reason}" for line, reason in shown_rows)
+        raise InvalidData(
+            f"{source.path.name}: holds no usable row" + (f" ({shown})" if shown else " after its header"),
+            file=source.path.name,
+            column=key,
+            first_bad=[{"line": line, "reason": reason} for line, reason in shown_rows],
+        )
+    warnings = []
+    refused = _count(con, f"SELECT count(*) FROM bad WHERE file = {file}")
+    if refused:
+        warnings.append(f"{source.path.name}: {refused:,} of its rows are quarantined")
+    for i, (name, kind) in enumerate(features.items()):
+        if kind != "number":
+            continue
+        filled, unread = con.execute(
+            f"SELECT count({present(f'feature_{i}')}), count({present(f'feature_{i}')}) - count({_value(i, kind)})"
+            f" FROM {table}_judged WHERE reason IS NULL"
+        ).fetchall()[0]
+        if filled and unread == filled:
+            lines = con.execute(
+                f"SELECT line, feature_{i} FROM {table}_judged WHERE reason IS NULL"
+                f" AND {present(f'feature_{i}')} IS NOT NULL ORDER BY line LIMIT 5"
+            ).fetchall()
+            raise InvalidData(
+                f"{source.path.name}: column {name!r} is declared a number and holds none; first: "
+                + ", ".join(f"line {line}: {text!r}" for line, text in lines),
+                file=source.path.name,
+                column=name,
+                first_bad=[{"line": line, "reason": "bad_number", "row": text} for line, text in lines],
+            )
+        if unread:
+            warnings.append(f"{source.path.name}: {name!r} is no number in {unread:,} rows; read there as missing")
+    con.execute(f"DROP TABLE {table}_rows")
+    con.execute(f"DROP TABLE {table}_judged")
+    return warnings
+
+
+def merge_catalogue(con: duckdb.DuckDBPyConnection, table: str, stored: Path | None, id_name: str) -> bool:
+    """Make ``<table>_all`` (``_id``, features) of new and stored rows; True if it differs from what is stored."""
+    if stored is None:
+        con.execute(f"CREATE VIEW {table}_all AS SELECT * FROM {table}_new")
+        return True
+    index = id_name.removesuffix("_id")
+    old = f"(SELECT {id_name} AS _id, * EXCLUDE ({id_name}, {index}) FROM {parquet(stored)})"
+    con.execute(
+        f"CREATE TABLE {table}_all AS SELECT * FROM {table}_new UNION ALL BY NAME"
+        f" SELECT old.* FROM {old} AS old ANTI JOIN {table}_new USING (_id)"
+    )
+    columns = [row[0] for row in con.execute(f"DESCRIBE {table}_new").fetchall()]
+    old_columns = [row[0] for row in con.execute(f"DESCRIBE SELECT * FROM {old}").fetchall()]
+    if set(columns) != set(old_columns):
+        return True
+    names = ", ".join(quoted(name) for name in columns)
+    return _count(con, f"SELECT count(*) FROM (SELECT {names} FROM {table}_all EXCEPT SELECT {names} FROM {old})") > 0
+
+
+def write_catalogue(con: duckdb.DuckDBPyConnection, table: str, id_name: str, vocabulary: str, path: Path) -> None:
+    """Write ``<table>_all`` as Parquet: ``item_id`` or ``user_id``, its index, the features, by index."""
+    index = id_name.removesuffix("_id")
+    con.execute(
+        f"COPY (SELECT _id AS {id_name}, ids.index AS {index}, rows.* EXCLUDE (_id) FROM {table}_all AS rows"
+        f" JOIN {vocabulary} AS ids ON ids.name = rows._id ORDER BY ids.index) TO {literal(str(path))}"
+        " (FORMAT parquet, COMPRESSION zstd)"
+    )
+
+
+def _value(position: int, kind: str) -> str:
+    text = present(f"feature_{position}")
+    if kind == "category":
+        return text
+    number = f"TRY_CAST({text} AS DOUBLE)"
+    return f"CASE WHEN isfinite({number}) THEN {number} END"
+
+
+def _count(con: duckdb.DuckDBPyConnection, query: str) -> int:
+    return con.execute(query).fetchall()[0][0]

@@ -1,0 +1,1 @@
+"""The registry: which domains, versions, runs and answers exist, in SQLite or PostgreSQL."""

@@ -1,0 +1,1 @@
+"""CCTL: weighing source samples by what they give the target."""

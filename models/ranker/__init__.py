@@ -1,0 +1,1 @@
+"""The shared network, its per-domain adapters, and how both are stored."""

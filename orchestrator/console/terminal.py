@@ -1,0 +1,273 @@
+"""What the command line shows: tables, progress of a run, one-line errors. Prints; decides nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from domains.registry.registry import Registry, Run
+from orchestrator import prefect_client
+from orchestrator.errors import Unavailable
+from orchestrator.jobs.runner import OnProgress
+from orchestrator.settings import Settings
+
+ROW_NAMES = {
+    "train_mean": "mean label",
+    "popularity": "prior (popularity)",
+    "item_mean": "prior (item mean)",
+    "zero_shot": "zero-shot",
+    "adapter": "adapter",
+    "best_reachable": "best reachable",
+}
+"""How the rows of a cold-start report are called in print; others keep their own name."""
+LOWER_IS_BETTER = frozenset({"logloss", "mae", "rmse"})
+RESUME_PATIENCE_S = 150
+"""How long a run may look abandoned before watching it is given up: heartbeat limit plus a restart."""
+
+WIDE = 132
+"""Columns where the output is no terminal: a file or a pipe folds nothing."""
+
+console = Console()
+if not console.is_terminal:
+    console = Console(width=WIDE)
+errors = Console(stderr=True)
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], numeric: Iterable[str] = ()) -> None:
+    """Print one table; ``numeric`` columns stand to the right."""
+    numeric = set(numeric)
+    console.print(title, style="italic", highlight=False, markup=False, soft_wrap=True)
+    drawn = Table(header_style="bold")
+    for column in columns:
+        drawn.add_column(column, justify="right" if column in numeric else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(("" if cell is None else str(cell)) for cell in row))
+    console.print(drawn)
+
+
+def cold_start_table(domain: str, report: Mapping[str, Any]) -> None:
+    """A version's cold-start report: one row a rival, each metric with its 95 % interval."""
+    rows = report["rows"]
+    order = [*(name for name in ROW_NAMES if name in rows), *(name for name in rows if name not in ROW_NAMES)]
+    metrics = list(next(iter(rows.values())))
+    gain = report["gain"]
+    table(
+        f"{domain}: {report['cold_users']:,} cold users, {report['examples']:,} examples (95 % intervals over users)",
+        ["", *(f"{metric.upper()} {'↓' if metric in LOWER_IS_BETTER else '↑'}" for metric in metrics), "adapter gains"],
+        (
+            [
+                ROW_NAMES.get(name, name.replace("_", " ")),
+                *(_interval(rows[name].get(metric)) for metric in metrics),
+                f"{gain[name]['value']:+.4f} [{gain[name]['low']:+.4f}, {gain[name]['high']:+.4f}]"
+                if name in gain
+                else "",
+            ]
+            for name in order
+        ),
+        numeric=[f"{metric.upper()} {'↓' if metric in LOWER_IS_BETTER else '↑'}" for metric in metrics],
+    )
+
+
+def decision_lines(report: Mapping[str, Any]) -> None:
+    """The gate's verdict and its reasons, and what it cost to find out."""
+    decision = report.get("decision")
+    if decision:
+        verdict = decision.get("verdict", "ship" if decision["promote"] else "hold")
+        console.print(f"gate: [bold]{verdict}[/bold]; " + "; ".join(decision["reasons"]), highlight=False)
+    cost = report.get("cost")
+    if cost:
+        money = "" if cost["money"] is None else f", {cost['money']:.4f} {cost['currency']}".rstrip()
+        seeds = report.get("required", {}).get("seeds", 1)
+        console.print(
+            f"compared under {seeds} seeds; {cost['processor_seconds'] / 60:.1f} processor minutes{money}",
+            highlight=False,
+            markup=False,
+        )
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[OnProgress]:
+    """A bar that a use case's ``on_progress`` moves."""
+    with _bar() as bar:
+        task = bar.add_task(title, total=1.0)
+
+        def move(fraction: float, step: str = "", _detail: Mapping[str, Any] | None = None) -> None:
+            bar.update(task, completed=fraction, description=f"{title}: {step}" if step else title)
+
+        yield move
+        bar.update(task, completed=1.0)
+
+
+def watch(run: Run, *, registry: Registry, settings: Settings) -> Run:
+    """Follow a run on the worker until it ends. Ctrl-C stops watching; the run goes on.
+
+    Raises:
+        Unavailable: the flow run ended without a word to the registry, and nothing resumes it.
+    """
+    title = f"{run.kind} {run.domain or ''}".strip()
+    looked_at, lost_since = 0.0, None
+    with _bar() as bar:
+        task = bar.add_task(f"{title}: waiting for the worker", total=1.0)
+        while run.state in ("queued", "running"):
+            bar.update(task, completed=run.progress, description=f"{title}: {run.step}" if run.step else None)
+            time.sleep(0.3)
+            run = registry.run(run.id)
+            if run.flow_run_id is None or time.monotonic() - looked_at < 5 or run.state not in ("queued", "running"):
+                continue
+            looked_at = time.monotonic()
+            state = prefect_client.state(run.flow_run_id, api_url=settings.prefect_url)
+            # A crashed run is started again by the stack: only one that stays ended is lost.
+            lost_since = (lost_since or looked_at) if state.final else None
+            if lost_since is not None and looked_at - lost_since > RESUME_PATIENCE_S:
+                raise Unavailable(
+                    f"Prefect says {state.name}: {state.message or 'no reason'}; run {run.id} did not end"
+                )
+        if run.state == "succeeded":
+            bar.update(task, completed=1.0, description=f"{title}: done")
+    return run
+
+
+def error_line(error: BaseException) -> str:
+    """One line that names the field, the file and the line where they are known."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        return f"{error.title}: {field}: {first['msg']}"
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror or message}"
+    details = getattr(error, "details", None) or {}
+    known = [f"{key} {details[key]}" for key in ("field", "file", "line") if key in details]
+    absent = [piece for piece in known if piece.split(" ", 1)[1] not in message]
+    return message + (f" ({', '.join(absent)})" if absent else "")
+
+
+def domain_metrics(measured: Mapping[str, Any]) -> None:
+    """What a shared model is worth on each domain's held-out events, beside the plain rows."""
+    for domain, found in measured.items():
+        if "note" in found:
+            console.print(f"{domain}: {found['note']}", highlight=False, markup=False)
+    compared = {domain: found for domain, found in measured.items() if "rows" in found}
+    if not compared:
+        return
+    metrics = list(next(iter(compared.values()))["rows"]["shared"])
+    headings = [metric.upper() for metric in metrics]
+    table(
+        "the shared model on each domain's held-out events (95 % intervals over users)",
+        ["domain", "", *headings],
+        (
+            [domain, row.replace("_", " "), *(_interval(values.get(metric)) for metric in metrics)]
+            for domain, found in compared.items()
+            for row, values in found["rows"].items()
+        ),
+        numeric=headings,
+    )
+
+
+def ingest_report(report: Any) -> None:
+    """Rows read, added, seen before and set aside, with the reasons."""
+    console.print(
+        f"{report.rows_read:,} rows read: {report.rows_added:,} added, {report.rows_duplicate:,} known already, "
+        f"{report.rows_quarantined:,} set aside",
+        highlight=False,
+    )
+    if report.rows_quarantined:
+        for reason, count in sorted(report.reasons.items(), key=lambda pair: -pair[1]):
+            console.print(f"  {count:,} x {reason}", highlight=False, markup=False)
+        console.print(f"  each with its file and line in {report.quarantine}", highlight=False, markup=False)
+
+
+def readiness(domain: str, found: Any) -> None:
+    """What a domain lacks, and what was noticed."""
+    if found.missing:
+        console.print(f"[bold]{domain} is not ready:[/bold]")
+    else:
+        console.print(f"[bold]{domain} is ready to launch[/bold]")
+    for line in found.missing:
+        console.print(f"  missing: {line}", highlight=False, markup=False)
+    for line in found.notes:
+        console.print(f"  {line}", highlight=False, markup=False)
+
+
+def preview(domain: str, found: Mapping[str, Any]) -> None:
+    """What short runs say of the sources and of the data still needed."""
+    metric = found["metric"]
+    table(
+        f"{domain}: drop in {metric} that each source brings, on {found['judged_users']:,} users and "
+        f"{found['judged_rows']:,} rows (95 % intervals over runs and users)",
+        ["source", "alone", "beside the others", "verdict"],
+        (
+            [source["name"], *(_interval(source[kind], signed=True) for kind in ("alone", "beside")), source["verdict"]]
+            for source in found["sources"]
+        ),
+        numeric=["alone", "beside the others"],
+    )
+    console.print(f"all of them together: {_interval(found['together'], signed=True)}", highlight=False, markup=False)
+    errors_at = found["curve"]["errors"]
+    table(
+        f"{metric} on growing shares of its rows",
+        ["rows", *(ROW_NAMES.get(model, model) for model in errors_at)],
+        (
+            [f"{rows:,.0f}", *(_interval(errors_at[model][place]) for model in errors_at)]
+            for place, rows in enumerate(found["curve"]["rows"])
+        ),
+        numeric=["rows"],
+    )
+    fewest = found["curve"]["rows"][0]
+    for rival, needed in found["needed"].items():
+        low, rows, high = (needed_rows(needed[part], fewest) for part in ("low", "rows", "high"))
+        said = f"{rows} (95 %: {low} to {high})"
+        name = ROW_NAMES.get(rival, rival)
+        console.print(f"ahead of {name} with {said} rows", highlight=False, markup=False)
+    test = found["backtest"]
+    if test["of"]:
+        line = f"forecasts from the smaller shares: the interval held {test['held']} of {test['of']} times"
+        console.print(line, highlight=False, markup=False)
+
+
+def needed_rows(rows: float | None, fewest: float) -> str:
+    """A forecast number of rows; None is beyond a hundred times what there is, the fewest tried is that or less."""
+    if rows is None:
+        return "out of reach"
+    return f"{rows:,.0f}" + (" or fewer" if rows <= fewest else "")
+
+
+def ranking(answer: Mapping[str, Any]) -> None:
+    """A ranking as the service gave it."""
+    table(
+        f"{answer['domain']}: {answer['served_by'].replace('_', '-')}, version {(answer['model_version'] or '-')[:12]}"
+        f", {answer['took_ms']:.1f} ms",
+        ["place", "item", "score", "why"],
+        (
+            [place, item["item_id"], f"{item['score']:.4f}", item.get("reason")]
+            for place, item in enumerate(answer["items"], 1)
+        ),
+        numeric=["place", "score"],
+    )
+
+
+def _bar() -> Progress:
+    return Progress(
+        SpinnerColumn(finished_text="✓"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=False,
+    )
+
+
+def _interval(measured: Mapping[str, float] | None, *, signed: bool = False) -> str:
+    if measured is None:
+        return ""
+    if signed:
+        return f"{measured['value']:+.4f} [{measured['low']:+.4f}, {measured['high']:+.4f}]"
+    return f"{measured['value']:.4f} [{measured['low']:.4f}, {measured['high']:.4f}]"

@@ -1,0 +1,1 @@
+"""Events into batches; versions and online features."""

@@ -1,0 +1,204 @@
+"""The data of all domains as a backbone sees it: examples, code tables and histories for one layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from domains.errors import NotEnoughData
+from domains.events.domain_data import DomainData
+from domains.events.histories import Histories
+from domains.events.splits import Split, cold_users, time_forward
+from domains.registry.registry import Domain
+from orchestrator.data.batches import Assembler, EventSource, Examples
+from orchestrator.data.encoding import Layout, SourceRange, fit_domain_fields, fit_fields
+from orchestrator.settings import Settings
+
+SPLIT_SEED = 20_260_101
+"""One seed for every split of a domain: a user who is held out once is held out from every later version."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Everything read-only that training and evaluation of some domains needs."""
+
+    settings: Settings
+    domains: tuple[Domain, ...]
+    split_seed: int = SPLIT_SEED
+    cold_share: float | None = None
+    """Overrides the gate's share of cold users, for benchmarks that vary it."""
+
+    def data(self, name: str) -> DomainData:
+        return DomainData(self.settings.data_dir, name)
+
+    @cached_property
+    def histories(self) -> Histories:
+        return Histories.open(self.settings.data_dir)
+
+    def domain(self, name: str) -> Domain:
+        return next(domain for domain in self.domains if domain.name == name)
+
+    def fit_layout(
+        self, *, task: str, slots: Sequence[str], lifelong: int, short: int, with_users: bool, until_us: int | None
+    ) -> Layout:
+        """Learn the code books from the named domains, sources first in slot order."""
+        chosen = [self.domain(name) for name in slots]
+        specs = [domain.spec for domain in chosen]
+        data = [self.data(name) for name in slots]
+        sources, offset = [], 0
+        for domain, held in zip(chosen, data, strict=True):
+            if domain.role == "source":
+                size = len(held.item_vocabulary)
+                sources.append(SourceRange(domain.name, domain.number, offset, size))
+                offset += size - 1
+        return Layout(
+            task=task,
+            item_fields=fit_fields(
+                [spec.items.features if spec.items else {} for spec in specs], [held.items() for held in data]
+            ),
+            user_fields=fit_fields(
+                [spec.users.features if spec.users else {} for spec in specs], [held.users() for held in data]
+            ),
+            context_fields=fit_fields(
+                [spec.interactions.context for spec in specs], [held.interactions() for held in data]
+            ),
+            domain_fields=fit_domain_fields(specs),
+            sources=tuple(sources),
+            slots=tuple(slots),
+            lifelong=lifelong,
+            short=short,
+            users=len(data[0].user_vocabulary) if with_users else 0,
+            trained_until_us=until_us,
+        )
+
+    def item_codes(self, layout: Layout, name: str) -> np.ndarray:
+        """Item feature codes of a domain by local index, (V, F)."""
+        data = self.data(name)
+        vocabulary, table = data.item_vocabulary, data.items()
+        codes = np.zeros((len(vocabulary), len(layout.item_fields)), np.int64)
+        if table is not None:
+            rows = vocabulary.index(table["item_id"].to_pylist())
+            codes[rows] = layout.codes(layout.item_fields, table, len(table))
+            codes[0] = 0
+        return codes
+
+    def source_item_codes(self, layout: Layout) -> np.ndarray:
+        """Item feature codes of the backbone's whole source table, (V, F); row 0 is out of vocabulary."""
+        codes = np.zeros((layout.source_rows_total, len(layout.item_fields)), np.int64)
+        for source in layout.sources:
+            own = self.item_codes(layout, source.domain)[1 : source.size]
+            codes[source.offset + 1 : source.offset + 1 + len(own)] = own
+        return codes
+
+    def user_codes(self, layout: Layout) -> np.ndarray:
+        """Profile codes by user index, (users, P); of two that describe one user the later domain counts."""
+        vocabulary = self.data(self.domains[0].name).user_vocabulary
+        codes = np.zeros((len(vocabulary), len(layout.user_fields)), np.int64)
+        for domain in sorted(self.domains, key=lambda domain: domain.number):
+            table = self.data(domain.name).users()
+            if table is None:
+                continue
+            rows = vocabulary.index(table["user_id"].to_pylist())
+            own = layout.codes(layout.user_fields, table, len(table))
+            for at, field in enumerate(layout.user_fields):
+                if field.name in table.column_names:
+                    told = table[field.name].is_valid().to_numpy()
+                    codes[rows[told], at] = own[told, at]
+        if len(codes):
+            codes[0] = 0
+        return codes
+
+    def assembler(self, layout: Layout, names: Sequence[str]) -> Assembler:
+        """A batch builder for the named domains over the published histories."""
+        return Assembler(
+            layout,
+            user_codes=self.user_codes(layout),
+            item_codes={name: self.item_codes(layout, name) for name in names},
+            source=EventSource(self.histories.source),
+            borrows={name: numbers for name in names if (numbers := self.borrows(name)) is not None},
+            target={name: EventSource(store) for name, store in self.histories.target.items() if name in names},
+        )
+
+    def examples(self, layout: Layout, name: str) -> Examples:
+        """All rows of a domain, in time order.
+
+        Raises:
+            NotEnoughData: the domain has no rows.
+        """
+        domain, data = self.domain(name), self.data(name)
+        table = data.interactions()
+        if len(table) == 0:
+            raise NotEnoughData(f"domain {name!r} has no interactions yet; ingest some first", domain=name)
+        order = np.lexsort((table["item"].to_numpy(), table["user"].to_numpy(), table["time_us"].to_numpy()))
+        table = table.take(pa.array(order))
+        rows = len(table)
+        return Examples(
+            domain=name,
+            number=domain.number,
+            user=table["user"].to_numpy().astype(np.int64),
+            item=table["item"].to_numpy().astype(np.int64),
+            time_us=table["time_us"].to_numpy().astype(np.int64),
+            label=table["label"].to_numpy().astype(np.float32),
+            value=table["raw_label"].to_numpy().astype(np.float32),
+            context=layout.codes(layout.context_fields, table, rows),
+            weight=np.ones(rows, np.float32),
+            prior=np.zeros(rows, np.float32),
+        )
+
+    def borrows(self, name: str) -> frozenset[int] | None:
+        """Numbers of the sources that a target borrows from; None for all of them."""
+        spec = self.domain(name).spec
+        if spec.role == "source" or not spec.sources:
+            return None
+        return frozenset(domain.number for domain in self.domains if domain.name in spec.sources)
+
+    def history_length(self, rows: Examples, most: int = 2000) -> np.ndarray:
+        """How many borrowed source events lie strictly before each row, (N,), counted up to ``most``."""
+        source, borrowed = EventSource(self.histories.source), self.borrows(rows.domain)
+        if borrowed is not None:
+            source = source.only(borrowed)
+        start, stop = source.window(rows.user, rows.time_us, most)
+        return stop - start
+
+    def true_probabilities(self, rows: Examples) -> np.ndarray | None:
+        """Click probabilities that a simulated domain was drawn from, one a row; None for real domains."""
+        path = self.settings.data_dir / "domains" / rows.domain / "truth.parquet"
+        if not path.is_file():
+            return None
+        truth, data = pq.read_table(path), self.data(rows.domain)
+        user = data.user_vocabulary.index(truth["user_id"].to_pylist())
+        item = data.item_vocabulary.index(truth["item_id"].to_pylist())
+        time_us = truth["ts"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+        keys = zip(user.tolist(), item.tolist(), time_us.tolist(), strict=True)
+        known = dict(zip(keys, truth["probability"].to_pylist(), strict=True))
+        asked = zip(rows.user.tolist(), rows.item.tolist(), rows.time_us.tolist(), strict=True)
+        return np.array([known[key] for key in asked], np.float64)
+
+    def split(self, rows: Examples) -> Split:
+        """The one split of a domain: sources by time; targets by cold user, and by time where there is time."""
+        spec = self.domain(rows.domain).spec
+        timed = spec.interactions.time is not None
+        if spec.role == "target":
+            return cold_users(
+                rows.user,
+                self.history_length(rows, 1) > 0,
+                rows.time_us if timed else None,
+                share=self.cold_share or spec.gate.cold_share,
+                validation_share=0.1,
+                seed=self.split_seed,
+            )
+        if timed:
+            return time_forward(rows.time_us, validation_share=0.05, test_share=0.10)
+        held_out = np.random.default_rng(self.split_seed).random(len(rows))
+        return Split(
+            train=np.flatnonzero(held_out >= 0.15),
+            validation=np.flatnonzero(held_out < 0.05),
+            test=np.flatnonzero((held_out >= 0.05) & (held_out < 0.15)),
+            cold_users=np.zeros(0, np.int64),
+            cut_us=None,
+        )

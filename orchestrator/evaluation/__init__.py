@@ -1,0 +1,1 @@
+"""Metrics with intervals, the gate, and the report."""

@@ -1,0 +1,1 @@
+"""The resumable jobs: train, launch, preview."""

@@ -1,0 +1,105 @@
+"""Versions on their way: published under their hash, attached to their backbone, pointed at."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from domains.registry.records import VersionKind
+from domains.registry.registry import Domain, Version
+from models.ranker import adapters, checkpoint
+from models.ranker.network import Ranker
+from orchestrator.data.dataset import Workspace
+from orchestrator.data.encoding import Layout
+from orchestrator.data.model_store import Artifacts
+from orchestrator.jobs.runner import RunContext
+from orchestrator.training.fit import add_domain
+
+
+def publish_version(context: RunContext, folder: Path, version_id: str, *, kind: VersionKind, **facts: Any) -> Version:
+    """Store a finished folder under the version's content hash and record it; doing it again changes nothing.
+
+    ``facts`` are the fields of ``Version`` beside its id, kind and artifact.
+    """
+    tag = Artifacts(context.settings.artifacts_dir).publish(kind, folder, version_id)
+    return context.registry.add_version(Version(id=version_id, kind=kind, artifact=tag, created_by=context.by, **facts))
+
+
+def offer_zero_shot(
+    context: RunContext, domain: Domain, *, ranker: Ranker, layout: Layout, backbone_id: str
+) -> Version | None:
+    """Let a domain that has items but no training answer with the backbone and its nearest domain's cross-attention.
+
+    Returns None where the domain's task is not the backbone's, or it has no data at all.
+    """
+    workspace = Workspace(context.settings, tuple(context.registry.domains()))
+    if domain.spec.task != layout.task or not has_data(domain):
+        return None
+    slot = zero_shot_slot(ranker, workspace, layout, domain.name, attach_live(context, ranker, backbone_id))
+    folder = context.folder / f"zero-shot-{domain.name}"
+    if not folder.is_dir():
+        building = context.folder / f"zero-shot-{domain.name}.building"
+        shutil.rmtree(building, ignore_errors=True)
+        checkpoint.save_adapter(ranker, slot, building, backbone=backbone_id)
+        layout.save(building)
+        building.rename(folder)
+    version = publish_version(
+        context,
+        folder,
+        checkpoint.load_adapter(folder).content,
+        kind="adapter",
+        domain=domain.name,
+        backbone_id=backbone_id,
+        rung="zero_shot",
+    )
+    flip(context, domain.name, version.id, why="first answers before any training on this domain")
+    return version
+
+
+def attach_live(
+    context: RunContext, ranker: Ranker, backbone_id: str, *, leave_out: str | None = None
+) -> dict[str, int]:
+    """Attach every target's live adapter that was trained on this backbone; returns their slots by name."""
+    store = Artifacts(context.settings.artifacts_dir)
+    slots = {}
+    for live in context.registry.lives():
+        if live.domain is None or live.domain == leave_out:
+            continue
+        version = context.registry.version(live.version_id)
+        if version.kind == "adapter" and version.rung == "adapter" and version.backbone_id == backbone_id:
+            adapter = checkpoint.load_adapter(store.path(version.artifact))
+            slots[live.domain] = adapters.attach(ranker, adapter, backbone=backbone_id)
+    return slots
+
+
+def zero_shot_slot(ranker: Ranker, workspace: Workspace, layout: Layout, name: str, others: dict[str, int]) -> int:
+    """A fresh slot that borrows the attention of the target domain whose features agree most, if any agree.
+
+    Args:
+        others: slots of other target domains in this ranker, by name.
+    """
+    own = layout.domain_codes(workspace.domain(name).spec)
+    agreement = {
+        other: sum(
+            a == b and a > 0 for a, b in zip(own, layout.domain_codes(workspace.domain(other).spec), strict=True)
+        )
+        for other in others
+        if other != name
+    }
+    nearest = max(agreement, key=lambda other: (agreement[other], other), default=None)
+    like = others[nearest] if nearest is not None and agreement[nearest] > 0 else None
+    return add_domain(ranker, workspace, layout, name, like=like)
+
+
+def has_data(domain: Domain) -> bool:
+    """Whether anything was ingested for a domain."""
+    return bool(domain.counts.get("rows_added"))
+
+
+def flip(context: RunContext, domain: str | None, version_id: str, *, why: str) -> None:
+    """Point a domain at a version; flipping to what is already live changes nothing."""
+    live = context.registry.live(domain)
+    if live is not None and live.version_id == version_id:
+        return
+    context.registry.promote(domain, version_id, expect=live.version_id if live else None, who=context.by, why=why)

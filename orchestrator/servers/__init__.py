@@ -1,0 +1,1 @@
+"""Which servers run, and their supervisor."""

@@ -1,0 +1,168 @@
+"""Which servers make up a stack: how each is started, where it answers, and in what environment it lives."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from orchestrator import prefect_client
+from orchestrator.errors import Unavailable
+from orchestrator.settings import Settings
+
+
+class StackFault(Unavailable):
+    """The servers cannot be started, or one of them does not come up."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """How to start one server and how to see that it is well."""
+
+    name: str
+    command: tuple[str, ...]
+    health_url: str = ""
+    """Answers 200 when the server is well."""
+    check: Callable[[], bool] = lambda: True
+    """What else must hold."""
+    port: int | None = None
+    port_setting: str = ""
+    address: str = ""
+    """What a person opens, if anything."""
+
+    def healthy(self) -> bool:
+        """Whether it is well now."""
+        return (not self.health_url or answers(self.health_url)) and self.check()
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Environment of every server: where Graft runs, nobody called home, one thread a process."""
+    home = settings.home.absolute()
+    return {
+        **os.environ,
+        **settings.as_environment(),
+        "GRAFT_HOME": str(home),
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_API_URL": settings.prefect_url,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "orchestrator,domains,models,feature_repo",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        # How long a started run waits for a worker to ask: the default of 10 s is most of a short run.
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_CLI_PROMPT": "false",
+        "DO_NOT_TRACK": "1",
+        "BENTOML_HOME": str(settings.artifacts_dir.absolute()),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "FEAST_USAGE": "False",
+        "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
+        "STREAMLIT_SERVER_HEADLESS": "true",
+        "STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", settings.bind_host])),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def servers(settings: Settings, *, ui: bool = True) -> list[Server]:
+    """The servers of a stack in the order in which they start; an outside Prefect server is not among them."""
+    host, python = settings.bind_host, sys.executable
+    planned = []
+    if not settings.prefect_api_url:
+        planned.append(
+            Server(
+                "prefect",
+                (python, "-m", "prefect", "server", "start", "--host", host, "--port", str(settings.prefect_port)),
+                f"{settings.prefect_url}/health",
+                port=settings.prefect_port,
+                port_setting="prefect_port",
+                address=settings.prefect_url.removesuffix("/api"),
+            )
+        )
+    planned.append(
+        Server(
+            "service",
+            (
+                *(python, "-m", "bentoml", "serve", "deployment.http.service:Graft"),
+                *("--host", host, "--port", str(settings.service_port)),
+            ),
+            f"{settings.service_url}/readyz",
+            port=settings.service_port,
+            port_setting="service_port",
+            address=settings.service_url,
+        )
+    )
+    if ui:
+        planned.append(
+            Server(
+                "ui",
+                (
+                    *(python, "-m", "streamlit", "run", str(_ui_script())),
+                    *("--server.address", host, "--server.port", str(settings.ui_port)),
+                ),
+                f"{settings.ui_url}/_stcore/health",
+                port=settings.ui_port,
+                port_setting="ui_port",
+                address=settings.ui_url,
+            )
+        )
+    name = f"worker-{uuid.uuid4().hex[:8]}"
+    planned.append(
+        Server(
+            "worker",
+            (
+                *(python, "-m", "prefect", "worker", "start", "--type", "process"),
+                *("--pool", prefect_client.WORK_POOL, "--name", name, "--install-policy", "never"),
+            ),
+            check=lambda: _quietly(lambda: prefect_client.worker_online(name, api_url=settings.prefect_url)),
+        )
+    )
+    return planned
+
+
+def refuse_busy_ports(plan: list[Server], settings: Settings) -> None:
+    """Look at every port before anything starts.
+
+    Raises:
+        StackFault: one is taken; names the port, the server and the setting that moves it.
+    """
+    for server in plan:
+        if server.port is None:
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.bind_host, server.port))
+            except OSError as fault:
+                variable = f"GRAFT_{server.port_setting.upper()}"
+                raise StackFault(
+                    f"port {server.port} for the {server.name} is taken on {settings.bind_host}; free it or choose "
+                    f"another with the setting {server.port_setting} ({variable}={server.port + 1} graft up)"
+                ) from fault
+
+
+def answers(url: str) -> bool:
+    """Whether something at the address says that it is well."""
+    return _quietly(lambda: httpx.get(url, timeout=2.0, trust_env=False).status_code == 200)
+
+
+def _quietly(check: Callable[[], bool]) -> bool:
+    try:
+        return check()
+    except (httpx.HTTPError, Unavailable):
+        return False
+
+
+def _ui_script() -> Path:
+    found = importlib.util.find_spec("ui")
+    if found is None or found.origin is None:
+        raise StackFault("the package ui is not installed; start with --no-ui")
+    return Path(found.origin).with_name("app.py")

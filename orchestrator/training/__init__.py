@@ -1,0 +1,1 @@
+"""Recipes, and networks fitted by them."""

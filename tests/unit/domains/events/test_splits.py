@@ -1,0 +1,157 @@
+"""Splits hide what they promise to hide, are the same in every process, and the scan finds planted leaks."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from domains.errors import NotEnoughData
+from domains.events.histories import HistoryStore
+from domains.events.splits import cold_users, scan_for_leaks, time_forward, warm
+
+
+def rows(count=2000, users=100, seed=0):
+    rng = np.random.default_rng(seed)
+    user = rng.integers(1, users + 1, count)
+    return user, rng.integers(1, 50, count), rng.permutation(count).astype(np.int64) * 1000, user % 5 != 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**31), share=st.floats(0.1, 0.5), validation=st.floats(0.05, 0.3), timed=st.booleans())
+def test_cold_users_are_hidden_from_training(seed, share, validation, timed):
+    """No row of a cold or validation user is trained on, and only users with source history are drawn."""
+    user, item, time_us, has_source = rows()
+    split = cold_users(
+        user, has_source, time_us if timed else None, share=share, validation_share=validation, seed=seed
+    )
+    assert not np.isin(user[split.train], split.cold_users).any()
+    assert not np.isin(user[split.train], split.validation_users).any()
+    assert not np.isin(split.cold_users, user[~has_source]).any()
+    assert np.isin(user[split.test], split.cold_users).all()
+    assert len(split.cold_users) == round(share * len(np.unique(user[has_source])))
+    assert scan_for_leaks(split, user, item, time_us if timed else None) == [] or not timed
+    if timed:
+        assert time_us[split.test].min() >= split.cut_us > time_us[np.r_[split.train, split.validation]].max()
+    else:
+        assert split.cut_us is None
+        assert len(split.train) + len(split.validation) + len(split.test) == len(user)
+
+
+def test_a_draw_does_not_depend_on_the_process():
+    """The same seed gives the same users whatever PYTHONHASHSEED, and another seed gives others."""
+    program = (
+        "import numpy as np; from domains.events.splits import cold_users;"
+        "user = np.arange(1, 200); split = cold_users(user, user > 0, None, share=.2, validation_share=.1, seed=7);"
+        "print(split.cold_users.tolist(), split.validation_users.tolist())"
+    )
+    answers = {
+        subprocess.run(
+            [sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("0", "1", "random")
+    }
+    assert len(answers) == 1
+    user = np.arange(1, 200)
+    other = cold_users(user, user > 0, None, share=0.2, validation_share=0.1, seed=8)
+    assert str(other.cold_users.tolist()) not in answers.pop().decode()
+
+
+def test_users_who_join_later_do_not_reshuffle_the_draw():
+    """A user is drawn by a hash of his own index: most of the cold users stay cold when the domain grows."""
+    small, large = np.arange(1, 1001), np.arange(1, 1101)
+    draw = {"share": 0.2, "validation_share": 0.1, "seed": 3}
+    before = cold_users(small, small > 0, None, **draw).cold_users
+    after = cold_users(large, large > 0, None, **draw).cold_users
+    assert len(np.intersect1d(before, after)) > 0.9 * len(before)
+
+
+def test_time_forward_keeps_one_moment_together():
+    """Rows of one time are never on both sides of a cut."""
+    time_us = np.repeat(np.arange(20), 50)
+    split = time_forward(time_us, validation_share=0.1, test_share=0.2)
+    assert time_us[split.train].max() < time_us[split.validation].min()
+    assert time_us[split.validation].max() < split.cut_us == time_us[split.test].min()
+    assert len(split.test) == 200
+    assert len(split.validation) == 100
+
+
+def test_warm_users_are_known_to_training():
+    """Every user of the test rows has rows in training, with time and without."""
+    user, _, time_us, _ = rows()
+    for times in (time_us, None):
+        split = warm(user, times, validation_share=0.1, test_share=0.2, seed=0)
+        assert np.isin(user[np.r_[split.validation, split.test]], user[split.train]).all()
+        assert len(np.intersect1d(split.train, split.test)) == 0
+
+
+def test_a_split_without_rows_is_refused():
+    """One moment for all rows leaves nothing to learn from; nobody with source history leaves nobody cold."""
+    with pytest.raises(NotEnoughData, match="train"):
+        time_forward(np.ones(10), validation_share=0.1, test_share=0.2)
+    with pytest.raises(NotEnoughData, match="validation"):
+        cold_users(np.arange(1, 9), np.zeros(8, bool), None, share=0.2, validation_share=0.1, seed=0)
+
+
+def clean():
+    user, item, time_us, has_source = rows()
+    split = cold_users(user, has_source, time_us, share=0.3, validation_share=0.2, seed=0)
+    return split, user, item, time_us
+
+
+def test_a_clean_split_has_no_leaks():
+    """Unrelated features and honest windows raise no alarm."""
+    split, user, item, time_us = clean()
+    rng = np.random.default_rng(1)
+    label = (rng.random(len(user)) < 0.3).astype(float)
+    features = {"noise": rng.random(len(user)), "hour": rng.integers(0, 24, len(user)), "id": np.arange(len(user))}
+    assert scan_for_leaks(split, user, item, time_us, label=label, features=features, now_us=10**9) == []
+
+
+def test_planted_leaks_are_named():
+    """Each way to leak is found: shared rows, cold users trained on, rows past the cut, telling features."""
+    split, user, item, time_us = clean()
+    label = (np.random.default_rng(1).random(len(user)) < 0.3).astype(float)
+
+    def found(split=split, **more):
+        return " | ".join(scan_for_leaks(split, user, item, time_us, **more))
+
+    assert "both train and test" in found(replace(split, train=np.r_[split.train, split.test[:3]]))
+    cold_row = np.flatnonzero(np.isin(user, split.cold_users) & (time_us < split.cut_us))[:1]
+    assert "1 cold users have rows in train" in found(replace(split, train=np.r_[split.train, cold_row]))
+    warm_late = np.flatnonzero(~np.isin(user, split.cold_users) & (time_us >= split.cut_us))[:2]
+    assert "2 rows of train are at or after the cut" in found(replace(split, train=np.r_[split.train, warm_late]))
+    assert "lie in the future" in found(now_us=int(time_us.max()) - 1)
+    telling = {"dwell": label * 30 + np.random.default_rng(0).random(len(label))}
+    assert "'dwell' knows the label" in found(label=label, features=telling)
+    assert "'code' knows the label" in found(label=label, features={"code": np.where(label > 0, "yes", "no")})
+
+
+def test_the_same_event_twice_is_named():
+    """A copy of a test event under another row number is found by its user, item and time."""
+    split, user, item, time_us = clean()
+    user, item, time_us = (np.append(column, column[split.test[0]]) for column in (user, item, time_us))
+    leaked = replace(split, train=np.append(split.train, len(user) - 1))
+    assert any(
+        "events of the same user, item and time" in sentence for sentence in scan_for_leaks(leaked, user, item, time_us)
+    )
+
+
+def test_a_history_that_holds_the_future_is_named(tmp_path):
+    """A planted future row: the windows of the rows are looked at event by event."""
+    split, user, item, time_us = clean()
+    nothing = np.zeros(len(user))
+    store = HistoryStore.build(
+        tmp_path / "store", user=user, domain_number=1, item=item, action=nothing, value=nothing, time_us=time_us
+    )
+    start, stop = store.window(user, time_us, 10)
+    assert scan_for_leaks(split, user, item, time_us, histories={"source": (store, start, stop)}) == []
+    # One event further than strictly before: the row's own.
+    assert (
+        "2000 of 2000 windows"
+        in scan_for_leaks(split, user, item, time_us, histories={"source": (store, start, stop + 1)})[0]
+    )

@@ -1,0 +1,136 @@
+"""What frozen weights make of a row: kept once, it changes neither scores nor what an adapter becomes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.batch import Batch
+from models.ranker import adapters
+from models.ranker.frozen_cache import keep, keeping
+from models.ranker.network import Ranker
+from models.training import loop
+
+MakeBatch = Callable[..., Batch]
+MakeRanker = Callable[..., Ranker]
+ROWS, LENGTH, TARGET = 24, 40, 2
+PLENTY = 1 << 24
+
+
+@pytest.fixture(params=["one window each", "windows differ"])
+def rows(make_batch: MakeBatch, request: pytest.FixtureRequest) -> Batch:
+    """Rows of a few users of the target, with keys; rows of a user may all see the same, or not."""
+    batch = make_batch(rows=ROWS, users=4, length=LENGTH, domain=TARGET, full=True)
+    if request.param == "one window each":
+        batch = replace(batch, lifelong=replace(batch.lifelong, start=torch.zeros(ROWS, dtype=torch.long)))
+    return replace(batch, key=torch.arange(ROWS))
+
+
+@pytest.fixture(params=[("both", False), ("dacdr", False), ("lcn", True), ("domain_over_pyramid", False)])
+def tuned(make_ranker: MakeRanker, request: pytest.FixtureRequest) -> Ranker:
+    """A ranker of which only the target's adapter trains; one has wide facts."""
+    interest, wide = request.param
+    ranker = make_ranker(interest=interest, wide=wide)
+    adapters.freeze_all_but(ranker, TARGET)
+    return ranker
+
+
+class Shuffled:
+    """Two batches an epoch, other ones in each."""
+
+    def __init__(self, rows: Batch) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return 2
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(epoch)).view(2, -1)
+        for index in order[start:]:
+            yield self.rows.rows(index)
+
+
+def test_scores_and_gradients_are_those_of_computing_all_anew(tuned: Ranker, rows: Batch) -> None:
+    """On a batch other than those that the kept numbers were made of."""
+    owned = adapters.owned_parameters(tuned, TARGET)
+    some = rows.rows(torch.tensor([5, 2, 7, 11, 3, 3]))
+
+    def answer() -> list[torch.Tensor]:
+        score = tuned(some)
+        return [score, *torch.autograd.grad(score.sin().sum(), owned, allow_unused=True, materialize_grads=True)]
+
+    anew = answer()
+    with keeping(tuned, [rows], ROWS, limit=PLENTY):
+        kept = answer()
+    for one, other in zip(kept, anew, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-9)
+    assert tuned.kept is None
+
+
+def test_an_adapter_comes_out_the_same_with_and_without(tuned: Ranker, rows: Batch) -> None:
+    """After epochs that shuffle the rows; the kept numbers were made in another order."""
+    start = {name: value.clone() for name, value in tuned.state_dict().items()}
+    found = []
+    for limit in (PLENTY, 0):
+        tuned.load_state_dict(start)
+        with keeping(tuned, [rows.rows(torch.arange(ROWS).flip(0))], ROWS, limit=limit):
+            assert (tuned.kept is None) == (limit == 0)
+            loop.train(tuned, Shuffled(rows), config=loop.TrainConfig(epochs=3, learning_rate=0.01))
+        found.append({name: value.clone() for name, value in tuned.state_dict().items()})
+    moved = [name for name in start if not torch.equal(start[name], found[0][name])]
+    assert moved
+    assert all(name.startswith(f"domains.{TARGET}.") for name in moved)
+    for name in start:
+        torch.testing.assert_close(found[0][name], found[1][name], atol=1e-8, rtol=1e-7)
+
+
+def test_a_run_goes_on_from_a_checkpoint_to_the_same_bits(tuned: Ranker, rows: Batch, tmp_path: Path) -> None:
+    """What is kept is made again on the way, in the same order, so it is the very same."""
+    start = {name: value.clone() for name, value in tuned.state_dict().items()}
+    config = loop.TrainConfig(epochs=3, checkpoint_every_steps=1, progress_every_steps=1)
+    calls = iter(range(100))
+
+    def killed(_: loop.Progress) -> None:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+
+    with keeping(tuned, [rows], ROWS, limit=PLENTY):
+        loop.train(tuned, Shuffled(rows), config=config)
+    whole = {name: value.clone() for name, value in tuned.state_dict().items()}
+    tuned.load_state_dict(start)
+    with keeping(tuned, [rows], ROWS, limit=PLENTY), pytest.raises(KeyboardInterrupt):
+        loop.train(tuned, Shuffled(rows), config=config, checkpoint_dir=tmp_path, on_progress=killed)
+    with keeping(tuned, [rows], ROWS, limit=PLENTY):
+        loop.train(tuned, Shuffled(rows), config=config, checkpoint_dir=tmp_path)
+    assert all(torch.equal(value, whole[name]) for name, value in tuned.state_dict().items())
+
+
+def test_moments_are_kept_as_far_as_there_is_room(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
+    """Rows beyond the limit are read event by event, and nothing about their scores is different."""
+    ranker = make_ranker(interest="both")
+    adapters.freeze_all_but(ranker, TARGET)
+    batch = replace(make_batch(rows=ROWS, users=4, length=LENGTH, domain=TARGET, full=True), key=torch.arange(ROWS))
+    anew = ranker(batch)
+    whole = keep(ranker, [batch], ROWS, limit=PLENTY)
+    assert whole is not None
+    assert (whole.window >= 0).all()
+    rest = sum(part.nbytes for part in (whole.facts, whole.mean, whole.share, whole.window))
+    ranker.kept = keep(ranker, [batch], ROWS, limit=rest + 2 * whole.moments[0].nbytes)
+    assert ranker.kept is not None
+    assert len(ranker.kept.moments) == 2
+    assert (ranker.kept.window < 0).any()
+    torch.testing.assert_close(ranker(batch), anew)
+    assert keep(ranker, [batch], ROWS, limit=rest - 1) is None
+
+
+def test_nothing_is_kept_of_weights_that_train(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
+    ranker = make_ranker(interest="both")
+    with pytest.raises(ValueError, match="freeze all but one domain"):
+        keep(ranker, [], 0, limit=PLENTY)
+    adapters.freeze_all_but(ranker, TARGET)
+    rows = replace(make_batch(domain=TARGET), key=torch.arange(12))
+    ranker.kept = keep(ranker, [rows], 12, limit=PLENTY)
+    adapters.unfreeze(ranker)
+    assert ranker.kept is None

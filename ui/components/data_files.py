@@ -1,0 +1,244 @@
+"""Handing in data files, following their validation, and reading what came of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from domains.errors import InvalidData
+from domains.events.domain_data import DomainData, IngestReport
+from domains.ingestion.source_files import SourceFile, open_source
+from domains.ingestion.validation import REASONS
+from domains.registry.records import Domain
+from ui import session
+from ui.components import elements, wording
+from ui.components.ingest_job import UPLOADS, DataFiles, IngestJob
+
+BAD_ROWS_SHOWN = 1000
+FILE_TYPES = ["csv", "tsv", "parquet", "pq", "gz"]
+
+
+def choose_files(key: str) -> DataFiles:
+    """Upload files, or name files that lie on the machine of this UI.
+
+    Raises:
+        InvalidData: a named file is not there.
+    """
+    turn = st.session_state.get(f"{key}-turn", 0)
+    where = st.segmented_control(
+        "Where the files are", ["Upload", "On this server"], default="Upload", key=f"{key}-where", required=True
+    )
+    columns = st.columns(3)
+    titles = ("Interactions", "Items (optional)", "Users (optional)")
+    if where == "On this server":
+        typed = [
+            column.text_input(title, key=f"{key}-path-{title}", placeholder="/data/interactions.parquet").strip()
+            for column, title in zip(columns, titles, strict=True)
+        ]
+        columns[0].caption("Several files: separate them with a comma.")
+        paths = [[Path(part.strip()) for part in text.split(",") if part.strip()] for text in typed]
+        for path in (path for group in paths for path in group):
+            if not path.is_file():
+                raise InvalidData(f"there is no file {path} on this server", file=str(path))
+        return DataFiles(tuple(paths[0]), *(found[0] if found else None for found in paths[1:]))
+    interactions = columns[0].file_uploader(
+        titles[0],
+        FILE_TYPES,
+        accept_multiple_files=True,
+        key=f"{key}-interactions-{turn}",
+        help="Who did what, and when.",
+    )
+    items = columns[1].file_uploader(
+        titles[1], FILE_TYPES, key=f"{key}-items-{turn}", help="One row an item, with features."
+    )
+    users = columns[2].file_uploader(
+        titles[2], FILE_TYPES, key=f"{key}-users-{turn}", help="One row a user, with features."
+    )
+    return DataFiles(tuple(_kept(file) for file in interactions or []), _kept(items), _kept(users))
+
+
+def look_at(path: Path | None) -> SourceFile | None:
+    """A file's columns, or None without a file.
+
+    Raises:
+        InvalidData: the file cannot be read.
+    """
+    return None if path is None else open_source(path)
+
+
+def start(domain: str, files: DataFiles, *, key: str) -> None:
+    """Begin to validate and add the files chosen under ``key``; the page then follows the job."""
+    # A new turn empties the uploaders, whose copies on disk go when the job ends.
+    st.session_state[f"{key}-turn"] = st.session_state.get(f"{key}-turn", 0) + 1
+    st.session_state["ingest"] = IngestJob(domain, files).start(
+        registry=session.registry(), settings=session.settings(), by=session.who()
+    )
+
+
+def follow(domain: str) -> IngestJob | None:
+    """Show the progress of this session's latest ingest into a domain; gives it back once it has ended."""
+    job: IngestJob | None = st.session_state.get("ingest")
+    if job is None or job.domain != domain:
+        return None
+    if not job.going:
+        return job
+
+    def draw() -> None:
+        if not job.going:
+            st.rerun()
+        with st.container(border=True):
+            st.markdown("**Checking every row**")
+            st.progress(min(max(job.fraction, 0.0), 1.0), text=f"{job.step} · {job.fraction:.0%}")
+            st.caption("You may leave this page; the check goes on.")
+
+    st.fragment(draw, run_every=0.5)()
+    return None
+
+
+def add_data(domain: Domain) -> None:
+    """The whole of adding data to a registered domain: choose, check, and see what came of it."""
+    job = follow(domain.name)
+    if job is not None:
+        show_outcome(job)
+    elif (running := st.session_state.get("ingest")) is not None and running.domain == domain.name:
+        return
+    with elements.told():
+        files = choose_files(f"add-{domain.name}")
+        if st.button("Check and add", type="primary", disabled=not files, key=f"add-{domain.name}"):
+            start(domain.name, files, key=f"add-{domain.name}")
+            st.rerun()
+        st.caption("Adding the same file again adds nothing twice.")
+
+
+def show_outcome(job: IngestJob) -> None:
+    """What came of a finished ingest."""
+    if job.error is not None:
+        elements.show_error(job.error)
+        bad = getattr(job.error, "details", {}).get("first_bad")
+        if bad:
+            st.caption("The first rows that are wrong")
+            st.dataframe(
+                [{"Line": row["line"], "Reason": said(row["reason"]), "Row as it stood": row["row"]} for row in bad],
+                hide_index=True,
+            )
+        st.caption("Nothing was added. Correct the file and hand it in again.")
+    elif job.report is not None:
+        show_report(job.domain, job.report)
+
+
+def show_report(domain: str, report: IngestReport) -> None:
+    """Counts, reasons and bad rows of one ingest."""
+    if report.rows_quarantined:
+        st.warning(
+            f"{wording.plural(report.rows_added, 'row')} added; "
+            f"{wording.plural(report.rows_quarantined, 'bad row')} set aside, listed below with the reason."
+        )
+    elif report.rows_added:
+        st.success(f"All good: {wording.plural(report.rows_added, 'row')} added.")
+    else:
+        st.info("Nothing new: every row was there already.")
+    for warning in report.warnings:
+        st.warning(warning)
+    show_counts(
+        read=report.rows_read,
+        added=report.rows_added,
+        duplicate=report.rows_duplicate,
+        bad=report.rows_quarantined,
+        users=report.users,
+        items=report.items,
+    )
+    mean = "" if report.label_mean is None else f" Mean label {report.label_mean:.3f}."
+    if report.first_us and report.first_us > 1:
+        st.caption(f"Events from {wording.moment(report.first_us)} to {wording.moment(report.last_us)} UTC.{mean}")
+    elif mean:
+        st.caption(mean.strip())
+    show_bad_rows(domain, report.reasons)
+
+
+def show_counts(*, read: int, added: int, duplicate: int, bad: int, users: int, items: int) -> None:
+    """What was read and what became of it, as a row of figures."""
+    figures = (
+        ("Rows read", read),
+        ("Added", added),
+        ("Duplicates", duplicate),
+        ("Set aside", bad),
+        ("Users", users),
+        ("Items", items),
+    )
+    for column, (title, value) in zip(st.columns(6), figures, strict=True):
+        column.metric(title, wording.count(value))
+
+
+def show_bad_rows(domain: str, reasons: dict[str, int]) -> None:
+    """Why rows were set aside, and the rows themselves with file, line and content; nothing when all were good."""
+    rows = DomainData(session.settings().data_dir, domain).quarantine(BAD_ROWS_SHOWN)
+    if not reasons and not rows:
+        return
+    st.markdown("**Rows set aside**")
+    if reasons:
+        most = max(reasons.values())
+        st.dataframe(
+            [
+                {"Reason": said(reason), "Rows": number}
+                for reason, number in sorted(reasons.items(), key=lambda r: -r[1])
+            ],
+            hide_index=True,
+            column_config={
+                "Reason": st.column_config.Column(width="large"),
+                "Rows": st.column_config.ProgressColumn(min_value=0, max_value=most, format="%d"),
+            },
+        )
+    if rows:
+        table = [
+            {
+                "File": Path(row["file"]).name,
+                "Line": row["line"],
+                "Reason": said(row["reason"]),
+                "Row as it stood": row["row"],
+            }
+            for row in rows
+        ]
+        st.dataframe(
+            table,
+            hide_index=True,
+            height=min(38 + 35 * len(table), 420),
+            column_config={
+                "File": st.column_config.Column(width="small"),
+                "Line": st.column_config.NumberColumn(width="small"),
+                "Reason": st.column_config.Column(width="medium"),
+                "Row as it stood": st.column_config.Column(width="large"),
+            },
+        )
+        if len(rows) == BAD_ROWS_SHOWN:
+            st.caption(f"The latest {BAD_ROWS_SHOWN:,} of them.")
+        st.download_button("Download the bad rows", _as_csv(table), file_name=f"{domain}-bad-rows.csv", mime="text/csv")
+
+
+def said(reason: str) -> str:
+    """Why a row was set aside, in words."""
+    text = REASONS.get(reason, reason)
+    return text[:1].upper() + text[1:]
+
+
+def _as_csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _kept(file: Any) -> Any:
+    """An uploaded file, written once to disk, where the reader wants it; None where none was uploaded."""
+    if file is None:
+        return None
+    folder = session.settings().home / UPLOADS / "".join(c for c in file.file_id if c.isalnum() or c == "-")
+    path = folder / (Path(file.name).name or "file")
+    if not path.is_file() or path.stat().st_size != file.size:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.getbuffer())
+    return path

@@ -1,0 +1,79 @@
+"""Adding data in the background: it goes on while somebody looks at another page, and this page follows it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from domains.ingestion.ingest import IngestReport
+from domains.registry.registry import Registry
+from orchestrator import use_cases
+from orchestrator.settings import Settings
+
+UPLOADS = "uploads"
+"""Folder in Graft's home where uploaded files lie until they are ingested."""
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """What a team hands in."""
+
+    interactions: tuple[Path, ...] = ()
+    items: Path | None = None
+    users: Path | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.interactions)
+
+
+@dataclass
+class IngestJob:
+    """One ingest as it goes; ``report`` or ``error`` is set at its end."""
+
+    domain: str
+    files: DataFiles
+    fraction: float = 0.0
+    step: str = "Reading the files"
+    report: IngestReport | None = None
+    error: Exception | None = None
+    _thread: threading.Thread | None = field(default=None, repr=False)
+
+    @property
+    def going(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self, *, registry: Registry, settings: Settings, by: str) -> IngestJob:
+        """Begin, and return at once."""
+        self._thread = threading.Thread(
+            target=self._run, args=(registry, settings, by), name=f"ingest-{self.domain}", daemon=True
+        )
+        self._thread.start()
+        return self
+
+    def _run(self, registry: Registry, settings: Settings, by: str) -> None:
+        try:
+            self.report = use_cases.ingest_data(
+                self.domain,
+                interactions=list(self.files.interactions),
+                items=self.files.items,
+                users=self.files.users,
+                registry=registry,
+                settings=settings,
+                by=by,
+                on_progress=self._note,
+            )
+        except Exception as error:
+            self.error = error
+        finally:
+            self._forget_uploads(settings.home / UPLOADS)
+
+    def _forget_uploads(self, folder: Path) -> None:
+        for path in (*self.files.interactions, self.files.items, self.files.users):
+            if path is not None and path.is_relative_to(folder):
+                path.unlink(missing_ok=True)
+
+    def _note(self, fraction: float, step: str, detail: dict[str, Any]) -> None:
+        self.fraction, self.step = fraction, step
