@@ -61,7 +61,7 @@ CATALOGUE: Mapping[str, Benchmark] = {
     ),
     "lifelong-ctr": Benchmark(
         "lifelong_ctr",
-        "clicks told from 800 events, beside lifelong and self-supervised rivals",
+        "clicks told from 800 events, beside lifelong and self-supervised baselines",
         ("kuairand_sequences", "kuairand", "taobao_ads"),
     ),
     "multi-domain-ctr": Benchmark(
@@ -72,7 +72,7 @@ CATALOGUE: Mapping[str, Benchmark] = {
     "next-item": Benchmark("next_item", "next items and cold users' items, ranked", ("food_kitchen", "game_video")),
     "source-reweighting": Benchmark(
         "source_reweighting",
-        "borrowing with and without weights, where sources are spoilt",
+        "transfer with and without weights, where sources are spoilt",
         ("amazon_movie_tv",),
         simulated=True,
     ),

@@ -5,7 +5,7 @@
 Douban book -> music and music -> book and Amazon category 1 -> 2, with 20, 50 and 80 % of the shared users cold. All
 target rows of cold users are the test; a tenth of the other shared users is held out to choose by; every source row is
 visible, without times. ``...-timed`` settings (Amazon) are point in time: only the last fifth of the target rows is
-tested, rivals learn from rows before that moment, and ours sees of a user's source what came before the tested row.
+tested, baselines learn from rows before that moment, and ours sees of a user's source what came before the tested row.
 Amazon's original review files (``amazon/``: Movies_and_TV, CDs_and_Vinyl, Books) are read where a user has them.
 
 Stopped, it goes on where it was. Under ``--out``: ``cells.jsonl``, ``cold-start-ratings.md`` and ``.svg`` files.
@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import command, results_page
 from benchmarks.public_pairs import Pair, amazon_reviews, offered, settle
 from benchmarks.rating_bridges import BridgeData, BridgeRows, bridge_rows, fit_bridge, ridge_cmf, ridge_emcdr
-from benchmarks.results_table import Case, Cell, Entrant, Scored, Table, run
+from benchmarks.results_table import Case, Cell, Method, Scored, Table, run
 from domains.events.splits import Split
 from domains.public import PreparedDomain
 from domains.registry.registry import Domain
@@ -35,7 +35,7 @@ from models.baselines.plain import (
     ItemMean,
     ItemUserBias,
     MappedSourceBias,
-    PlainRival,
+    PlainBaseline,
     Rows,
     TrainMean,
     source_bias,
@@ -55,7 +55,7 @@ SHARES = (20, 50, 80)
 HISTORY = 300
 SHARED, ADAPTER = "Graft, shared", "Graft, shared + adapter"
 FACTS = "Graft, wide facts alone"
-RIVAL, TUNED = "mapped source bias", "mapped source bias, tuned"
+BASELINE, TUNED = "mapped source bias", "mapped source bias, tuned"
 LAST = ", last epoch"
 EPOCHS, EPOCHS_AT_MOST = 10, 15
 """Of each stage of a bridge: what the papers train, and from where early stopping may choose."""
@@ -168,13 +168,13 @@ def open_case(data: Path, folder: Path, setting: str, seed: int) -> Case:
     workspace = WholeSource(settings, domains, split_seed=seed, cold_share=int(share) / 100)
     source, target = sorted(domains, key=lambda domain: domain.role != "source")
     slots = (source.name, target.name)
-    layout = workspace.fit_layout(
+    encoder = workspace.fit_encoder(
         task="rating", slots=slots, lifelong=HISTORY, short=24, with_users=True, until_us=None
     )
-    rows = workspace.examples(layout, target.name)
+    rows = workspace.examples(encoder, target.name)
     split = workspace.split(rows)
     workspace = replace(workspace, until_us=split.cut_us)
-    lent = workspace.examples(layout, source.name)
+    lent = workspace.examples(encoder, source.name)
     parts = workspace.split(lent)
     test = rows.take(split.test)
     nothing = np.full(len(test), np.nan, np.float32)
@@ -186,20 +186,20 @@ def open_case(data: Path, folder: Path, setting: str, seed: int) -> Case:
         rows.take(split.train),
         rows.take(split.validation),
         replace(test, label=nothing, value=nothing),
-        BridgeData(layout, workspace.assembler(layout, slots), len(workspace.data(target.name).item_vocabulary)),
+        BridgeData(encoder, workspace.batch_builder(encoder, slots), len(workspace.data(target.name).item_vocabulary)),
     )
     return Case(given, test.label, test.user, BOUNDS)
 
 
-def plain(make: type[PlainRival], case: Case, seed: int) -> dict[str, Scored]:
-    """A rival without a network: it has nothing to choose, so the source's held-out rows teach it too."""
+def plain(make: type[PlainBaseline], case: Case, seed: int) -> dict[str, Scored]:
+    """A baseline without a network: it has nothing to choose, so the source's held-out rows teach it too."""
     given: Given = case.given
     lent = [
         np.concatenate(part)
         for part in zip(*(_triple(r) for r in (given.source, given.source_validation)), strict=True)
     ]
-    rival = make().fit(*_triple(given.known), source=Rows.of(*lent))
-    return {"": Scored(rival.predict(given.asked.user, given.asked.item))}
+    baseline = make().fit(*_triple(given.known), source=Rows.of(*lent))
+    return {"": Scored(baseline.predict(given.asked.user, given.asked.item))}
 
 
 def tuned_bias(case: Case, seed: int) -> dict[str, Scored]:
@@ -210,11 +210,11 @@ def tuned_bias(case: Case, seed: int) -> dict[str, Scored]:
     biases = {ridge: source_bias(lent, ridge) for ridge in SMOOTHINGS}
     found = []
     for smoothing, ridge in product(SMOOTHINGS, SMOOTHINGS):
-        rival = MappedSourceBias(smoothing, ridge).fit_line(learnt, items[smoothing], biases[ridge])
-        found.append((_rmse(held, rival.predict(held.user, held.item)), smoothing, ridge, rival))
-    error, smoothing, ridge, rival = min(found, key=lambda one: one[:3])
+        baseline = MappedSourceBias(smoothing, ridge).fit_line(learnt, items[smoothing], biases[ridge])
+        found.append((_rmse(held, baseline.predict(held.user, held.item)), smoothing, ridge, baseline))
+    error, smoothing, ridge, baseline = min(found, key=lambda one: one[:3])
     detail = {"validation_rmse": error, "smoothing": smoothing, "source_ridge": ridge}
-    return {TUNED: Scored(rival.predict(given.asked.user, given.asked.item), detail)}
+    return {TUNED: Scored(baseline.predict(given.asked.user, given.asked.item), detail)}
 
 
 def bridge(name: str, settings: Mapping[str, Any], case: Case, seed: int) -> dict[str, Scored]:
@@ -250,12 +250,12 @@ def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
     """Ours as the product trains it: the shared model, then the target's adapter with all else frozen."""
     given: Given = case.given
     recipe = recipe.model_copy(update={"seed": seed})
-    ranker, layout = fit(given.workspace, recipe, given.slots)
-    assembler = given.workspace.assembler(layout, given.slots)
-    shared = score_rows(ranker, assembler, given.asked, 1)
-    held = score_rows(ranker, assembler, given.validation, 1)
-    result = fit_adapter(ranker, 1, recipe, assembler, given.known, given.validation)
-    tuned = score_rows(ranker, assembler, given.asked, 1)
+    ranker, encoder = fit(given.workspace, recipe, given.slots)
+    batch_builder = given.workspace.batch_builder(encoder, given.slots)
+    shared = score_rows(ranker, batch_builder, given.asked, 1)
+    held = score_rows(ranker, batch_builder, given.validation, 1)
+    result = fit_adapter(ranker, 1, recipe, batch_builder, given.known, given.validation)
+    tuned = score_rows(ranker, batch_builder, given.asked, 1)
     return {
         SHARED: Scored(shared, {"parameters": _count(ranker), "validation_rmse": _rmse(given.validation, held)}),
         ADAPTER: Scored(
@@ -263,7 +263,7 @@ def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
             {
                 "parameters": sum(part.numel() for part in ranker.owned(1).parameters()),
                 "best_epoch": result.best_epoch,
-                "validation_rmse": _rmse(given.validation, score_rows(ranker, assembler, given.validation, 1)),
+                "validation_rmse": _rmse(given.validation, score_rows(ranker, batch_builder, given.validation, 1)),
             },
         ),
     }
@@ -273,36 +273,41 @@ def facts_alone(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
     """What ours says before any descent: item means and facts in closed form, so that no network is thanked for it."""
     given: Given = case.given
     learnt = lessons(given.workspace, recipe, given.slots)
-    assembler = given.workspace.assembler(learnt.layout, given.slots)
-    ranker = new_ranker(given.workspace, learnt.layout, recipe, mean_label=learnt.mean_label)
-    set_out(ranker, learnt, assembler, seed=seed)
-    fit_own_evidence(ranker, assembler, learnt.train[1][0], 1, seed=seed)
-    held, asked = (score_rows(ranker, assembler, rows, 1) for rows in (given.validation, given.asked))
+    batch_builder = given.workspace.batch_builder(learnt.encoder, given.slots)
+    ranker = new_ranker(given.workspace, learnt.encoder, recipe, mean_label=learnt.mean_label)
+    set_out(ranker, learnt, batch_builder, seed=seed)
+    fit_own_evidence(ranker, batch_builder, learnt.train[1][0], 1, seed=seed)
+    held, asked = (score_rows(ranker, batch_builder, rows, 1) for rows in (given.validation, given.asked))
     return {FACTS: Scored(asked, {"validation_rmse": _rmse(given.validation, held)})}
 
 
-def entrants(recipe: Recipe | None = None) -> list[Entrant]:
+def methods(recipe: Recipe | None = None) -> list[Method]:
     """Every row of the table."""
     recipe = recipe or Recipe(task="rating", lifelong=HISTORY)
-    simple = {"train mean": TrainMean, "item mean": ItemMean, "item + user bias": ItemUserBias, RIVAL: MappedSourceBias}
+    simple = {
+        "train mean": TrainMean,
+        "item mean": ItemMean,
+        "item + user bias": ItemUserBias,
+        BASELINE: MappedSourceBias,
+    }
     rows = [
-        Entrant((name,), partial(_named, name, partial(plain, make)), {"defaults": repr(make())})
+        Method((name,), partial(_named, name, partial(plain, make)), {"defaults": repr(make())})
         for name, make in simple.items()
     ]
-    rows.append(Entrant((TUNED,), tuned_bias, {"smoothings": SMOOTHINGS}))
+    rows.append(Method((TUNED,), tuned_bias, {"smoothings": SMOOTHINGS}))
     settings = {"learning_rate": 1e-2, "weight_decay": 0.2}
     tried = {**settings, "width": WIDTH, "epochs": (EPOCHS_AT_MOST, EPOCHS)}
     for name in BRIDGES:
         names = (name,) if name in UNSTOPPED else (name, name + LAST)
-        rows.append(Entrant(names, partial(bridge, name, settings), tried))
+        rows.append(Method(names, partial(bridge, name, settings), tried))
     solved = {"CMF (ridge)": ridge_cmf, "EMCDR (ridge)": ridge_emcdr}
     rows += [
-        Entrant((name,), partial(solved_bridge, name, make), {"width": WIDTH, "map": "by rating error"})
+        Method((name,), partial(solved_bridge, name, make), {"width": WIDTH, "map": "by rating error"})
         for name, make in solved.items()
     ]
     config = recipe.model_dump(mode="json")
-    rows.append(Entrant((FACTS,), partial(facts_alone, recipe), config))
-    return [*rows, Entrant((SHARED, ADAPTER), partial(graft, recipe), config)]
+    rows.append(Method((FACTS,), partial(facts_alone, recipe), config))
+    return [*rows, Method((SHARED, ADAPTER), partial(graft, recipe), config)]
 
 
 def measure(
@@ -321,12 +326,12 @@ def measure(
         models: rows to train, or all where empty; what other rows the folder already holds stays in the table.
     """
     table = Table(out)
-    chosen = command.chosen(entrants(recipe), models)
+    chosen = command.chosen(methods(recipe), models)
     run(
         table,
         settings=settings or offered(Path(data), SETTINGS, pair_of),
         seeds=range(seeds),
-        entrants=chosen,
+        methods=chosen,
         open_case=partial(open_case, Path(data), out),
         on_cell=_say,
     )
@@ -346,7 +351,12 @@ def write(table: Table, out: Path) -> None:
             continue
         part = table.only(settings)
         page = results_page.markdown(
-            part, subject=ADAPTER, plain=RIVAL, measures=("mae", "rmse"), not_rivals=(SHARED, FACTS), bounds=BOUNDS
+            part,
+            subject=ADAPTER,
+            plain=BASELINE,
+            measures=("mae", "rmse"),
+            not_baselines=(SHARED, FACTS),
+            bounds=BOUNDS,
         )
         parts += [f"# {title}\n", page]
         for metric in ("mae", "rmse"):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import results_page
-from benchmarks.results_table import Entrant, Table
+from benchmarks.results_table import Method, Table
 
 
 def run(
@@ -50,6 +50,6 @@ def run(
     print((given.out / page).read_text())
 
 
-def chosen(entrants: Sequence[Entrant], models: Sequence[str]) -> list[Entrant]:
-    """The entrants that fill any of the rows named; all of them where none is."""
-    return [one for one in entrants if not models or set(one.names) & set(models)]
+def chosen(methods: Sequence[Method], models: Sequence[str]) -> list[Method]:
+    """The methods that fill any of the rows named; all of them where none is."""
+    return [one for one in methods if not models or set(one.names) & set(models)]

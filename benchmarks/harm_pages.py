@@ -57,20 +57,20 @@ def _told(table: Table, cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def against(table: Table, subject: str, rivals: Sequence[str]) -> str:
-    """AUC of the subject less that of each rival, paired over seeds and over users."""
-    head = ["setting", "rival", f"{subject} − rival", "95 % over seeds", "p", "seeds ahead", "95 % over users"]
+def against(table: Table, subject: str, baselines: Sequence[str]) -> str:
+    """AUC of the subject less that of each baseline, paired over seeds and over users."""
+    head = ["setting", "baseline", f"{subject} − baseline", "95 % over seeds", "p", "seeds ahead", "95 % over users"]
     lines = [f"## {subject} beside what it must not lose to\n", _row(head), _row(["---"] * len(head))]
     for setting in table.settings():
-        for rival in rivals:
-            over = paired_over_seeds(table, setting, "auc", subject, rival)
+        for baseline in baselines:
+            over = paired_over_seeds(table, setting, "auc", subject, baseline)
             if not over.seeds:
                 continue
-            users, gap = paired_over_users(table, setting, "auc", subject, rival), over.difference
+            users, gap = paired_over_users(table, setting, "auc", subject, baseline), over.difference
             lines.append(
                 _row(
                     [
-                        *(setting, rival, f"{gap.value:+.4f}", f"[{gap.low:+.4f}, {gap.high:+.4f}]"),
+                        *(setting, baseline, f"{gap.value:+.4f}", f"[{gap.low:+.4f}, {gap.high:+.4f}]"),
                         *(f"{over.p:.3f}", f"{over.seeds - over.lower}/{over.seeds}"),
                         f"[{users.low:+.4f}, {users.high:+.4f}]",
                     ]

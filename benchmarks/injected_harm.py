@@ -94,8 +94,8 @@ class HarmedWorkspace(Workspace):
             self.memory[name] = np.array([0, *(feed_of(ids.name(index)) for index in range(1, len(ids)))])
         return self.memory[name][item]
 
-    def examples(self, layout: Any, name: str) -> Examples:
-        rows = super().examples(layout, name)
+    def examples(self, encoder: Any, name: str) -> Examples:
+        rows = super().examples(encoder, name)
         if self.domain(name).role == "target":
             return rows
         value, flipped = self._told(name, rows.user, rows.item, rows.time_us, rows.value)

@@ -31,14 +31,14 @@ from benchmarks.item_vectors import item_vectors
 from benchmarks.lifelong_networks import Network, Schooling, consistency, networks, scored, trained
 from benchmarks.logged_clicks import LOGS, cut
 from benchmarks.public_pairs import Pair, offered, settle
-from benchmarks.results_table import Case, Cell, Entrant, Scored, Table, paired_over_seeds, run
+from benchmarks.results_table import Case, Cell, Method, Scored, Table, paired_over_seeds, run
 from benchmarks.sampled_negatives import NEVER, Parts, draw
-from models.baselines.plain import CoOccurrence, ItemMean, ItemUserBias, PlainRival, Popularity, Rows, TrainMean
+from models.baselines.plain import CoOccurrence, ItemMean, ItemUserBias, PlainBaseline, Popularity, Rows, TrainMean
 from orchestrator.data.batches import Examples
 from orchestrator.data.dataset import Workspace
-from orchestrator.data.encoding import Layout
-from orchestrator.data.target_encoding import item_means, without_itself
-from orchestrator.training.fit import Lessons
+from orchestrator.data.encoding import FeatureEncoder
+from orchestrator.data.target_encoding import item_means, leave_one_out
+from orchestrator.training.fit import TrainingSet
 from orchestrator.training.recipe import Recipe
 
 FOLDER = "kuairand_sequences"
@@ -50,7 +50,7 @@ SEQUENCES = Pair(
 )
 SETS: Mapping[str, Pair] = {"matched": SEQUENCES, "uniform": SEQUENCES, **LOGS}
 """Where the rows of a setting come from."""
-OURS, WITHOUT_CRP = "both + CRP", "both"
+OURS, WITHOUT_CRP = "both + CRP", "dacdr+lcn"
 VECTORS, POPULARITY, CO_OCCURRENCE = "item vectors alone", "popularity", "co-occurrence"
 LIFELONG, SHORT, WIDTH = 800, 24, 16
 PER_POSITIVE, TAUGHT, PEOPLE = 2, 3, 1250
@@ -87,10 +87,10 @@ def open_case(workspace: Workspace, setting: str, seed: int, *, people: int | No
     target = next(domain.name for domain in workspace.domains if domain.role == "target")
     slots = [domain.name for domain in workspace.domains if domain.role == "source"] + [target]
     slot = len(slots) - 1
-    layout = workspace.fit_layout(
+    encoder = workspace.fit_encoder(
         task="ctr", slots=slots, lifelong=LIFELONG, short=SHORT, with_users=False, until_us=None
     )
-    steps = workspace.examples(layout, target)
+    steps = workspace.examples(encoder, target)
     sizes = {name: len(workspace.data(name).item_vocabulary) for name in slots}
     if setting in LOGS:
         parts = cut(steps, seed=seed, people=people or LOGGED_PEOPLE)
@@ -107,28 +107,28 @@ def open_case(workspace: Workspace, setting: str, seed: int, *, people: int | No
         )
     found = item_means(parts.train, sizes[target], "ctr")
     means = {name: np.full(size, parts.train.label.mean(), np.float32) for name, size in sizes.items()}
-    lessons = Lessons(
-        layout,
-        [(without_itself(parts.train, found), slot)],
+    lessons = TrainingSet(
+        encoder,
+        [(leave_one_out(parts.train, found), slot)],
         [(parts.validation, slot)],
         means | {target: found.means},
         {name: np.ones(size, np.float32) for name, size in sizes.items()},
     )
-    recipe = Recipe(width=WIDTH, lifelong=LIFELONG, short=SHORT, interest="both", facts="plain", seed=seed)
+    recipe = Recipe(width=WIDTH, lifelong=LIFELONG, short=SHORT, architecture="dacdr+lcn", facts="plain", seed=seed)
     test = parts.test
     school = Schooling(
         workspace,
         recipe,
         lessons,
-        workspace.assembler(layout, slots),
+        workspace.batch_builder(encoder, slots),
         slot,
-        _vectors(workspace, layout, steps, parts, sizes[target], seed),
+        _vectors(workspace, encoder, steps, parts, sizes[target], seed),
     )
     given = Given(
         school,
         parts.train,
         before(steps.user, steps.item, steps.time_us, parts.first_test_us),
-        _lent(workspace, layout, parts.first_test_us),
+        _lent(workspace, encoder, parts.first_test_us),
         replace(test, label=np.full(len(test), np.nan, np.float32), value=np.zeros(len(test), np.float32)),
     )
     return Case(given, test.label, test.user, segments=_segments(workspace, parts))
@@ -142,11 +142,13 @@ def _segments(workspace: Workspace, parts: Parts) -> dict[str, np.ndarray]:
     return {name: rows for name, rows in found.items() if rows.any()}
 
 
-def _vectors(workspace: Workspace, layout: Layout, steps: Examples, parts: Parts, size: int, seed: int) -> np.ndarray:
+def _vectors(
+    workspace: Workspace, encoder: FeatureEncoder, steps: Examples, parts: Parts, size: int, seed: int
+) -> np.ndarray:
     """Where items start: from what people took before their first row of any part."""
-    lent = _lent(workspace, layout, parts.first_us)
+    lent = _lent(workspace, encoder, parts.first_us)
     own = before(steps.user, steps.item, steps.time_us, parts.first_us)
-    items = layout.source_rows_total
+    items = encoder.source_rows_total
     return item_vectors(
         np.concatenate([lent.user, own.user]),
         np.concatenate([lent.item, items + own.item]),
@@ -156,10 +158,10 @@ def _vectors(workspace: Workspace, layout: Layout, steps: Examples, parts: Parts
     )
 
 
-def _lent(workspace: Workspace, layout: Layout, until_us: np.ndarray) -> Rows:
+def _lent(workspace: Workspace, encoder: FeatureEncoder, until_us: np.ndarray) -> Rows:
     store = workspace.histories.source
     user = np.repeat(np.arange(len(store.offsets) - 1), np.diff(store.offsets))
-    item = layout.source_rows(np.asarray(store.domain), np.asarray(store.item))
+    item = encoder.source_rows(np.asarray(store.domain), np.asarray(store.item))
     took = np.asarray(store.value) > 0
     return before(user[took], item[took], np.asarray(store.time_us)[took], until_us)
 
@@ -172,24 +174,24 @@ def before(user: np.ndarray, item: np.ndarray, time_us: np.ndarray, until_us: np
     return Rows(user[kept], item[kept], np.ones(int(kept.sum())))
 
 
-def plain(name: str, make: type[PlainRival], case: Case, seed: int) -> dict[str, Scored]:
+def plain(name: str, make: type[PlainBaseline], case: Case, seed: int) -> dict[str, Scored]:
     """Means and biases of the taught rows; counts, where nothing is chosen, of all taken before the test."""
     given: Given = case.given
     counts = name in (POPULARITY, CO_OCCURRENCE)
     rows = given.taken if counts else Rows.of(given.train.user, given.train.item, given.train.label)
-    rival = make().fit(rows.user, rows.item, rows.label, source=given.lent if counts else None)
-    return {name: Scored(rival.predict(given.asked.user, given.asked.item))}
+    baseline = make().fit(rows.user, rows.item, rows.label, source=given.lent if counts else None)
+    return {name: Scored(baseline.predict(given.asked.user, given.asked.item))}
 
 
 def vectors_alone(case: Case, seed: int) -> dict[str, Scored]:
     """Cosine of the candidate's first vector and the mean of those that the user's lifelong history holds."""
     given: Given = case.given
     school, asked = given.school, given.asked
-    own = school.lessons.layout.source_rows_total
+    own = school.lessons.encoder.source_rows_total
     scores = []
     for at in range(0, len(asked), 4096):
         part = asked.take(np.arange(at, min(at + 4096, len(asked))))
-        events = school.assembler.batch(part, school.slot).lifelong
+        events = school.batch_builder.batch(part, school.slot).lifelong
         past = np.cumsum(school.vectors[events.item.numpy()], 1, dtype=np.float64)
         past = np.concatenate([np.zeros_like(past[:, :1]), past], 1)
         row = events.row.numpy()
@@ -201,27 +203,27 @@ def vectors_alone(case: Case, seed: int) -> dict[str, Scored]:
 
 
 def network(name: str, what: Network, case: Case, seed: int) -> dict[str, Scored]:
-    """A network of the table, ours or a rival."""
+    """A network of the table, ours or a baseline."""
     given: Given = case.given
     school = given.school
     model, detail = trained(what, school, seed)
     return {name: Scored(scored(model, school, given.asked), detail | consistency(model, school, given.asked))}
 
 
-def entrants() -> list[Entrant]:
+def methods() -> list[Method]:
     """Every row of the table."""
     protocol = {"width": WIDTH, "rows": (PER_POSITIVE, TAUGHT, PEOPLE)}
-    simple: dict[str, type[PlainRival]] = {
+    simple: dict[str, type[PlainBaseline]] = {
         "train mean": TrainMean,
         "item mean": ItemMean,
         POPULARITY: Popularity,
         "item + user bias": ItemUserBias,
         CO_OCCURRENCE: CoOccurrence,
     }
-    rows = [Entrant((name,), partial(plain, name, make), protocol | {"plain": name}) for name, make in simple.items()]
-    rows.append(Entrant((VECTORS,), vectors_alone, protocol))
+    rows = [Method((name,), partial(plain, name, make), protocol | {"plain": name}) for name, make in simple.items()]
+    rows.append(Method((VECTORS,), vectors_alone, protocol))
     rows += [
-        Entrant((name,), partial(network, name, what), protocol | what.config()) for name, what in networks().items()
+        Method((name,), partial(network, name, what), protocol | what.config()) for name, what in networks().items()
     ]
     return rows
 
@@ -252,7 +254,7 @@ def measure(
             table,
             settings=[setting],
             seeds=range(seeds),
-            entrants=command.chosen(entrants(), models),
+            methods=command.chosen(methods(), models),
             open_case=partial(open_case, workspace, people=people),
             task="ctr",
             on_cell=_say,
@@ -263,9 +265,9 @@ def measure(
 
 def write(table: Table, out: Path) -> None:
     """The page and the plot of a table, whole or not yet."""
-    kin = [name for name in networks() if name.startswith(("both", "domain over", "LCN-", "DACDR", "LCN + CRP"))]
+    kin = [name for name in networks() if name.startswith(("dacdr+lcn", "domain over", "LCN-", "DACDR", "LCN + CRP"))]
     parts = [
-        results_page.markdown(table, subject=OURS, plain=VECTORS, measures=MEASURES, not_rivals=kin),
+        results_page.markdown(table, subject=OURS, plain=VECTORS, measures=MEASURES, not_baselines=kin),
         "## Every row beside the composed ranker without CRP\n",
         _beside(table, WITHOUT_CRP),
         "## Consistency of the cascade\n",

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks import contenders
+from benchmarks import model_zoo
 from benchmarks.item_vectors import begin_with
 from models.baselines import LIFELONG, SELF_SUPERVISED
-from models.baselines.inputs import Rival
+from models.baselines.inputs import Baseline
 from models.baselines.self_supervised import WithAuxiliary
 from models.layers.contrast import ContrastConfig
 from models.layers.pyramid import PyramidConfig
 from models.ranker.network import Ranker
 from models.training import loop
-from orchestrator.data.batches import Assembler, EpochOfDomains, Examples
+from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, Examples
 from orchestrator.data.dataset import Workspace
 from orchestrator.training import fit
-from orchestrator.training.fit import Lessons
+from orchestrator.training.fit import TrainingSet
 from orchestrator.training.recipe import Recipe
 
 AUXILIARY_WEIGHT = 0.01
@@ -42,13 +42,13 @@ WITHOUT_FEATURES = ("SSL",)
 class Network:
     """A row of the table.
 
-    contender: name in ``benchmarks/contenders.py``; for ``Graft`` the network is a ranker of ``changes``
+    model_name: name in ``benchmarks/model_zoo.py``; for ``Graft`` the network is a ranker of ``changes``
     changes: fields of RankerConfig
     rule: how tables of items are updated
     bf16: make the products of training in bfloat16
     """
 
-    contender: str = contenders.OURS
+    model_name: str = model_zoo.OURS
     changes: Mapping[str, Any] = field(default_factory=dict)
     rule: Literal["lazy_adam", "rowwise_adagrad", "dense"] = "lazy_adam"
     bf16: bool = False
@@ -56,7 +56,7 @@ class Network:
     def config(self) -> dict[str, Any]:
         """All that its result depends on beside the rows."""
         return {
-            "contender": self.contender,
+            "model_name": self.model_name,
             "changes": {name: repr(value) for name, value in self.changes.items()},
             "rule": self.rule,
             "training": (EPOCHS, BATCH, LEARNING_RATE, SESSION, AUXILIARY_WEIGHT),
@@ -69,27 +69,27 @@ def networks() -> dict[str, Network]:
     crp = ContrastConfig()
 
     def ours(
-        interest: str, pyramid: PyramidConfig = NARROW, contrast: ContrastConfig | None = None, **more: Any
+        architecture: str, pyramid: PyramidConfig = NARROW, contrast: ContrastConfig | None = None, **more: Any
     ) -> Any:
-        return Network(changes={"interest": interest, "pyramid": pyramid, "contrast": contrast, **more})
+        return Network(changes={"architecture": architecture, "pyramid": pyramid, "contrast": contrast, **more})
 
     def dacdr(**changes: Any) -> Network:
-        return Network(changes={"interest": "dacdr", **changes})
+        return Network(changes={"architecture": "dacdr", **changes})
 
     lifelong = replace(NARROW, levels=())
     rows = {
-        "both": ours("both"),
-        "both + CRP": ours("both", contrast=crp),
+        "dacdr+lcn": ours("dacdr+lcn"),
+        "both + CRP": ours("dacdr+lcn", contrast=crp),
         "domain over pyramid": ours("domain_over_pyramid"),
         "domain over pyramid + CRP": ours("domain_over_pyramid", contrast=crp),
-        "both + CRP, w/o LAP": ours("both", lifelong, crp),
+        "both + CRP, w/o LAP": ours("dacdr+lcn", lifelong, crp),
         "DACDR": dacdr(),
         "LCN-200-50": ours("lcn"),
         "LCN-200-50 + CRP": ours("lcn", contrast=crp),
         **{name: Network(name) for name in LIFELONG},
-        "both, dense Adam": replace(ours("both"), rule="dense"),
-        "both, row-wise Adagrad": replace(ours("both"), rule="rowwise_adagrad"),
-        "both, bfloat16": replace(ours("both"), bf16=True),
+        "both, dense Adam": replace(ours("dacdr+lcn"), rule="dense"),
+        "both, row-wise Adagrad": replace(ours("dacdr+lcn"), rule="rowwise_adagrad"),
+        "both, bfloat16": replace(ours("dacdr+lcn"), bf16=True),
         "LCN-500-100": ours("lcn", WIDE_PYRAMID),
         "LCN-500-100 + CRP": ours("lcn", WIDE_PYRAMID, crp),
         "LCN + CRP, w/o LAP": ours("lcn", lifelong, crp),
@@ -101,12 +101,12 @@ def networks() -> dict[str, Network]:
         "DACDR, w/o IA": dacdr(item_attention=False),
         "DACDR, w/o DA&IA": dacdr(domain_attention=False, item_attention=False),
         "DACDR, w/o DA&IA, mean in their place": dacdr(domain_attention=False, item_attention=False, vacated="mean"),
-        **{name + contenders.CRP: Network(name + contenders.CRP) for name in LIFELONG},
+        **{name + model_zoo.CRP: Network(name + model_zoo.CRP) for name in LIFELONG},
     }
     for name in SELF_SUPERVISED:
         if name not in WITHOUT_FEATURES:
-            changes = {"interest": "lcn", "pyramid": NARROW}
-            rows[f"LCN + {name}"] = Network(f"{contenders.OURS} + {name}", changes)
+            changes = {"architecture": "lcn", "pyramid": NARROW}
+            rows[f"LCN + {name}"] = Network(f"{model_zoo.OURS} + {name}", changes)
     return rows
 
 
@@ -119,8 +119,8 @@ class Schooling:
 
     workspace: Workspace
     recipe: Recipe
-    lessons: Lessons
-    assembler: Assembler
+    lessons: TrainingSet
+    batch_builder: BatchBuilder
     slot: int
     vectors: np.ndarray
 
@@ -129,10 +129,10 @@ def trained(what: Network, school: Schooling, seed: int) -> tuple[nn.Module, dic
     """A network of the table, trained, and what it says of itself."""
     recipe = school.recipe.model_copy(update={"seed": seed})
     model = built(what, school, recipe)
-    own, lessons = EpochOfDomains, school.lessons
+    own, lessons = DomainBatchSampler, school.lessons
     result = loop.train(
         model,
-        own(school.assembler, lessons.train, batch_size=BATCH, seed=seed, session_rows=SESSION),
+        own(school.batch_builder, lessons.train, batch_size=BATCH, seed=seed, session_rows=SESSION),
         config=loop.TrainConfig(
             epochs=EPOCHS,
             learning_rate=LEARNING_RATE,
@@ -141,7 +141,7 @@ def trained(what: Network, school: Schooling, seed: int) -> tuple[nn.Module, dic
             bf16=what.bf16,
             seed=seed,
         ),
-        validation=own(school.assembler, lessons.validation, batch_size=SCORED_AT_ONCE, seed=0, shuffle=False),
+        validation=own(school.batch_builder, lessons.validation, batch_size=SCORED_AT_ONCE, seed=0, shuffle=False),
     )
     return model.eval(), {
         "parameters": sum(part.numel() for part in model.parameters()),
@@ -152,17 +152,19 @@ def trained(what: Network, school: Schooling, seed: int) -> tuple[nn.Module, dic
 
 def scored(model: nn.Module, school: Schooling, rows: Examples) -> np.ndarray:
     """Click probabilities of rows in their order, (N,)."""
-    source = EpochOfDomains(school.assembler, [(rows, school.slot)], batch_size=SCORED_AT_ONCE, seed=0, shuffle=False)
+    source = DomainBatchSampler(
+        school.batch_builder, [(rows, school.slot)], batch_size=SCORED_AT_ONCE, seed=0, shuffle=False
+    )
     return loop.predict(model, source.batches(0))["score"]
 
 
 def built(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
     """A fresh network that knows the items' means and starts from the given vectors."""
-    ours = what.contender.startswith(contenders.OURS)
-    model = _ranker(what, school, recipe) if ours else _rival(what, school, recipe)
+    ours = what.model_name.startswith(model_zoo.OURS)
+    model = _ranker(what, school, recipe) if ours else _baseline(what, school, recipe)
     inner = model.backbone if isinstance(model, WithAuxiliary) else model
-    source = school.lessons.layout.source_rows_total
-    if isinstance(inner, Rival):
+    source = school.lessons.encoder.source_rows_total
+    if isinstance(inner, Baseline):
         begin_with(inner.inputs.items.rows.weight, school.vectors)
     elif isinstance(inner, Ranker):
         own = inner.owned(school.slot).items
@@ -172,22 +174,22 @@ def built(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
     return model
 
 
-def _rival(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
-    return contenders.build(what.contender, school.workspace, recipe, school.lessons)
+def _baseline(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
+    return model_zoo.build(what.model_name, school.workspace, recipe, school.lessons)
 
 
 def _ranker(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
-    layout = school.lessons.layout
+    encoder = school.lessons.encoder
     # Only for its config and codes; narrow, because another is built of them.
     usual = fit.new_ranker(
-        school.workspace, layout, recipe.model_copy(update={"width": 4}), mean_label=school.lessons.mean_label
+        school.workspace, encoder, recipe.model_copy(update={"width": 4}), mean_label=school.lessons.mean_label
     )
     torch.manual_seed(recipe.seed)
     ranker = Ranker(replace(usual.config, width=recipe.width, **what.changes), usual.source_items.codes)
-    for name in layout.slots:
-        fit.add_domain(ranker, school.workspace, layout, name)
-    fit.prepare(ranker, school.lessons, school.assembler, seed=recipe.seed)
-    task = what.contender.removeprefix(contenders.OURS).removeprefix(" + ")
+    for name in encoder.slots:
+        fit.add_domain(ranker, school.workspace, encoder, name)
+    fit.prepare(ranker, school.lessons, school.batch_builder, seed=recipe.seed)
+    task = what.model_name.removeprefix(model_zoo.OURS).removeprefix(" + ")
     return WithAuxiliary(ranker, SELF_SUPERVISED[task](recipe.width)) if task else ranker  # type: ignore[call-arg]
 
 
@@ -204,7 +206,7 @@ def consistency(model: nn.Module, school: Schooling, rows: Examples) -> dict[str
         return {}
     asked = rows.take(np.arange(min(len(rows), CONSISTENCY_ROWS)))
     with torch.inference_mode():
-        share, counts = ask(school.assembler.batch(asked, school.slot))
+        share, counts = ask(school.batch_builder.batch(asked, school.slot))
     if not bool(counts.any()):
         return {}
     return {"consistency": float(share[counts].float().mean()), "consistency_rows": int(counts.sum())}

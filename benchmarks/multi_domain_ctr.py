@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import command, contenders, new_domain, results_page
+from benchmarks import command, model_zoo, new_domain, results_page
 from benchmarks.public_pairs import offered
-from benchmarks.results_table import Case, Cell, Entrant, Scored, Table, run
+from benchmarks.results_table import Case, Cell, Method, Scored, Table, run
 from benchmarks.two_domains import PAIRS, TwoDomains, pair_of, prepare
 from models.baselines import MULTI_DOMAIN
 from models.baselines.plain import (
@@ -30,7 +30,7 @@ from models.baselines.plain import (
     ItemMean,
     ItemUserBias,
     MappedSourceBias,
-    PlainRival,
+    PlainBaseline,
     Popularity,
     Rows,
     TrainMean,
@@ -53,14 +53,14 @@ RECIPE = Recipe(
     learning_rate=1e-3,
     user_embedding=True,
 )
-"""Shared by all networks of the table, and what rivals train by but for those named below."""
+"""Shared by all networks of the table, and what baselines train by but for those named below."""
 GRAFT = RECIPE.model_copy(
-    update={"facts": "wide", "interest": "both", "pyramid": "none", "learning_rate": 2e-3, "epochs": 2}
+    update={"facts": "wide", "architecture": "dacdr+lcn", "pyramid": "none", "learning_rate": 2e-3, "epochs": 2}
 )
-"""Ours: cross-attention over the long history beside the short views that rivals read too; no pyramid."""
+"""Ours: cross-attention over the long history beside the short views that baselines read too; no pyramid."""
 LONGER = {"DNN-single": 2}
 FASTER = {pair: dict.fromkeys(MULTI_DOMAIN.keys() - LONGER, 2e-3) for pair in ("amazon", "amazon-movies-and-cds")}
-"""Rivals with epochs or rates of their own: what validation rows of the first draws favoured."""
+"""Baselines with epochs or rates of their own: what validation rows of the first draws favoured."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ def open_case(data: Path, folder: Path, setting: str, seed: int) -> Case:
     workspace = TwoDomains(settings, domains, split_seed=seed)
     slots = tuple(domain.name for domain in domains)
     known, asked, label, user, segments = [], [], [], [], {}
-    total = sum(len(workspace.split(workspace.examples(workspace.layout, name)).test) for name in slots)
+    total = sum(len(workspace.split(workspace.examples(workspace.encoder, name)).test) for name in slots)
     begin = 0
     for name in slots:
-        rows = workspace.examples(workspace.layout, name)
+        rows = workspace.examples(workspace.encoder, name)
         split = workspace.split(rows)
         test, cold = rows.take(split.test), workspace.cold(rows)[split.test]
         known.append(rows.take(split.train))
@@ -110,8 +110,8 @@ def without_answers(rows: Examples) -> Examples:
     return replace(rows, label=nothing, value=nothing)
 
 
-def plain(name: str, make: Callable[[], PlainRival], stars: bool, case: Case, seed: int) -> dict[str, Scored]:
-    """A rival without a network, of clicks or of the stars that they come of; one for each domain."""
+def plain(name: str, make: Callable[[], PlainBaseline], stars: bool, case: Case, seed: int) -> dict[str, Scored]:
+    """A baseline without a network, of clicks or of the stars that they come of; one for each domain."""
     given: Given = case.given
 
     def learnt(rows: Examples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -132,10 +132,10 @@ def squashed(score: np.ndarray, stars: bool) -> np.ndarray:
     return np.clip(score, 1e-4, 1 - 1e-4) if score.max() <= 2 else score / (score + 10)
 
 
-def rival(name: str, recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
+def baseline(name: str, recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
     """A network of the papers, trained and stopped as ours is."""
     given: Given = case.given
-    found = contenders.fit(name, given.workspace, recipe.model_copy(update={"seed": seed}), given.slots)
+    found = model_zoo.fit(name, given.workspace, recipe.model_copy(update={"seed": seed}), given.slots)
     return {name: Scored(given.answers(found.score), found.detail)}
 
 
@@ -144,18 +144,18 @@ def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
     given: Given = case.given
     recipe = recipe.model_copy(update={"seed": seed})
     learnt = fit.lessons(given.workspace, recipe, given.slots)
-    assembler = given.workspace.assembler(learnt.layout, given.slots)
-    ranker = fit.new_ranker(given.workspace, learnt.layout, recipe, mean_label=learnt.mean_label)
-    fit.prepare(ranker, learnt, assembler, seed=seed)
+    batch_builder = given.workspace.batch_builder(learnt.encoder, given.slots)
+    ranker = fit.new_ranker(given.workspace, learnt.encoder, recipe, mean_label=learnt.mean_label)
+    fit.prepare(ranker, learnt, batch_builder, seed=seed)
 
     def score(rows: Examples, slot: int) -> np.ndarray:
-        return fit.score_rows(ranker, assembler, rows, slot)
+        return fit.score_rows(ranker, batch_builder, rows, slot)
 
     facts = given.answers(score)
     result = fit.learn(
         ranker,
         learnt,
-        assembler,
+        batch_builder,
         recipe,
         auxiliary_weight=recipe.contrastive_weight,
         parameters=fit.searched_parameters(ranker),
@@ -173,7 +173,7 @@ def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
     }
 
 
-PLAIN: dict[str, tuple[Callable[[], PlainRival], bool]] = {
+PLAIN: dict[str, tuple[Callable[[], PlainBaseline], bool]] = {
     "train mean": (TrainMean, False),
     "popularity": (Popularity, False),
     "item mean": (ItemMean, False),
@@ -187,18 +187,18 @@ PLAIN: dict[str, tuple[Callable[[], PlainRival], bool]] = {
 }
 
 
-def entrants(pair: str, recipe: Recipe = RECIPE, ours: Recipe = GRAFT) -> list[Entrant]:
+def methods(pair: str, recipe: Recipe = RECIPE, ours: Recipe = GRAFT) -> list[Method]:
     """Every row of the two-domain table, for a pair of ``PAIRS``."""
     rows = [
-        Entrant((name,), partial(plain, name, make, stars), {"defaults": repr(make()), "stars": stars})
+        Method((name,), partial(plain, name, make, stars), {"defaults": repr(make()), "stars": stars})
         for name, (make, stars) in PLAIN.items()
     ]
-    rows.append(Entrant((FACTS, SHARED), partial(graft, ours), ours.model_dump(mode="json", exclude_defaults=True)))
+    rows.append(Method((FACTS, SHARED), partial(graft, ours), ours.model_dump(mode="json", exclude_defaults=True)))
     for name in MULTI_DOMAIN:
         rate = FASTER.get(pair, {}).get(name, recipe.learning_rate)
         own = recipe.model_copy(update={"epochs": LONGER.get(name, recipe.epochs), "learning_rate": rate})
         config = {"name": name} | own.model_dump(mode="json", exclude_defaults=True)
-        rows.append(Entrant((name,), partial(rival, name, own), config))
+        rows.append(Method((name,), partial(baseline, name, own), config))
     return rows
 
 
@@ -212,13 +212,13 @@ def measure(
         models: rows to train, or all where empty; what other rows the folder already holds stays in the table.
     """
     table, wanted = Table(out), settings or offered(Path(data), SETTINGS, pair_of)
-    tracks = [*(((pair,), entrants(pair)) for pair in PAIRS), (new_domain.SETTINGS, new_domain.entrants())]
+    tracks = [*(((pair,), methods(pair)) for pair in PAIRS), (new_domain.SETTINGS, new_domain.methods())]
     for names, rows in tracks:
         run(
             table,
             settings=[setting for setting in wanted if setting in names],
             seeds=range(seeds),
-            entrants=command.chosen(rows, models),
+            methods=command.chosen(rows, models),
             open_case=partial(open_case, Path(data), out),
             task="ctr",
             on_cell=_say,
@@ -236,7 +236,7 @@ def write(table: Table, out: Path) -> None:
         part = table.only([pair])
         measures = list(dict.fromkeys(name for cell in part.cells() for name in cell.metrics if name.endswith("/auc")))
         parts.append(f"# {pair}\n")
-        parts.append(results_page.markdown(part, subject=SHARED, measures=measures, not_rivals=(FACTS,)))
+        parts.append(results_page.markdown(part, subject=SHARED, measures=measures, not_baselines=(FACTS,)))
         shown = table.only([pair], without=("train mean", "popularity"))  # far below all others
         for metric in measures:
             picture = f"multi-domain-ctr-{pair}-{metric.removesuffix('/auc')}.svg".replace(" ", "-")

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks import results_page
-from benchmarks.results_table import Case, Entrant, Scored, Table
+from benchmarks.results_table import Case, Method, Scored, Table
 from benchmarks.two_domains import TwoDomains, prepare
-from models.baselines.plain import ItemMean, ItemUserBias, MappedSourceBias, PlainRival, Rows
+from models.baselines.plain import ItemMean, ItemUserBias, MappedSourceBias, PlainBaseline, Rows
 from models.metrics import auc
 from models.ranker import adapters
 from models.ranker.network import Ranker
-from orchestrator.data.batches import Assembler, Examples
-from orchestrator.data.encoding import Layout
+from orchestrator.data.batches import BatchBuilder, Examples
+from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.training import baselines, fit
 from orchestrator.training.fine_tune import fit_adapter
 from orchestrator.training.recipe import Recipe
@@ -38,14 +38,14 @@ FULL, SCRATCH = "full fine-tuning", "from scratch"
 WAYS = (START, ADAPTER, FEW, FULL, SCRATCH)
 BESIDE_PLAIN = ", plain facts"
 """The same ways where no wide facts are solved for, so that all there is must be learnt by descent."""
-PLAIN: dict[str, Callable[[], PlainRival]] = {
+PLAIN: dict[str, Callable[[], PlainBaseline]] = {
     "item mean of stars": ItemMean,
     "item + user bias of stars": ItemUserBias,
     "mapped source bias of stars": MappedSourceBias,
 }
 RECIPE = Recipe(
     task="ctr",
-    interest="dacdr",
+    architecture="dacdr",
     facts="wide",
     width=16,
     lifelong=100,
@@ -77,7 +77,7 @@ class Shared:
     """A shared model of the old domain, and the old domain's judged rows with their labels."""
 
     ranker: Ranker
-    layout: Layout
+    encoder: FeatureEncoder
     judged: Examples
 
 
@@ -93,7 +93,7 @@ def open_case(data: Path, folder: Path, setting: str, seed: int) -> Case:
     settings, domains = prepare(data, folder, pair, new=new)
     workspace = TwoDomains(settings, domains, split_seed=seed, share=int(percent) / 100, thinned=new)
     old = next(domain.name for domain in domains if domain.name != new)
-    rows, lent = (workspace.examples(workspace.layout, name) for name in (new, old))
+    rows, lent = (workspace.examples(workspace.encoder, name) for name in (new, old))
     split = workspace.split(rows)
     test, cold = rows.take(split.test), workspace.cold(rows)[split.test]
     nothing = np.full(len(test), np.nan, np.float32)
@@ -115,7 +115,7 @@ def open_case(data: Path, folder: Path, setting: str, seed: int) -> Case:
     return Case(given, test.label, test.user, segments={"warm": ~cold, "cold": cold})
 
 
-def plain(name: str, make: Callable[[], PlainRival], case: Case, seed: int) -> dict[str, Scored]:
+def plain(name: str, make: Callable[[], PlainBaseline], case: Case, seed: int) -> dict[str, Scored]:
     """A row without a network, of the stars behind the clicks."""
     given: Given = case.given
     lent = Rows.of(given.lent.user, given.lent.item, given.lent.value)
@@ -131,9 +131,9 @@ def shared_model(given: Given, recipe: Recipe) -> Shared:
     for other in [other for other in _SHARED if other[:2] != place]:
         del _SHARED[other]
     if key not in _SHARED:
-        ranker, layout = fit.fit(given.workspace, recipe, [given.old])
-        rows = given.workspace.examples(layout, given.old)
-        _SHARED[key] = Shared(ranker, layout, rows.take(given.workspace.split(rows).test))
+        ranker, encoder = fit.fit(given.workspace, recipe, [given.old])
+        rows = given.workspace.examples(encoder, given.old)
+        _SHARED[key] = Shared(ranker, encoder, rows.take(given.workspace.split(rows).test))
     return _SHARED[key]
 
 
@@ -142,25 +142,25 @@ def tuned(way: str, name: str, recipe: Recipe, case: Case, seed: int) -> dict[st
     given: Given = case.given
     recipe = recipe.model_copy(update={"seed": seed})
     shared = shared_model(given, recipe)
-    assembler = given.workspace.assembler(shared.layout, [given.old, given.known.domain])
+    batch_builder = given.workspace.batch_builder(shared.encoder, [given.old, given.known.domain])
     ranker = copy.deepcopy(shared.ranker)
-    slot = fit.add_domain(ranker, given.workspace, shared.layout, given.known.domain, like=0)
-    before = _old(ranker, assembler, shared)
+    slot = fit.add_domain(ranker, given.workspace, shared.encoder, given.known.domain, like=0)
+    before = _old(ranker, batch_builder, shared)
     whole = sum(part.numel() for part in ranker.parameters())
     owned = ranker.owned(slot)
     assert owned.items is not None
     rows = owned.items.rows.weight.numel()
     detail: dict[str, Any] = {"whole": whole, "item_rows": rows}
     if way == START:
-        return {name: Scored(fit.score_rows(ranker, assembler, given.asked, slot), detail | {"parameters": 0})}
+        return {name: Scored(fit.score_rows(ranker, batch_builder, given.asked, slot), detail | {"parameters": 0})}
     if way in (ADAPTER, FEW):
         recipe = recipe.model_copy(update={"fine_tune_items": way == ADAPTER})
         fingerprint = adapters.fingerprint(ranker, excluding=slot)
-        result = fit_adapter(ranker, slot, recipe, assembler, given.known, given.validation)
+        result = fit_adapter(ranker, slot, recipe, batch_builder, given.known, given.validation)
         proof = adapters.certificate(fingerprint, adapters.fingerprint(ranker, excluding=slot))
         trained = sum(part.numel() for part in owned.parameters()) - (0 if recipe.fine_tune_items else rows)
         detail |= {"parameters": trained, "best_epoch": result.best_epoch, "frozen": proof.ok}
-        score = fit.score_rows(ranker, assembler, given.asked, slot)
+        score = fit.score_rows(ranker, batch_builder, given.asked, slot)
     else:
         score = baselines.predict(
             "full_fine_tune" if way == FULL else "scratch",
@@ -168,14 +168,14 @@ def tuned(way: str, name: str, recipe: Recipe, case: Case, seed: int) -> dict[st
             slot=slot,
             recipe=recipe,
             workspace=given.workspace,
-            assembler=assembler,
+            batch_builder=batch_builder,
             known=given.known,
             validation=given.validation,
             test=given.asked,
         )
         detail |= {"parameters": whole}
     if way != SCRATCH:
-        after, label = _old(ranker, assembler, shared), shared.judged.label
+        after, label = _old(ranker, batch_builder, shared), shared.judged.label
         detail |= {
             "drift": float(np.abs(after - before).max()),
             "mean_drift": float(np.abs(after - before).mean()),
@@ -185,20 +185,20 @@ def tuned(way: str, name: str, recipe: Recipe, case: Case, seed: int) -> dict[st
     return {name: Scored(score, detail)}
 
 
-def _old(ranker: Ranker, assembler: Assembler, shared: Shared) -> np.ndarray:
+def _old(ranker: Ranker, batch_builder: BatchBuilder, shared: Shared) -> np.ndarray:
     """The old domain's scores."""
-    return fit.score_rows(ranker, assembler, shared.judged, 0)
+    return fit.score_rows(ranker, batch_builder, shared.judged, 0)
 
 
-def entrants(recipe: Recipe = RECIPE) -> list[Entrant]:
+def methods(recipe: Recipe = RECIPE) -> list[Method]:
     """Every row of the new-domain table."""
-    rows = [Entrant((name,), partial(plain, name, make), {"defaults": repr(make())}) for name, make in PLAIN.items()]
+    rows = [Method((name,), partial(plain, name, make), {"defaults": repr(make())}) for name, make in PLAIN.items()]
     for facts, ways in (("wide", WAYS), ("plain", (ADAPTER, FEW, FULL, SCRATCH))):
         own = recipe.model_copy(update={"facts": facts})
         config = own.model_dump(mode="json", exclude_defaults=True)
         for way in ways:
             name = way if facts == "wide" else way + BESIDE_PLAIN
-            rows.append(Entrant((name,), partial(tuned, way, name, own), config | {"row": way}))
+            rows.append(Method((name,), partial(tuned, way, name, own), config | {"row": way}))
     return rows
 
 
@@ -213,7 +213,7 @@ def write(table: Table, out: Path) -> str:
         measures = ("auc", "warm/auc", "cold/auc")
         parts.append(f"# {pair}: {short} is new\n")
         parts.append(
-            results_page.markdown(part, subject=ADAPTER, measures=measures, plain=FULL, not_rivals=(START, FEW))
+            results_page.markdown(part, subject=ADAPTER, measures=measures, plain=FULL, not_baselines=(START, FEW))
         )
         parts.append(what_tuning_costs(part))
         plot(part, settings, out / f"new-domain-{pair}.svg")

@@ -25,7 +25,7 @@ from benchmarks import command, ranking_facts, results_page
 from benchmarks.ranking_facts import TITLES, Counts, Weights, others_facts, title_vectors, weigh
 from benchmarks.ranking_network import Bins, Lists, Reach, answers, fit_network, new_network
 from benchmarks.ranking_questions import TEST, TRAIN, VALIDATION, Log, Market, Questions, ask, food_kitchen, game_video
-from benchmarks.results_table import Case, Cell, Entrant, Scored, Table, run
+from benchmarks.results_table import Case, Cell, Method, Scored, Table, run
 from models.baselines.plain import ImplicitFactors
 from models.training.loop import TrainConfig
 
@@ -296,12 +296,12 @@ def _levels(*levels: str) -> dict[str, Any]:
     return {"pyramid": {**PYRAMID, "levels": levels}}
 
 
-WHOLE = {"interest": "both", "pyramid": PYRAMID}
+WHOLE = {"architecture": "dacdr+lcn", "pyramid": PYRAMID}
 ABLATIONS: dict[str, Mapping[str, Any]] = {
     SUBJECT: {**WHOLE, **CRP},
     "without CRP": WHOLE,
     "without LAP": {**WHOLE, **_levels(), **CRP},
-    DACDR: {"interest": "dacdr"},
+    DACDR: {"architecture": "dacdr"},
     "without DA": {**WHOLE, **CRP, "domain_attention": False},
     "without IA": {**WHOLE, **CRP, "item_attention": False},
     "without DA and IA": {**WHOLE, **CRP, "domain_attention": False, "item_attention": False},
@@ -309,7 +309,7 @@ ABLATIONS: dict[str, Mapping[str, Any]] = {
     "without FSA": {**WHOLE, **_levels("csa", "msa"), **CRP},
     "CRP without cross-domain pairs": {**WHOLE, "contrast": {"negatives": 1024, "cross_weight": 0.0}},
     "network on facts alone": {
-        "interest": "both",
+        "architecture": "dacdr+lcn",
         **_levels(),
         "domain_attention": False,
         "item_attention": False,
@@ -319,23 +319,23 @@ ABLATIONS: dict[str, Mapping[str, Any]] = {
 """Networks of the table. ``network on facts alone`` reads the facts in bins, the candidate and no history."""
 
 
-def entrants(how: Training | None = None, sizes: Sizes | None = None) -> list[Entrant]:
+def methods(how: Training | None = None, sizes: Sizes | None = None) -> list[Method]:
     """Every row of the table."""
     how = how or Training()
     base = {"sizes": asdict(sizes or Sizes()), "folds": FOLDS, "factors": FACTORS}
     without_moment = (*ranking_facts.MOMENT, *TITLES)
     choices = {"plain facts without the moment": without_moment, FACTS: TITLES, "plain facts and titles": ()}
     rows = [
-        Entrant(("popularity",), popularity, base),
-        Entrant(("co-occurrence",), co_occurrence, base),
-        Entrant(("implicit MF",), factors, base),
+        Method(("popularity",), popularity, base),
+        Method(("co-occurrence",), co_occurrence, base),
+        Method(("implicit MF",), factors, base),
     ]
     rows += [
-        Entrant((name,), partial(weighed, name, without), {**base, "without": without})
+        Method((name,), partial(weighed, name, without), {**base, "without": without})
         for name, without in choices.items()
     ]
     rows += [
-        Entrant((name,), partial(network, name, changes, how), {**base, **asdict(how), "network": dict(changes)})
+        Method((name,), partial(network, name, changes, how), {**base, **asdict(how), "network": dict(changes)})
         for name, changes in ABLATIONS.items()
     ]
     return rows
@@ -352,12 +352,12 @@ def measure(
     """Fill the table under ``out`` and write its pages; returns it. What ``graft bench next-item`` calls."""
     table = Table(out)
     for setting in settings:
-        chosen = command.chosen(entrants(), models)
+        chosen = command.chosen(methods(), models)
         run(
             table,
             settings=[setting],
             seeds=range(seeds),
-            entrants=chosen,
+            methods=chosen,
             open_case=partial(open_case, Path(data), Path(out)),
             task="ranking",
             on_cell=_say,

@@ -47,20 +47,20 @@ class Bins:
 class Lists:
     """Questions with what is expected of each candidate before the network, and facts that it reads in bins.
 
-    Shapes: prior (Q, C); known (Q, C, N), read only where there are ``bins``
+    Shapes: offset (Q, C); known (Q, C, N), read only where there are ``bins``
     """
 
     questions: Questions
-    prior: np.ndarray
+    offset: np.ndarray
     known: np.ndarray
     bins: Bins | None = None
 
     def take(self, index: np.ndarray) -> Lists:
-        return Lists(self.questions.take(index), self.prior[index], self.known[index], self.bins)
+        return Lists(self.questions.take(index), self.offset[index], self.known[index], self.bins)
 
     def first(self, count: int) -> tuple[Lists, np.ndarray]:
         """Only the candidates that are expected to be best, and where they stood, (Q, count)."""
-        place = np.argsort(-self.prior, 1, kind="stable")[:, :count]
+        place = np.argsort(-self.offset, 1, kind="stable")[:, :count]
         return self.of(place), place
 
     def contested(self, count: int) -> Lists:
@@ -69,16 +69,16 @@ class Lists:
         It stands first, as it did. Were it joined to the best of the others where it is not one of the best, a network
         would learn that what is little expected is right.
         """
-        rank = (self.prior[:, 1:] > self.prior[:, :1]).sum(1)
+        rank = (self.offset[:, 1:] > self.offset[:, :1]).sum(1)
         part = self.take(np.flatnonzero(rank < count))
-        others = 1 + np.argsort(-part.prior[:, 1:], 1, kind="stable")[:, : count - 1]
+        others = 1 + np.argsort(-part.offset[:, 1:], 1, kind="stable")[:, : count - 1]
         return part.of(np.column_stack([np.zeros(len(others), np.int64), others]))
 
     def of(self, place: np.ndarray) -> Lists:
         """The candidates at these places, (Q, K), in that order."""
         questions = replace(self.questions, candidates=np.take_along_axis(self.questions.candidates, place, 1))
         known = np.take_along_axis(self.known, place[:, :, None], 1)
-        return Lists(questions, np.take_along_axis(self.prior, place, 1), known, self.bins)
+        return Lists(questions, np.take_along_axis(self.offset, place, 1), known, self.bins)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def batch_of(lists: Lists, reach: Reach) -> Batch:
         time=each(questions.now_us),
         label=torch.from_numpy(label.reshape(-1)),
         weight=torch.ones(count * width),
-        prior=torch.from_numpy(lists.prior.reshape(-1)),
+        offset=torch.from_numpy(lists.offset.reshape(-1)),
         lifelong=events(np.ones(len(row), bool), reach.lifelong),
         short_source=events(~own, reach.short),
         short_target=events(own, reach.short),
@@ -216,6 +216,6 @@ def answers(ranker: Ranker, lists: Lists, reach: Reach, first: int) -> np.ndarra
     read, place = lists.first(first)
     data = ListBatches(read, questions=max(1, 4096 // place.shape[1]), reach=reach, shuffle=False)
     score = predict(ranker, data.batches(0), raw=True)["score"].reshape(place.shape)
-    behind = lists.prior - lists.prior.max(1, keepdims=True) + score.min(1, keepdims=True) - 1
+    behind = lists.offset - lists.offset.max(1, keepdims=True) + score.min(1, keepdims=True) - 1
     np.put_along_axis(behind, place, score, 1)
     return behind

@@ -1,7 +1,7 @@
 """The papers' bridges on rating rows: batches are made once, epochs are chosen on held-out rows.
 
 CMF and EMCDR stand here a second time with factors solved for by alternating ridge regressions: on sets of this size
-these are stronger than factors found by descent, and a rival should be met at his best.
+these are stronger than factors found by descent, and a baseline should be met at his best.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from models.baselines.factors import BridgeConfig, latest_liked
 from models.baselines.plain import BiasedFactors, Rows
 from models.batch import Batch, Events
 from models.training.loop import TrainConfig, predict
-from orchestrator.data.batches import Assembler, Examples, empty_events
-from orchestrator.data.encoding import Layout
+from orchestrator.data.batches import BatchBuilder, Examples, empty_events
+from orchestrator.data.encoding import FeatureEncoder
 
 TARGET_SLOT = 1
 LIKED_ABOVE = 3.0
@@ -33,8 +33,8 @@ WARM_SHARE = 0.05
 class BridgeData:
     """Code books, batch builder and the size of the target's item table."""
 
-    layout: Layout
-    assembler: Assembler
+    encoder: FeatureEncoder
+    batch_builder: BatchBuilder
     target_items: int
 
 
@@ -50,7 +50,8 @@ class Ready:
         self._seed, self._shuffle = seed, shuffle
         order = np.random.default_rng(seed).permutation(len(rows)) if shuffle else np.arange(len(rows))
         self._batches = [
-            _as_read(data.assembler.batch(rows.take(order[at : at + size]), slot)) for at in range(0, len(rows), size)
+            _as_read(data.batch_builder.batch(rows.take(order[at : at + size]), slot))
+            for at in range(0, len(rows), size)
         ]
 
     def __len__(self) -> int:
@@ -113,8 +114,8 @@ def bridge_rows(
     """Make the batches; no label of ``asked`` is in them."""
     warm = np.random.default_rng(seed).random(len(known)) < WARM_SHARE
     config = BridgeConfig(
-        users=data.layout.users,
-        source_items=data.layout.source_rows_total,
+        users=data.encoder.users,
+        source_items=data.encoder.source_rows_total,
         target_items=data.target_items,
         width=width,
         target_slot=TARGET_SLOT,

@@ -1,8 +1,10 @@
-"""What a model may learn from where feeds lie, and what a scout leaves of it: feeds of low weight are refused whole.
+"""What a model may learn from where feeds lie, and what a target-only tower leaves of it: feeds of low weight are
+refused whole.
 
 A weight on a row's loss holds back what the row teaches. But a source's events also stand in users' histories and in
 items' means, and there a lie goes on being heard. So feeds whose rows weigh less than half leave altogether; then a new
-scout, which no longer hears them, looks at the rest, until it refuses nothing more. Where all feeds of a source are
+target-only tower, which no longer hears them, looks at the rest, until it refuses nothing more. Where all feeds of a
+source are
 refused, its rows no longer teach, but histories keep its events: a network that sees whose they are can read them
 turned round.
 """
@@ -23,9 +25,9 @@ from models.cctl.config import TransferConfig, TransferReport
 from models.cctl.weigher import CollaborativeTransfer
 from models.training.loop import TrainConfig
 from models.training.optimisers import Optimisers
-from orchestrator.data.batches import Assembler, EpochOfDomains, Examples
-from orchestrator.data.encoding import Layout
-from orchestrator.data.target_encoding import ItemMeans, item_means, without_itself
+from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, Examples
+from orchestrator.data.encoding import FeatureEncoder
+from orchestrator.data.target_encoding import ItemMeans, item_means, leave_one_out
 from orchestrator.training.fit import new_ranker, set_means
 from orchestrator.training.recipe import Recipe
 
@@ -43,8 +45,8 @@ class Given:
     """What a model may learn from: rows by slot, sources first, the target last; ``asked`` has no labels."""
 
     workspace: HarmedWorkspace
-    layout: Layout
-    assembler: Assembler
+    encoder: FeatureEncoder
+    batch_builder: BatchBuilder
     recipe: Recipe
     means: dict[str, ItemMeans]
     values: dict[str, np.ndarray]
@@ -67,25 +69,25 @@ class Given:
 
 def gathered(workspace: HarmedWorkspace, recipe: Recipe, names: Sequence[str]) -> tuple[Given, Examples]:
     """What is there to learn from, and the test rows with their labels. The target is the last of ``names``."""
-    layout = workspace.fit_layout(
+    encoder = workspace.fit_encoder(
         task="ctr", slots=names, lifelong=recipe.lifelong, short=recipe.short, with_users=False, until_us=None
     )
-    rows = workspace.examples(layout, names[-1])
+    rows = workspace.examples(encoder, names[-1])
     split = workspace.split(rows)
     workspace = replace(workspace, until_us=split.cut_us)
     means, values, parts = {}, {}, []
     for one in names:
-        own = workspace.examples(layout, one)
+        own = workspace.examples(encoder, one)
         known = own.take(workspace.split(own).train)
         means[one] = item_means(known, len(workspace.data(one).item_vocabulary), "ctr")
         values[one] = item_means(replace(known, label=known.value), len(means[one].means), "rating").means
-        parts.append(without_itself(known, means[one]))
+        parts.append(leave_one_out(known, means[one]))
     test = rows.take(split.test)
     nothing = np.full(len(test), np.nan, np.float32)
     given = Given(
         workspace,
-        layout,
-        workspace.assembler(layout, names),
+        encoder,
+        workspace.batch_builder(encoder, names),
         recipe,
         means,
         values,
@@ -99,15 +101,16 @@ def gathered(workspace: HarmedWorkspace, recipe: Recipe, names: Sequence[str]) -
 def without(given: Given, refused: Iterable[tuple[str, int]]) -> Given:
     """The same, where nothing is taken of feeds of sources: no row, no share in a mean, no event of a history."""
     workspace = replace(given.workspace, refused=given.workspace.refused | set(refused))
-    return replace(gathered(workspace, given.recipe, given.layout.slots)[0], untaught=given.untaught)
+    return replace(gathered(workspace, given.recipe, given.encoder.slots)[0], untaught=given.untaught)
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What scouts say of feeds before anything is trained.
+    """What target-only towers say of feeds before anything is trained.
 
-    ``left`` is what is left to learn from, ``last`` what the last scout knows of it (`CollaborativeTransfer.judged`),
-    ``first`` the first look's report, ``certainties`` how sure each scout was of its target.
+    ``left`` is what is left to learn from, ``last`` what the last target-only tower knows of it
+    (`CollaborativeTransfer.judged`), ``first`` the first look's report, ``certainties`` how sure each target-only
+    tower was of its target.
     """
 
     left: Given
@@ -144,13 +147,13 @@ def judge(given: Given, config: TransferConfig) -> Judgement:
 
 
 def transfer_of(
-    given: Given, config: TransferConfig, own: EpochOfDomains, held: Sequence[Batch] = ()
+    given: Given, config: TransferConfig, own: DomainBatchSampler, held: Sequence[Batch] = ()
 ) -> CollaborativeTransfer:
     """What weighs source rows: it knows their feeds, by the bookkeeping or as their items' feature."""
     asks = None if given.workspace.by == "item" else partial(feeds_of, given)
     transfer = CollaborativeTransfer(replace(config, targets=(given.target,)), held, asks)
     if config.mode == "influence" and config.influence == "path":
-        transfer.scout_from(own, epoch_of(given, list(given.lent), 1024))
+        transfer.target_tower_from(own, epoch_of(given, list(given.lent), 1024))
     return transfer
 
 
@@ -159,8 +162,8 @@ def feeds_of(given: Given, batch: Batch) -> torch.Tensor:
     slots = batch.domain.numpy()
     codes = np.zeros(len(batch), np.int64)
     for slot in np.unique(slots):
-        mine, name = slots == slot, given.layout.slots[slot]
-        source = given.layout.source(name)
+        mine, name = slots == slot, given.encoder.slots[slot]
+        source = given.encoder.source(name)
         assert source is not None
         event = (batch.user.numpy()[mine], batch.item.numpy()[mine] - source.offset, batch.time.numpy()[mine])
         codes[mine] = 1 + given.workspace.feeds(name, *event)
@@ -190,7 +193,7 @@ def told(
         given: what there was before any feed was refused.
         transfer: what weighed the rows of ``left``; None where nothing was left to weigh.
     """
-    names = given.layout.slots
+    names = given.encoder.slots
     weights = dict.fromkeys(left.workspace.refused, 0.0)
     detail: dict[str, Any] = {"verdicts": {}, "worth": {}, "percentiles": []}
     if transfer is not None:
@@ -199,13 +202,13 @@ def told(
         detail["gain"] = _late([row["gain"] for row in report.windows])
         detail["frozen_windows"] = sum(row["frozen"] for row in report.windows)
         detail["percentiles"] = [{**row, "source": names[row["source"]]} for row in report.weights]
-        detail["scout_certainty"] = report.target
+        detail["target_tower_certainty"] = report.target
     verdicts = judgement.first.verdicts if judgement is not None else transfer.report().verdicts if transfer else {}
     for slot, verdict in verdicts.items():
         detail["verdicts"][names[slot]] = verdict.borrow and names[slot] not in left.untaught
         detail["worth"][names[slot]] = [verdict.influence, verdict.certainty]
     if judgement is not None:
-        detail["scout_certainties"] = judgement.certainties
+        detail["target_tower_certainties"] = judgement.certainties
     by_kind: dict[str, list[tuple[float, int]]] = {}
     for part, _ in given.lent:
         feeds = given.workspace.feeds(part.domain, part.user, part.item, part.time_us)
@@ -231,11 +234,11 @@ def _late(values: Sequence[float | None]) -> float | None:
 def network(given: Given) -> Any:
     torch.manual_seed(given.recipe.seed)
     labels = np.concatenate([part.label for part in given.parts])
-    ranker = new_ranker(given.workspace, given.layout, given.recipe, mean_label=float(labels.mean()))
-    set_means(ranker, given.layout, {name: one.means for name, one in given.means.items()}, given.values)
+    ranker = new_ranker(given.workspace, given.encoder, given.recipe, mean_label=float(labels.mean()))
+    set_means(ranker, given.encoder, {name: one.means for name, one in given.means.items()}, given.values)
     return ranker
 
 
-def epoch_of(given: Given, parts: list[tuple[Examples, int]], size: int, *, shuffle: bool = True) -> EpochOfDomains:
+def epoch_of(given: Given, parts: list[tuple[Examples, int]], size: int, *, shuffle: bool = True) -> DomainBatchSampler:
     filled = [part for part in parts if len(part[0])]
-    return EpochOfDomains(given.assembler, filled, batch_size=size, seed=given.recipe.seed, shuffle=shuffle)
+    return DomainBatchSampler(given.batch_builder, filled, batch_size=size, seed=given.recipe.seed, shuffle=shuffle)

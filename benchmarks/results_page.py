@@ -26,7 +26,7 @@ def markdown(
     subject: str,
     measures: Sequence[str],
     plain: str | None = None,
-    not_rivals: Sequence[str] = (),
+    not_baselines: Sequence[str] = (),
     bounds: tuple[float, float] | None = None,
 ) -> str:
     """The whole page.
@@ -34,10 +34,10 @@ def markdown(
     Args:
         subject: the row that the others are tested against.
         plain: a row that must be beaten before transfer may be claimed; tested by itself as well.
-        not_rivals: rows that are the subject's own kin.
+        not_baselines: rows that are the subject's own kin.
     """
     parts = ["## Results\n", *_all_results(table, measures)]
-    parts += ["## Paired tests\n", _tests(table, subject, measures, plain, not_rivals, bounds)]
+    parts += ["## Paired tests\n", _tests(table, subject, measures, plain, not_baselines, bounds)]
     if bounds is not None:
         parts += ["## Unclipped\n", *_all_results(table, [f"raw_{metric}" for metric in measures])]
     parts += ["## Cost\n", _cost(table)]
@@ -89,34 +89,43 @@ def _tests(
     subject: str,
     measures: Sequence[str],
     plain: str | None,
-    not_rivals: Sequence[str],
+    not_baselines: Sequence[str],
     bounds: tuple[float, float] | None,
 ) -> str:
-    """The subject less its best rival, and less the plain row: over seeds (t, p) and over users (bootstrap).
+    """The subject less its best baseline, and less the plain row: over seeds (t, p) and over users (bootstrap).
 
-    The best rival is the one that leaves the subject least ahead on the seeds that both have.
+    The best baseline is the one that leaves the subject least ahead on the seeds that both have.
     """
-    head = ["setting", "metric", "rival", f"{subject} − rival", "95 % over seeds", "p", "seeds won", "95 % over users"]
+    head = [
+        "setting",
+        "metric",
+        "baseline",
+        f"{subject} − baseline",
+        "95 % over seeds",
+        "p",
+        "seeds won",
+        "95 % over users",
+    ]
     lines = [_row(head), _row(["---"] * len(head))]
-    rivals = [model for model in table.models() if model != subject and model not in not_rivals]
+    baselines = [model for model in table.models() if model != subject and model not in not_baselines]
     for setting in table.settings():
         for metric in measures:
             sign = _sign(metric)
-            paired = {rival: paired_over_seeds(table, setting, metric, subject, rival) for rival in rivals}
-            paired = {rival: over for rival, over in paired.items() if over.seeds}
-            named = sorted(paired, key=lambda rival: -sign * paired[rival].difference.value)[:1]
+            paired = {baseline: paired_over_seeds(table, setting, metric, subject, baseline) for baseline in baselines}
+            paired = {baseline: over for baseline, over in paired.items() if over.seeds}
+            named = sorted(paired, key=lambda baseline: -sign * paired[baseline].difference.value)[:1]
             if plain in paired and plain not in named:
                 named.append(plain)
-            for rival in named:
-                over = paired[rival]
-                users = paired_over_users(table, setting, metric, subject, rival, bounds=bounds)
+            for baseline in named:
+                over = paired[baseline]
+                users = paired_over_users(table, setting, metric, subject, baseline, bounds=bounds)
                 gap, won = over.difference, over.lower if sign == 1 else over.seeds - over.lower
                 lines.append(
                     _row(
                         [
                             setting,
                             metric,
-                            rival,
+                            baseline,
                             f"{gap.value:+.4f}",
                             f"[{gap.low:+.4f}, {gap.high:+.4f}]",
                             f"{over.p:.3f}",

@@ -6,7 +6,7 @@ A model is handed rows to learn from, rows to choose by and bare questions; the 
 set of scores is judged on them once.
 
     table = Table(folder)
-    run(table, settings=["douban-book-to-music-20"], seeds=range(5), entrants=entrants, open_case=open_case)
+    run(table, settings=["douban-book-to-music-20"], seeds=range(5), methods=methods, open_case=open_case)
     print(markdown(table, subject="Graft, shared + adapter"))
 """
 
@@ -66,7 +66,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Method:
     """A model, or several rows of the table that come of one training.
 
     ``config`` is all that its result depends on beside the case: a cell with another config is trained anew.
@@ -119,10 +119,10 @@ class Table:
     def cell(self, setting: str, seed: int, model: str) -> Cell | None:
         return self._cells.get((setting, seed, model))
 
-    def has(self, setting: str, seed: int, entrant: Entrant) -> bool:
-        """Whether every row of the entrant is there, of this very config."""
-        held = [self.cell(setting, seed, name) for name in entrant.names]
-        return all(cell is not None and cell.fingerprint == entrant.fingerprint for cell in held)
+    def has(self, setting: str, seed: int, method: Method) -> bool:
+        """Whether every row of the method is there, of this very config."""
+        held = [self.cell(setting, seed, name) for name in method.names]
+        return all(cell is not None and cell.fingerprint == method.fingerprint for cell in held)
 
     def add(self, cell: Cell, score: np.ndarray) -> None:
         """Keep a cell and its test scores; one of the same place is replaced."""
@@ -189,7 +189,7 @@ def run(
     *,
     settings: Sequence[str],
     seeds: Iterable[int],
-    entrants: Sequence[Entrant],
+    methods: Sequence[Method],
     open_case: Callable[[str, int], Case],
     task: str = "rating",
     on_cell: Callable[[Cell], None] | None = None,
@@ -197,24 +197,24 @@ def run(
     """Fill every cell that is missing, seed by seed, so that a stopped run has whole seeds to show.
 
     Raises:
-        ValueError: an entrant did not answer every test row, or answered with what is no number.
+        ValueError: an method did not answer every test row, or answered with what is no number.
     """
     for seed in seeds:
         for setting in settings:
-            missing = [entrant for entrant in entrants if not table.has(setting, seed, entrant)]
+            missing = [method for method in methods if not table.has(setting, seed, method)]
             if not missing:
                 continue
             case = open_case(setting, seed)
             table.keep_answers(setting, seed, case)
-            for entrant in missing:
+            for method in missing:
                 with measured() as used:
-                    answers = entrant.fit(case, seed)
-                for name in entrant.names:
+                    answers = method.fit(case, seed)
+                for name in method.names:
                     cell = Cell(
                         setting=setting,
                         seed=seed,
                         model=name,
-                        fingerprint=entrant.fingerprint,
+                        fingerprint=method.fingerprint,
                         metrics=judge(case, answers[name].score, task),
                         rows=len(case.label),
                         seconds=round(used.seconds, 3),
@@ -294,7 +294,7 @@ def measured() -> Iterator[Used]:
 
 @dataclass(frozen=True)
 class Paired:
-    """subject - rival over seeds: mean and t interval, two-sided p, and in how many seeds the subject was lower."""
+    """subject - baseline over seeds: mean and t interval, two-sided p, and in how many seeds the subject was lower."""
 
     difference: Interval
     p: float
@@ -302,9 +302,9 @@ class Paired:
     seeds: int
 
 
-def paired_over_seeds(table: Table, setting: str, metric: str, subject: str, rival: str) -> Paired:
+def paired_over_seeds(table: Table, setting: str, metric: str, subject: str, baseline: str) -> Paired:
     """Paired t test on the seeds that both have."""
-    ours, theirs = table.values(setting, subject, metric), table.values(setting, rival, metric)
+    ours, theirs = table.values(setting, subject, metric), table.values(setting, baseline, metric)
     both = sorted(ours.keys() & theirs.keys())
     gaps = np.array([ours[seed] - theirs[seed] for seed in both])
     p = float("nan")
@@ -320,12 +320,12 @@ def paired_over_users(
     setting: str,
     metric: str,
     subject: str,
-    rival: str,
+    baseline: str,
     *,
     bounds: tuple[float, float] | None = None,
     draws: int = 400,
 ) -> Interval:
-    """Interval of metric(subject) - metric(rival), each draw taking the same users again with replacement.
+    """Interval of metric(subject) - metric(baseline), each draw taking the same users again with replacement.
 
     Users of all seeds are drawn together, a user as often as he was a test user.
 
@@ -336,8 +336,8 @@ def paired_over_users(
     low, high = bounds or (-np.inf, np.inf)
     labels: list[np.ndarray] = []
     users: list[np.ndarray] = []
-    both: dict[str, list[np.ndarray]] = {subject: [], rival: []}
-    for seed in sorted(table.values(setting, subject, "rows").keys() & table.values(setting, rival, "rows").keys()):
+    both: dict[str, list[np.ndarray]] = {subject: [], baseline: []}
+    for seed in sorted(table.values(setting, subject, "rows").keys() & table.values(setting, baseline, "rows").keys()):
         label, user = table.answers(setting, seed)
         chosen = table.segment(setting, seed, segment) if segment else slice(None)
         labels.append(label[chosen])
@@ -345,7 +345,7 @@ def paired_over_users(
         for model, scores in both.items():
             kept = table.scores(setting, seed, model)[chosen]
             scores.append(WORTH[name](kept) if name in WORTH else np.clip(kept, low, high))
-    parts = [np.concatenate(part) for part in (labels, both[subject], both[rival], users)]
+    parts = [np.concatenate(part) for part in (labels, both[subject], both[baseline], users)]
     judge_by = metrics.mean_score if name in WORTH else getattr(metrics, name)
     return metrics.paired_difference(judge_by, *parts, draws=draws)
 

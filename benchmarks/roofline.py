@@ -70,7 +70,7 @@ def on_gpu(shapes: list[Shape]) -> Iterator[str]:
     limits = ceilings("cuda")
     yield f"{torch.cuda.get_device_name()}: {limits.products / 1e12:.1f} TFLOP/s, gather {limits.gather / 1e9:.0f} GB/s"
     for shape in shapes:
-        step = shared(Workload(shape), "both", device="cuda")
+        step = shared(Workload(shape), "dacdr+lcn", device="cuda")
         products, rows = limits.floor(step)
         took = [seconds(step.step, "cuda", tries=10) * 1e3]
         step.config = replace(step.config, bf16=True)

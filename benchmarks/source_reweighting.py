@@ -38,23 +38,23 @@ from benchmarks.refused_feeds import (
     transfer_of,
     without,
 )
-from benchmarks.results_table import Case, Cell, Entrant, Scored, Table, run
+from benchmarks.results_table import Case, Cell, Method, Scored, Table, run
 from models.baselines.plain import ItemMean, ItemUserBias, TrainMean
 from models.batch import Batch
 from models.cctl.config import TransferConfig
 from models.cctl.domain_encoder import EnhancementConfig, RepresentationEnhancement
 from models.metrics import auc
 from models.training.loop import TrainConfig, predict, train
-from orchestrator.data.batches import EpochOfDomains
+from orchestrator.data.batches import DomainBatchSampler
 from orchestrator.training.recipe import Recipe
 
 RECIPE = Recipe(
-    interest="dacdr", width=16, lifelong=30, short=24, epochs=8, patience=2, learning_rate=2e-3, batch_size=256
+    architecture="dacdr", width=16, lifelong=30, short=24, epochs=8, patience=2, learning_rate=2e-3, batch_size=256
 )
 TARGET_ROWS = {"simulator": 8_000, "amazon": 4_000}
 TINY_ROWS, MANY = 1_200, 25
 ENOUGH_ROWS = {"simulator": 100_000, "amazon": 50_000}
-"""Source rows that a scout looks at, at most: the simulator has two sources, so twice as many feeds."""
+"""Source rows that a target-only tower looks at, at most: the simulator has two sources, so twice as many feeds."""
 UNIFORM, ALONE, ORACLE = "uniform", "target only", "oracle (drops the liars; cheats)"
 INFLUENCE, GRADIENT, BANDIT = "CCTL, influence", "CCTL, policy gradient", "CCTL, bucket bandit"
 POINT, ENHANCED = "CCTL, influence at a point", "CCTL, influence + REN"
@@ -74,7 +74,7 @@ class SideBySide:
     Sources go on where the epoch before left off, so all of their rows are met before any comes again.
     """
 
-    def __init__(self, target: EpochOfDomains, sources: EpochOfDomains | None) -> None:
+    def __init__(self, target: DomainBatchSampler, sources: DomainBatchSampler | None) -> None:
         self.target, self.sources = target, sources
 
     def __len__(self) -> int:
@@ -134,7 +134,8 @@ def fit(
 
     Args:
         config: how to borrow; None is uniform.
-        refuses: whether nothing at all is taken of feeds that a scout refuses; else weights act on losses alone.
+        refuses: whether nothing at all is taken of feeds that a target-only tower refuses; else weights act on losses
+        alone.
         honest: whether it is told which feeds lie and takes nothing of them.
         sources: whether source rows teach; histories hold source events either way.
     """
@@ -194,40 +195,41 @@ def plain(name: str, make: Any, case: Case, seed: int) -> dict[str, Scored]:
     """A row without a network, from the target's rows alone."""
     given: Given = case.given
     known = given.parts[given.target]
-    rival = make().fit(known.user, known.item, known.label)
-    return {name: Scored(rival.predict(given.asked.user, given.asked.item))}
+    baseline = make().fit(known.user, known.item, known.label)
+    return {name: Scored(baseline.predict(given.asked.user, given.asked.item))}
 
 
-BORROWING = TransferConfig(targets=(0,), sync_every=16, warm_up_steps=20, companion=False)
-"""Weights come of the scouts: the companion, which only measures the gain, stands beside where the gain rewards."""
+SOURCE_WEIGHTING = TransferConfig(targets=(0,), sync_every=16, warm_up_steps=20, companion=False)
+"""Weights come of the target-only towers: the companion, which only measures the gain, stands beside where the gain
+rewards."""
 
 
-def entrants(setting: str = "simulator-harmed") -> list[Entrant]:
+def methods(setting: str = "simulator-harmed") -> list[Method]:
     """Every row of the table of a setting."""
-    borrowing = replace(BORROWING, enough_rows=ENOUGH_ROWS[setting.partition("-")[0]])
+    source_weighting = replace(SOURCE_WEIGHTING, enough_rows=ENOUGH_ROWS[setting.partition("-")[0]])
     rows: dict[str, dict[str, Any]] = {
         ALONE: {"sources": False},
         UNIFORM: {},
-        INFLUENCE: {"config": borrowing, "refuses": True},
+        INFLUENCE: {"config": source_weighting, "refuses": True},
     }
     if setting.endswith("many-passes"):
-        rows[UNGUARDED] = {"config": replace(borrowing, guarded=False), "refuses": True}
-        rows[POINT] = {"config": replace(borrowing, influence="point")}
-        rows[POINT_UNGUARDED] = {"config": replace(borrowing, influence="point", guarded=False)}
+        rows[UNGUARDED] = {"config": replace(source_weighting, guarded=False), "refuses": True}
+        rows[POINT] = {"config": replace(source_weighting, influence="point")}
+        rows[POINT_UNGUARDED] = {"config": replace(source_weighting, influence="point", guarded=False)}
     elif setting.endswith(("harmed", "seen")):
-        rows[LOSSES] = {"config": borrowing}
-        rows[CLEANED] = {"config": borrowing, "refuses": True, "sources": False}
+        rows[LOSSES] = {"config": source_weighting}
+        rows[CLEANED] = {"config": source_weighting, "refuses": True, "sources": False}
         rows[ORACLE] = {"honest": True}
-        rows[GRADIENT] = {"config": replace(borrowing, mode="reinforce", sync_every=8, companion=True)}
-        rows[BANDIT] = {"config": replace(borrowing, mode="bucket", sync_every=8)}
-        rows[POINT] = {"config": replace(borrowing, influence="point")}
-        rows[ENHANCED] = {"config": borrowing, "refuses": True, "enhanced": True}
+        rows[GRADIENT] = {"config": replace(source_weighting, mode="reinforce", sync_every=8, companion=True)}
+        rows[BANDIT] = {"config": replace(source_weighting, mode="bucket", sync_every=8)}
+        rows[POINT] = {"config": replace(source_weighting, influence="point")}
+        rows[ENHANCED] = {"config": source_weighting, "refuses": True, "enhanced": True}
     simple = {"train mean": TrainMean, "item mean": ItemMean, "item + user bias": ItemUserBias}
-    found = [Entrant((name,), partial(plain, name, make), {"defaults": repr(make())}) for name, make in simple.items()]
+    found = [Method((name,), partial(plain, name, make), {"defaults": repr(make())}) for name, make in simple.items()]
     shown = {"recipe": RECIPE.model_dump(mode="json"), "target": [TARGET_BATCH, TARGET_ROWS, TINY_ROWS, MANY]}
     for name, options in rows.items():
         looks = {"refused below": REFUSED, "looks": LOOKS} if options.get("refuses") else {}
-        found.append(Entrant((name,), partial(neural, name, options), {**shown, **looks, "options": options}))
+        found.append(Method((name,), partial(neural, name, options), {**shown, **looks, "options": options}))
     return found
 
 
@@ -251,7 +253,7 @@ def measure(
                 table,
                 settings=[setting],
                 seeds=[seed],
-                entrants=command.chosen(entrants(setting), models),
+                methods=command.chosen(methods(setting), models),
                 open_case=partial(open_case, None if data is None else Path(data), out),
                 task="ctr",
                 on_cell=_say,
@@ -262,13 +264,13 @@ def measure(
 
 def write(table: Table, out: Path) -> None:
     """The page and the plots of a table, whole or not yet."""
-    not_rivals = (ORACLE, ENHANCED, UNGUARDED, LOSSES, CLEANED)
+    not_baselines = (ORACLE, ENHANCED, UNGUARDED, LOSSES, CLEANED)
     page = results_page.markdown(
         table,
         subject=INFLUENCE,
         plain=UNIFORM,
         measures=("auc",),
-        not_rivals=not_rivals,
+        not_baselines=not_baselines,
     )
     beside = harm_pages.against(table, INFLUENCE, (UNIFORM, ALONE, LOSSES, CLEANED, ORACLE))
     (out / "source-reweighting.md").write_text(f"{harm_pages.weights(table)}\n{beside}\n{page}")

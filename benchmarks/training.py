@@ -5,11 +5,11 @@
 prints a line per goal, such as ``P1 L=500 2.79x gate 2.0x ok`` (or MISS, or skipped with the reason). Installs nothing:
 a peer that is not there is skipped, and ``pip install -e '.[bench]'`` brings them.
 
-Contenders take turns in one process on one thread, both with the allocator set as Graft's programs set it, ids
+ModelZoo take turns in one process on one thread, both with the allocator set as Graft's programs set it, ids
 Zipf-distributed. Figures are medians of the process' CPU time, which a busy machine bends less than the clock; wall
 time stands beside them in the JSON. Ours is the composed ranker (DACDR and LCN) in the product's own loop with its
-default settings, on batches that the product's assembler made: up to 8 rows of a user share a history. "alone" is the
-same with every row's history its own.
+default settings, on batches that the product's batch builder made: up to 8 rows of a user share a history. "alone" is
+the same with every row's history its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from typing import Any, Protocol
 import psutil
 import torch
 
-from benchmarks import peers
+from benchmarks import fuxictr_models
 from benchmarks.roofline import ceilings, on_gpu
 from benchmarks.workload import WIDTH, FineTuning, Shape, Workload, shared, whole_on_target
 from models.training.allocator import give_freed_memory_back, keep_freed_memory
@@ -46,7 +46,7 @@ MANY_ITEMS = 5_000_000
 EPOCHS_OF_A_LAUNCH = 3  # a recipe allows eight, and stops after the first that is no better
 
 
-class Contender(Protocol):
+class ZooModel(Protocol):
     """Something that can take a training step."""
 
     def step(self) -> None: ...
@@ -91,14 +91,14 @@ class Took:
     wall: float
 
 
-def race(contenders: Mapping[str, Contender], rounds: int) -> dict[str, Took]:
-    """Let contenders take turns; the first round does not count."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+def race(model_zoo: Mapping[str, ZooModel], rounds: int) -> dict[str, Took]:
+    """Let model_zoo take turns; the first round does not count."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in model_zoo}
     for turn in range(rounds + 1):
-        for name, contender in contenders.items():
+        for name, model_name in model_zoo.items():
             gc.collect()
             cpu, wall = time.process_time(), time.perf_counter()
-            contender.step()
+            model_name.step()
             if turn:
                 times[name].append(((time.process_time() - cpu) * 1e3, (time.perf_counter() - wall) * 1e3))
     return {
@@ -121,17 +121,17 @@ class Bench:
         """Ours and FuxiCTR's at one length, raced once."""
         if length not in self._won:
             work, alone = Workload(self.shape(length)), Workload(self.shape(length, session=1))
-            contenders: dict[str, Contender] = {
-                "ours": shared(work, "both"),
+            model_zoo: dict[str, ZooModel] = {
+                "ours": shared(work, "dacdr+lcn"),
                 "dacdr": shared(work, "dacdr"),
-                "alone": shared(alone, "both"),
+                "alone": shared(alone, "dacdr+lcn"),
                 "dacdr alone": shared(alone, "dacdr"),
             }
-            if peers.missing("fuxictr") is None:
+            if fuxictr_models.missing("fuxictr") is None:
                 batch = next(alone.batches())
                 for name in ("SIM", "SDIM"):
-                    contenders[name] = peers.FuxiCtr(name, items=work.shape.items, width=WIDTH, batch=batch)
-            self._won[length] = race(contenders, self.rounds if length < 2000 else max(2, self.rounds // 2))
+                    model_zoo[name] = fuxictr_models.FuxiCtr(name, items=work.shape.items, width=WIDTH, batch=batch)
+            self._won[length] = race(model_zoo, self.rounds if length < 2000 else max(2, self.rounds // 2))
         return self._won[length]
 
     def p1(self) -> Iterator[Line]:
@@ -140,12 +140,12 @@ class Bench:
             yield self._beside("P1", "SIM", length, gate)
 
     def p2(self) -> Iterator[Line]:
-        """Training beside SDIM, the cheapest of the peers."""
+        """Training beside SDIM, the cheapest of the fuxictr_models."""
         for length in LENGTHS:
             yield self._beside("P2", "SDIM", length, 1.1)
 
     def _beside(self, goal: str, peer: str, length: int, gate: float) -> Line:
-        if reason := peers.missing("fuxictr"):
+        if reason := fuxictr_models.missing("fuxictr"):
             return Line(goal, f"L={length}", None, gate, why=reason)
         took = self.beside_peers(length)
         ratio = {name: took[peer].cpu / took[name].cpu for name in ("ours", "dacdr", "alone", "dacdr alone")}
@@ -160,15 +160,15 @@ class Bench:
         free = psutil.virtual_memory().available >> 30
         length = 50
         few, many = Workload(self.shape(length)), Workload(self.shape(length, items=MANY_ITEMS))
-        contenders: dict[str, Contender] = {"200k rows": shared(few, "both"), "5M rows": shared(many, "both")}
-        reason = peers.missing("fuxictr")
+        model_zoo: dict[str, ZooModel] = {"200k rows": shared(few, "dacdr+lcn"), "5M rows": shared(many, "dacdr+lcn")}
+        reason = fuxictr_models.missing("fuxictr")
         if reason is None and free < 14:
             reason = f"SIM's dense Adam on 5M rows needs 14 GB of memory, {free} GB are free"
         if reason is None:
             alone = Workload(self.shape(length, items=MANY_ITEMS, session=1))
             batch = next(alone.batches())
-            contenders["SIM"] = peers.FuxiCtr("SIM", items=MANY_ITEMS, width=WIDTH, batch=batch)
-        took = race(contenders, self.rounds)
+            model_zoo["SIM"] = fuxictr_models.FuxiCtr("SIM", items=MANY_ITEMS, width=WIDTH, batch=batch)
+        took = race(model_zoo, self.rounds)
         own, small = took["5M rows"], took["200k rows"]
         if "SIM" in took:
             figures = _figures({"ours": own, "SIM": took["SIM"]})
@@ -179,7 +179,7 @@ class Bench:
 
     def p5(self) -> Iterator[Line]:
         """Peak memory beside SIM, each in a process of its own, imports not counted."""
-        if reason := peers.missing("fuxictr"):
+        if reason := fuxictr_models.missing("fuxictr"):
             yield Line("P5", "L=500", None, 0.5, why=reason)
             return
         peak = {name: _peak_of(name, self.batch) for name in ("ours", "alone", "SIM")}
@@ -193,7 +193,7 @@ class Bench:
         for length, gate in zip(LENGTHS, (4.0, 5.5, 7.5), strict=True):
             told, ratio, figures = [], {}, {}
             for name, session in (("ours", SESSION), ("alone", 1)):
-                ours = shared(Workload(self.shape(length, session=session)), "both")
+                ours = shared(Workload(self.shape(length, session=session)), "dacdr+lcn")
                 took = race({name: ours}, self.rounds)[name]
                 products, rows = limits.floor(ours)
                 ratio[name], figures[name] = took.cpu / (products + rows), took
@@ -209,13 +209,13 @@ class Bench:
         over the steps of a few epochs.
         """
         work = Workload(self.shape(500), batches=4)
-        tuned = FineTuning(work, "both")
-        contenders: dict[str, Contender] = {"step": tuned, "whole": whole_on_target(work, "both")}
-        reason = peers.missing("fuxictr")
+        tuned = FineTuning(work, "dacdr+lcn")
+        model_zoo: dict[str, ZooModel] = {"step": tuned, "whole": whole_on_target(work, "dacdr+lcn")}
+        reason = fuxictr_models.missing("fuxictr")
         if reason is None:
             batch = next(Workload(self.shape(500, session=1)).batches())
-            contenders["SIM"] = peers.FuxiCtr("SIM", items=work.shape.items, width=WIDTH, batch=batch)
-        took = race(contenders, self.rounds)
+            model_zoo["SIM"] = fuxictr_models.FuxiCtr("SIM", items=work.shape.items, width=WIDTH, batch=batch)
+        took = race(model_zoo, self.rounds)
         ahead = tuned.ahead / EPOCHS_OF_A_LAUNCH
         took["fine-tune"] = Took(took["step"].cpu + ahead, took["step"].wall + ahead)
         why = f"step {took['step'].cpu:.0f} ms and {ahead:.0f} ms for the pass before, over {EPOCHS_OF_A_LAUNCH} epochs"
@@ -233,7 +233,7 @@ class Bench:
     def p8(self) -> Iterator[Line]:
         """What of a step goes into making its batch, were it made in line."""
         work = Workload(self.shape(500), batches=max(4, self.rounds))
-        took = race({"step": shared(work, "both")}, self.rounds)["step"]
+        took = race({"step": shared(work, "dacdr+lcn")}, self.rounds)["step"]
         made: list[float] = []
         for epoch in range(3):
             batches = work.batches(epoch=epoch)
@@ -267,7 +267,7 @@ def _figures(took: dict[str, Took]) -> dict[str, Any]:
 
 
 def _peak_of(name: str, batch: int) -> float:
-    """Megabytes that training by this contender adds at most to a process, measured in one of its own."""
+    """Megabytes that training by this model_name adds at most to a process, measured in one of its own."""
     told = subprocess.run(
         [sys.executable, "-m", "benchmarks.training", "--peak", name, "--batch", str(batch)],
         check=True,
@@ -281,18 +281,20 @@ def _print_peak(name: str, batch: int) -> None:
     work = Workload(Shape(500, batch=batch, session=SESSION if name == "ours" else 1))
     one = next(work.batches())
     if name == "SIM":
-        peers.missing("fuxictr")  # imports it
+        fuxictr_models.missing("fuxictr")  # imports it
     gc.collect()
     before = psutil.Process().memory_info().rss
     # The workload itself took more for a moment than it holds now: what counts is the peak from here on.
     reset = Path("/proc/self/clear_refs")
     if reset.exists():
         reset.write_text("5")
-    contender: Contender = (
-        peers.FuxiCtr("SIM", items=work.shape.items, width=WIDTH, batch=one) if name == "SIM" else shared(work, "both")
+    model_name: ZooModel = (
+        fuxictr_models.FuxiCtr("SIM", items=work.shape.items, width=WIDTH, batch=one)
+        if name == "SIM"
+        else shared(work, "dacdr+lcn")
     )
     for _ in range(3):
-        contender.step()
+        model_name.step()
     print((_peak_rss() - before) / 1e6)
 
 

@@ -28,7 +28,7 @@ from domains.registry.registry import Domain
 from domains.spec import DomainSpec
 from orchestrator.data.batches import Examples
 from orchestrator.data.dataset import Workspace
-from orchestrator.data.encoding import Layout
+from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.settings import Settings
 
 COLD_SHARE = 0.10
@@ -128,9 +128,9 @@ class TwoDomains(Workspace):
     """Of the training rows of ``thinned``, how many there are; the others are nowhere, in no history either."""
     thinned: str | None = None
 
-    def examples(self, layout: Layout, name: str) -> Examples:
+    def examples(self, encoder: FeatureEncoder, name: str) -> Examples:
         """Rows of a domain; without times each gets a place in a random order, held-out rows one after all."""
-        rows = self._rows(layout, name)
+        rows = self._rows(encoder, name)
         split = self._splits[name]
         if split.cut_us is not None:
             return rows
@@ -170,10 +170,10 @@ class TwoDomains(Workspace):
         return [domain for domain in self.domains if domain.role == "source"]
 
     def _store(self, path: Path, group: list[Domain]) -> None:
-        layout = self.layout
+        encoder = self.encoder
         parts = []
         for domain in group:
-            rows = self.examples(layout, domain.name)
+            rows = self.examples(encoder, domain.name)
             split = self._splits[domain.name]
             seen = split.train if split.cut_us is None else self._kept(rows, split)
             parts.append(rows.take(seen))
@@ -194,18 +194,18 @@ class TwoDomains(Workspace):
         return np.flatnonzero(~gone)
 
     @cached_property
-    def layout(self) -> Layout:
+    def encoder(self) -> FeatureEncoder:
         """Code books enough to read rows by."""
-        return self.fit_layout(
+        return self.fit_encoder(
             task="ctr", slots=[d.name for d in self.domains], lifelong=1, short=1, with_users=False, until_us=None
         )
 
-    def _rows(self, layout: Layout, name: str) -> Examples:
-        return super().examples(layout, name)
+    def _rows(self, encoder: FeatureEncoder, name: str) -> Examples:
+        return super().examples(encoder, name)
 
     @cached_property
     def _splits(self) -> dict[str, Split]:
-        rows = {domain.name: self._rows(self.layout, domain.name) for domain in self.domains}
+        rows = {domain.name: self._rows(self.encoder, domain.name) for domain in self.domains}
         timed = self.domains[0].spec.interactions.time is not None
         splits = _by_time(rows) if timed else _by_chance(rows, self.split_seed)
         if self.thinned is not None and self.share < 1:

@@ -19,9 +19,9 @@ from models.ranker.frozen_cache import keep
 from models.ranker.network import DomainConfig, Ranker, RankerConfig
 from models.training import loop
 from models.training.optimisers import Optimisers
-from orchestrator.data.batches import Assembler, EpochOfDomains, EventSource, Examples
-from orchestrator.data.encoding import Field, Layout, SourceRange
-from orchestrator.training.fine_tune import KEPT_BYTES
+from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, EventSource, Examples
+from orchestrator.data.encoding import FeatureEncoder, Field, SourceRange
+from orchestrator.training.fine_tune import FROZEN_CACHE_BYTES
 
 WIDTH = 64
 ACTIONS = 16
@@ -75,7 +75,7 @@ class Workload:
             time_us=random.integers(0, 300 * DAY_US, users * 24),
         )
         ages = Field("age", "category", values=("young", "old"))
-        layout = Layout(
+        encoder = FeatureEncoder(
             task="ctr",
             item_fields=(),
             user_fields=(ages, Field("city", "category", values=("a", "b", "c"))),
@@ -86,10 +86,10 @@ class Workload:
             lifelong=shape.length,
             short=24,
         )
-        self.layout = layout
+        self.encoder = encoder
         nothing = np.zeros((1, 0), np.int64)
-        self._assembler = Assembler(
-            layout,
+        self._batch_builder = BatchBuilder(
+            encoder,
             user_codes=np.stack([random.integers(0, 3, users + 1), random.integers(0, 4, users + 1)], 1),
             item_codes={"video": nothing, "live": nothing},
             source=EventSource(store),
@@ -109,15 +109,15 @@ class Workload:
                 value=np.ones(rows, np.float32),
                 context=random.integers(0, 5, (rows, 1)),
                 weight=np.ones(rows, np.float32),
-                prior=np.zeros(rows, np.float32),
+                offset=np.zeros(rows, np.float32),
             )
             for name, number, items in (("video", 1, shape.items), ("live", 2, TARGET_ITEMS))
         }
 
-    def epochs(self, domain: str = "video", slot: int = 0) -> EpochOfDomains:
+    def epochs(self, domain: str = "video", slot: int = 0) -> DomainBatchSampler:
         """Batches as shared training (``video``) or fine-tuning (``live``) makes them."""
-        return EpochOfDomains(
-            self._assembler,
+        return DomainBatchSampler(
+            self._batch_builder,
             [(self._rows[domain], slot)],
             batch_size=self.shape.batch,
             seed=0,
@@ -129,19 +129,19 @@ class Workload:
         """An epoch of batches."""
         return self.epochs(domain, slot).batches(epoch)
 
-    def ranker(self, interest: str) -> Ranker:
+    def ranker(self, architecture: str) -> Ranker:
         """A fresh network for these rows: slot 0 is "video", slot 1 "live"."""
         torch.manual_seed(0)
-        layout = self.layout
+        encoder = self.encoder
         ranker = Ranker(
             RankerConfig(
                 source_items=self.shape.items,
-                user_fields=tuple(field.size for field in layout.user_fields),
-                context_fields=tuple(field.size for field in layout.context_fields),
-                domain_fields=tuple(field.size for field in layout.domain_fields),
+                user_fields=tuple(field.size for field in encoder.user_fields),
+                context_fields=tuple(field.size for field in encoder.context_fields),
+                domain_fields=tuple(field.size for field in encoder.domain_fields),
                 actions=ACTIONS,
                 width=WIDTH,
-                interest=interest,  # type: ignore[arg-type]
+                architecture=architecture,  # type: ignore[arg-type]
             )
         )
         ranker.add_domain(DomainConfig(0, (1,)))
@@ -163,14 +163,14 @@ class Ours:
             loop.descend(self.model, self.batch, self.optimisers, self.config)
 
 
-def shared(work: Workload, interest: str, *, device: str = "cpu") -> Ours:
+def shared(work: Workload, architecture: str, *, device: str = "cpu") -> Ours:
     """Training of the shared model."""
-    return Ours(work.ranker(interest), next(work.batches()), device=device)
+    return Ours(work.ranker(architecture), next(work.batches()), device=device)
 
 
-def whole_on_target(work: Workload, interest: str) -> Ours:
+def whole_on_target(work: Workload, architecture: str) -> Ours:
     """Training of everything on the rows that fine-tuning has."""
-    return Ours(work.ranker(interest), next(work.epochs("live", 1).batches(0)))
+    return Ours(work.ranker(architecture), next(work.epochs("live", 1).batches(0)))
 
 
 class FineTuning(Ours):
@@ -179,12 +179,12 @@ class FineTuning(Ours):
     ``ahead`` is what a step's rows took, in CPU milliseconds, in the pass before the first epoch.
     """
 
-    def __init__(self, work: Workload, interest: str) -> None:
-        ranker, data = work.ranker(interest), work.epochs("live", 1)
+    def __init__(self, work: Workload, architecture: str) -> None:
+        ranker, data = work.ranker(architecture), work.epochs("live", 1)
         adapters.freeze_all_but(ranker, 1)
         super().__init__(ranker, next(data.batches(0)))
         began = time.process_time()
-        ranker.kept = keep(ranker, data.each_row_once(), len(data) * len(self.batch), limit=KEPT_BYTES)
+        ranker.kept = keep(ranker, data.each_row_once(), len(data) * len(self.batch), limit=FROZEN_CACHE_BYTES)
         self.ahead = (time.process_time() - began) / len(data) * 1e3
 
 

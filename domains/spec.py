@@ -152,7 +152,7 @@ class HistoryLengths(_Declared):
 class Gate(_Declared):
     """What a version must show on held-out cold users before it may go live."""
 
-    rival: Literal[
+    baseline: Literal[
         "popularity",
         "item_mean",
         "zero_shot",
@@ -162,7 +162,7 @@ class Gate(_Declared):
         "scratch",
         "strongest",
     ] = "popularity"
-    """What the team would otherwise use, or the strongest of all rivals that are required; the lower bound of the
+    """What the team would otherwise use, or the strongest of all baselines that are required; the lower bound of the
     interval must beat it."""
     metric: Literal["auc", "gauc", "logloss", "mae", "rmse"] = "auc"
     """Judged by: auc, gauc or logloss for ctr (auc unless said); mae or rmse for rating (mae unless said)."""

@@ -69,8 +69,8 @@ class Batch:
         time:          (B,) long, microseconds since the epoch
         label:         (B,) float, 0 or 1 for clicks, the rating otherwise
         weight:        (B,) float, the row's weight in the loss
-        prior:         (B,) float, what is expected without personalisation, in the head's unit (logit or rating);
-                       0 where the network has no prior track
+        offset:         (B,) float, what is expected without personalisation, in the head's unit (logit or rating);
+                       0 where the network has no offset track
         lifelong:      the long source history, up to 2,000 events
         short_source:  the latest source events, or None
         short_target:  the latest events in the row's own domain, or None; items of the row's own domain table
@@ -86,7 +86,7 @@ class Batch:
     time: Tensor
     label: Tensor
     weight: Tensor
-    prior: Tensor
+    offset: Tensor
     lifelong: Events
     short_source: Events | None = None
     short_target: Events | None = None

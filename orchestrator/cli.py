@@ -184,7 +184,7 @@ def list_domains() -> None:
         ["domain", "role", "state", "answers by", "events", "users", "items", "owner", "retrains"],
         (
             [
-                *(domain.name, domain.role, domain.state.value, _rung(registry, domain.name)),
+                *(domain.name, domain.role, domain.state.value, _level(registry, domain.name)),
                 *(_count(domain.counts.get(key)) for key in ("rows_added", "users", "items")),
                 *(domain.owner, domain.spec.schedule),
             ]
@@ -200,15 +200,15 @@ def show(name: str) -> None:
     settings = Settings()
     registry = _registry(settings)
     domain = registry.domain(name)
-    console.print(f"[bold]{name}[/bold]: {domain.role}, {domain.state.value}, answers by {_rung(registry, name)}")
+    console.print(f"[bold]{name}[/bold]: {domain.role}, {domain.state.value}, answers by {_level(registry, name)}")
     console.print(domain.spec.to_yaml().rstrip(), highlight=False, markup=False)
     live = registry.live(name)
     terminal.table(
         "versions, newest first",
-        ["version", "rung", "live", "metrics", "made"],
+        ["version", "level", "live", "metrics", "made"],
         (
             [
-                *(version.id[:12], version.rung, "live" if live and live.version_id == version.id else ""),
+                *(version.id[:12], version.level, "live" if live and live.version_id == version.id else ""),
                 *(_metrics(version.metrics), f"{version.created_at:%Y-%m-%d %H:%M} by {version.created_by}"),
             ]
             for version in sorted(registry.versions(name), key=lambda version: version.created_at, reverse=True)
@@ -527,10 +527,10 @@ def _whole_id(registry: Any, name: str, start: str | None) -> str | None:
     return found[0] if len(found) == 1 else start
 
 
-def _rung(registry: Any, name: str) -> str:
+def _level(registry: Any, name: str) -> str:
     from orchestrator import use_cases
 
-    return use_cases.rung(name, registry=registry).replace("_", "-")
+    return use_cases.level(name, registry=registry).replace("_", "-")
 
 
 def _list_prepared(prepared: list[Any]) -> None:

@@ -112,7 +112,7 @@ def train_shared(run_id: str | None = None, by: str = "schedule", params: dict[s
 def launch_domain(
     domain: str, run_id: str | None = None, by: str = "schedule", params: dict[str, Any] | None = None
 ) -> None:
-    """Fine-tune one domain on top of the shared model, certify, compare with its rivals and ask the gate."""
+    """Fine-tune one domain on top of the shared model, certify, compare with its baselines and ask the gate."""
     _drive("launch-domain", domain, run_id, by, params)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-Rival = Literal["popularity", "single_domain", "shared_bottom", "full_fine_tune", "scratch"]
+Baseline = Literal["popularity", "single_domain", "shared_bottom", "full_fine_tune", "scratch"]
 
 
 def _listed(value: Any) -> Any:
@@ -43,11 +43,11 @@ class Settings(BaseSettings):
     """Prefect server to use; empty means the one that `graft up` starts."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where tensors live; auto takes a GPU when there is one."""
-    kept_mb: int = Field(default=1024, ge=0)
+    frozen_cache_mb: int = Field(default=1024, ge=0)
     """Memory in MB in which fine-tuning may keep what the frozen shared model makes of rows; 0 for none."""
     threads: int = Field(default=0, ge=0)
     """Threads for training; 0 means one per core. The service always uses one per worker."""
-    required_rivals: Annotated[tuple[Rival, ...], NoDecode, BeforeValidator(_listed)] = (
+    required_baselines: Annotated[tuple[Baseline, ...], NoDecode, BeforeValidator(_listed)] = (
         "popularity",
         "single_domain",
         "shared_bottom",
@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     )
     """What every launch is compared with, separated by commas; neither a spec nor a launch can leave one out."""
     required_seeds: int = Field(default=3, ge=1, le=20)
-    """Seeds under which a launch fine-tunes and trains its rivals, at least."""
+    """Seeds under which a launch fine-tunes and trains its baselines, at least."""
     price_per_processor_hour: float = Field(default=0.0, ge=0)
     """What an hour of one processor costs, for the reports; 0 where nobody knows."""
     currency: str = ""

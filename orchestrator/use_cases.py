@@ -171,7 +171,7 @@ def report_page(name: str, version_id: str | None = None, *, registry: Registry)
     elif version_id not in judged:
         raise UnknownVersion(f"domain {name!r} has no version {version_id[:12]!r} with a cold-start report")
     version = judged[version_id]
-    return version, page.render(version, rival=gate.rival_of(version.report, spec.gate))
+    return version, page.render(version, baseline=gate.baseline_of(version.report, spec.gate))
 
 
 def build_features(*, registry: Registry, settings: Settings, on_progress: OnProgress | None = None) -> None:
@@ -227,7 +227,7 @@ def promote(name: str, version_id: str | None = None, *, registry: Registry, who
         StalePromotion: another version went live meanwhile.
     """
     registry.domain(name)
-    versions = [version for version in registry.versions(name, "adapter") if version.rung == "adapter"]
+    versions = [version for version in registry.versions(name, "adapter") if version.level == "adapter"]
     if version_id is None:
         if not versions:
             raise UnknownVersion(f"domain {name!r} has no trained version to promote; launch it first", domain=name)
@@ -320,7 +320,7 @@ def cancel(run_id: str, *, registry: Registry, settings: Settings) -> Run:
     return registry.run(run_id)
 
 
-def rung(name: str, *, registry: Registry) -> str:
+def level(name: str, *, registry: Registry) -> str:
     """What a domain's answers rest on now: ``prior``, ``zero_shot`` or ``adapter``.
 
     A source domain has no pointer of its own: its slot is part of the live shared model.
@@ -332,7 +332,7 @@ def rung(name: str, *, registry: Registry) -> str:
         backbone = registry.live(None)
         known = backbone is not None and name in registry.version(backbone.version_id).metrics
         return "adapter" if known else "prior"
-    return "prior" if live is None else registry.version(live.version_id).rung or "adapter"
+    return "prior" if live is None else registry.version(live.version_id).level or "adapter"
 
 
 def prune(*, registry: Registry, settings: Settings, days: float | None = None) -> int:
@@ -458,6 +458,7 @@ __all__ = [
     "ingest_data",
     "latest_preview",
     "launch",
+    "level",
     "preview",
     "promote",
     "prune",
@@ -467,7 +468,6 @@ __all__ = [
     "register",
     "report_page",
     "roll_back",
-    "rung",
     "sample_users",
     "start",
     "steps",

@@ -13,7 +13,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 os.environ.setdefault("FEAST_USAGE", "False")
 # Launches of tests are quick: what the policy forces on them is tested by name, where its settings are given.
-os.environ.setdefault("GRAFT_REQUIRED_RIVALS", "popularity")
+os.environ.setdefault("GRAFT_REQUIRED_BASELINES", "popularity")
 os.environ.setdefault("GRAFT_REQUIRED_SEEDS", "1")
 
 

@@ -1,7 +1,7 @@
 """From a user's features and candidates to scores: everything a rank request computes, and nothing that waits.
 
 A ``LiveDomain`` is immutable and complete: the request path reads it and never a file or the registry. Batches are
-built by the same ``Assembler`` that training uses, so a row scored here is the row that training would have built.
+built by the same ``BatchBuilder`` that training uses, so a row scored here is the row that training would have built.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 from deployment.messages import Candidate
 from feature_repo.online import Events, UserFeatures
 from models.ranker.network import DomainStack, Ranker
-from orchestrator.data.batches import Assembler, Examples, OneUser
-from orchestrator.data.encoding import Field, Layout
+from orchestrator.data.batches import BatchBuilder, Examples, OneUser
+from orchestrator.data.encoding import FeatureEncoder, Field
 
-Rung = Literal["prior", "zero_shot", "adapter"]
+FallbackLevel = Literal["prior", "zero_shot", "adapter"]
 
 USER_UNKNOWN = "user_unknown"
 NO_HISTORY = "no_history"
@@ -61,7 +61,7 @@ class CodeBook:
 
 @dataclass(frozen=True)
 class Popularity:
-    """What is expected of each item without knowing the user: the rung of last resort.
+    """What is expected of each item without knowing the user: the level of last resort.
 
     Shapes:
         score: (V,) float64 by local item index; 0 is an item nobody has seen
@@ -78,10 +78,10 @@ class LiveModel:
     """The version that answers for a domain: the backbone with the domain's adapter in one of its slots."""
 
     version_id: str
-    rung: Rung
+    level: FallbackLevel
     ranker: Ranker
     slot: int
-    layout: Layout
+    encoder: FeatureEncoder
     items: int
     """Rows of the item table that it reads; an item beyond is one that came after its training."""
     stack: DomainStack
@@ -89,15 +89,15 @@ class LiveModel:
 
     @cached_property
     def user_book(self) -> CodeBook:
-        return CodeBook(self.layout.user_fields)
+        return CodeBook(self.encoder.user_fields)
 
     @cached_property
     def item_book(self) -> CodeBook:
-        return CodeBook(self.layout.item_fields)
+        return CodeBook(self.encoder.item_fields)
 
     @cached_property
     def context_book(self) -> CodeBook:
-        return CodeBook(self.layout.context_fields)
+        return CodeBook(self.encoder.context_fields)
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ class LiveDomain:
         return self.state == "paused"
 
     @property
-    def served_by(self) -> Rung:
-        """The best rung that this domain can answer from."""
-        return "prior" if self.model is None or self.paused else self.model.rung
+    def served_by(self) -> FallbackLevel:
+        """The best level that this domain can answer from."""
+        return "prior" if self.model is None or self.paused else self.model.level
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Scores:
 
     score: np.ndarray
     unknown: np.ndarray
-    served_by: Rung
+    served_by: FallbackLevel
     model_version: str | None
     reason: str | None
 
@@ -164,16 +164,16 @@ def score(
     context: Mapping[str, Any] | None = None,
     now_us: int,
 ) -> Scores:
-    """Scores of the candidates for a user at this moment, from the best rung that has something to stand on."""
+    """Scores of the candidates for a user at this moment, from the best level that has something to stand on."""
     user = _borrowed(domain, user)
-    reason = lower_rung(domain, user)
+    reason = lower_level(domain, user)
     if reason is not None:
         return prior_scores(domain, candidates, reason)
     assert domain.model is not None
     assert user is not None
     model = domain.model
     item = _items(domain, candidates)
-    batch = _assembler(domain, user, profile).batch(
+    batch = _batch_builder(domain, user, profile).batch(
         _rows(domain, user, item, context, now_us),
         model.slot,
         item_codes=_item_codes(domain, candidates, item),
@@ -184,10 +184,10 @@ def score(
         # A version that answers nonsense must not sort a page.
         return prior_scores(domain, candidates, MODEL_FAULT)
     unknown = (item == 0) | (item >= model.items)
-    return Scores(probability, unknown, model.rung, model.version_id, None)
+    return Scores(probability, unknown, model.level, model.version_id, None)
 
 
-def lower_rung(domain: LiveDomain, user: UserFeatures | None) -> str | None:
+def lower_level(domain: LiveDomain, user: UserFeatures | None) -> str | None:
     """Why the model has nothing to stand on; None where it has."""
     if domain.paused:
         return PAUSED
@@ -241,17 +241,17 @@ def _rows(
         value=np.zeros(rows, np.float32),
         context=np.tile(codes, (rows, 1)),
         weight=np.ones(rows, np.float32),
-        prior=np.zeros(rows, np.float32),
+        offset=np.zeros(rows, np.float32),
     )
 
 
-def _assembler(domain: LiveDomain, user: UserFeatures, profile: Mapping[str, Any] | None) -> Assembler:
+def _batch_builder(domain: LiveDomain, user: UserFeatures, profile: Mapping[str, Any] | None) -> BatchBuilder:
     assert domain.model is not None
     book = domain.model.user_book
     codes = book.encode(profile, book.encode(user.profile, np.zeros(len(book.fields), np.int64)))
-    return Assembler(
-        domain.model.layout,
-        # One user, one row: every index the assembler looks up falls back to it.
+    return BatchBuilder(
+        domain.model.encoder,
+        # One user, one row: every index the batch_builder looks up falls back to it.
         user_codes=codes[None, :],
         item_codes={},
         source=OneUser(user.history.arrays()),

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deployment.engine.scorer import LiveDomain, LiveModel, Popularity, Rung
+from deployment.engine.scorer import FallbackLevel, LiveDomain, LiveModel, Popularity
 from domains.events.domain_data import DomainData
 from domains.lifecycle import State
 from domains.registry.registry import Domain, Registry
@@ -26,7 +26,7 @@ from models.ranker import adapters, checkpoint
 from models.ranker.checkpoint import CorruptCheckpoint
 from models.ranker.network import Ranker
 from orchestrator.data.dataset import Workspace
-from orchestrator.data.encoding import Layout
+from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.data.model_store import Artifacts
 from orchestrator.settings import Settings
 
@@ -64,7 +64,7 @@ class SnapshotBuilder:
         self._registry = registry
         self._settings = settings
         self._artifacts = Artifacts(settings.artifacts_dir)
-        self._backbones: dict[str, tuple[Ranker, Layout]] = {}
+        self._backbones: dict[str, tuple[Ranker, FeatureEncoder]] = {}
         self._catalogues: dict[str, _Catalogue] = {}
 
     def build(self, previous: Snapshot) -> Snapshot:
@@ -103,7 +103,7 @@ class SnapshotBuilder:
                 model = self._source_model(domain, wanted) if domain.role == "source" else self._target_model(wanted)
             changed = before is None or before.model is not model or before.item_index is not catalogue.item_index
             if model is not None and changed:
-                item_codes = Workspace(self._settings, (domain,)).item_codes(model.layout, domain.name)
+                item_codes = Workspace(self._settings, (domain,)).item_codes(model.encoder, domain.name)
         # Whatever is wrong with one version (files gone, bytes changed, another backbone), the others still answer.
         except Exception as error:
             fault = f"version {str(wanted)[:12]}: {type(error).__name__}: {error}"
@@ -124,11 +124,11 @@ class SnapshotBuilder:
         )
 
     def _source_model(self, domain: Domain, backbone_id: str) -> LiveModel | None:
-        backbone, layout = self._backbone(backbone_id)
-        source = layout.source(domain.name)
+        backbone, encoder = self._backbone(backbone_id)
+        source = encoder.source(domain.name)
         if source is None:
             return None
-        return _live_model(backbone, layout.slots.index(domain.name), layout, backbone_id, "adapter", source.size)
+        return _live_model(backbone, encoder.slots.index(domain.name), encoder, backbone_id, "adapter", source.size)
 
     def _target_model(self, version_id: str) -> LiveModel:
         version = self._registry.version(version_id)
@@ -147,16 +147,16 @@ class SnapshotBuilder:
         slot = adapters.attach(ranker, adapter, backbone=version.backbone_id)
         ranker.eval()
         return _live_model(
-            ranker, slot, Layout.load(folder), version.id, version.rung or "adapter", adapter.config.items
+            ranker, slot, FeatureEncoder.load(folder), version.id, version.level or "adapter", adapter.config.items
         )
 
-    def _backbone(self, backbone_id: str) -> tuple[Ranker, Layout]:
+    def _backbone(self, backbone_id: str) -> tuple[Ranker, FeatureEncoder]:
         if backbone_id not in self._backbones:
             folder = self._artifacts.path(self._registry.version(backbone_id).artifact)
             ranker = checkpoint.load_backbone(folder)
             if adapters.backbone_hash(ranker) != backbone_id:
                 raise CorruptCheckpoint(folder, "is not the backbone that its version names")
-            self._backbones[backbone_id] = (ranker.requires_grad_(False), Layout.load(folder))
+            self._backbones[backbone_id] = (ranker.requires_grad_(False), FeatureEncoder.load(folder))
         return self._backbones[backbone_id]
 
     def _forget_backbones(self, answering: Mapping[str, LiveDomain], live: str | None) -> None:
@@ -186,11 +186,13 @@ class SnapshotBuilder:
         return catalogue
 
 
-def _live_model(ranker: Ranker, slot: int, layout: Layout, version_id: str, rung: Rung, items: int) -> LiveModel:
+def _live_model(
+    ranker: Ranker, slot: int, encoder: FeatureEncoder, version_id: str, level: FallbackLevel, items: int
+) -> LiveModel:
     with torch.inference_mode():
         stack = ranker.stack(range(len(ranker.domains)))
     return LiveModel(
-        version_id=version_id, rung=rung, ranker=ranker, slot=slot, layout=layout, items=items, stack=stack
+        version_id=version_id, level=level, ranker=ranker, slot=slot, encoder=encoder, items=items, stack=stack
     )
 
 

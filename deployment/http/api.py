@@ -67,7 +67,7 @@ def create_app(serving: Callable[[], Serving]) -> FastAPI:
 
     @app.get("/v1/domains", response_model=DomainsAnswer, tags=["domains"])
     async def domains() -> Response:
-        """Every domain that answers here, with the version and the rung that it answers from."""
+        """Every domain that answers here, with the version and the level that it answers from."""
         process = serving()
         body = DomainsAnswer(
             generation=process.snapshot.generation,

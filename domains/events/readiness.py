@@ -64,8 +64,9 @@ class SourceReadiness:
     """What one source would bring.
 
     ``shared_users`` have events here and in the target; ``shared_share`` is their part of the target's users.
-    ``lent_events`` are the shared users' events before their first in the target. ``label_shift`` is the target's mean
-    label less the source's. ``feature_shift`` holds the population stability index of each feature that both declare,
+    ``source_events`` are the shared users' events before their first in the target. ``label_shift`` is the target's
+    mean label less the source's. ``feature_shift`` holds the population stability index of each feature that both
+    declare,
     weighted by events: below 0.1 alike, above 0.25 strongly shifted.
     """
 
@@ -74,7 +75,7 @@ class SourceReadiness:
     users: int
     shared_users: int
     shared_share: float
-    lent_events: int
+    source_events: int
     label_mean: float | None
     label_shift: float | None
     feature_shift: dict[str, float]
@@ -231,7 +232,7 @@ def _source(name: str, source: Observed, target: Observed, here: np.ndarray) -> 
         users=int(active.sum()),
         shared_users=int(shared.sum()),
         shared_share=float(shared.sum() / here.sum()) if here.any() else 0.0,
-        lent_events=int(source.prior_events[here].sum()),
+        source_events=int(source.prior_events[here].sum()),
         label_mean=source.label_mean,
         label_shift=shift,
         feature_shift=feature_shift,

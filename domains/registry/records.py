@@ -11,7 +11,7 @@ from domains.registry.database import now
 from domains.spec import DomainSpec
 
 VersionKind = Literal["backbone", "adapter"]
-Rung = Literal["zero_shot", "adapter"]
+FallbackLevel = Literal["zero_shot", "adapter"]
 RunState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 FINISHED: tuple[RunState, ...] = ("succeeded", "failed", "cancelled")
 
@@ -42,7 +42,7 @@ class Version:
     kind: VersionKind
     domain: str | None = None
     backbone_id: str | None = None
-    rung: Rung | None = None
+    level: FallbackLevel | None = None
     artifact: str
     """Where the weights lie, such as a tag of the model store."""
     metrics: dict[str, Any] = field(default_factory=dict)

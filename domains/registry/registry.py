@@ -283,7 +283,7 @@ class Registry:
 
         Raises:
             UnknownDomain, UnknownVersion: its domain or its backbone is not recorded.
-            Conflict: the id is recorded as another kind, domain, backbone or rung.
+            Conflict: the id is recorded as another kind, domain, backbone or level.
             Rejected: an adapter must name its domain and its backbone, and a backbone neither.
         """
         if (version.kind == "adapter") != (version.domain is not None) or (version.kind == "adapter") != (
@@ -300,12 +300,12 @@ class Registry:
                 connection.execute(insert(versions).values(asdict(version)))
                 note(connection, version.created_by, "add_version", version.domain, id=version.id, kind=version.kind)
             held = version_of(connection, version.id)
-            for field in ("kind", "domain", "backbone_id", "rung"):
+            for field in ("kind", "domain", "backbone_id", "level"):
                 if getattr(held, field) != getattr(version, field):
                     raise Conflict(f"version {version.id!r} is recorded with another {field}", id=version.id)
             return held
 
-    def judge_again(
+    def reevaluate(
         self,
         id: str,
         *,
@@ -326,7 +326,7 @@ class Registry:
             connection.execute(update(versions).where(versions.c.id == id).values(judged))
             before = (held.report.get("decision") or {}).get("verdict")
             after = (report.get("decision") or {}).get("verdict")
-            note(connection, by, "judge_again", held.domain, id=id, before=before, after=after)
+            note(connection, by, "reevaluate", held.domain, id=id, before=before, after=after)
             return version_of(connection, id)
 
     def version(self, id: str) -> Version:
@@ -515,7 +515,7 @@ def _enter_live(connection: Connection, held: Domain | None, version: Version, *
     if held is None or held.state is State.LIVE:
         return False
     check_move(held.state, State.LIVE)
-    if version.rung == "zero_shot":
+    if version.level == "zero_shot":
         return False
     _move(connection, held, State.LIVE, by=who, why=why)
     return True

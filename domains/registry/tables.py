@@ -69,7 +69,7 @@ versions = Table(
     Column("kind", String(20), nullable=False),
     Column("domain", ForeignKey("domains.name"), nullable=True, index=True),
     Column("backbone_id", ForeignKey("versions.id"), nullable=True),
-    Column("rung", String(20), nullable=True),
+    Column("level", String(20), nullable=True),
     Column("artifact", Text, nullable=False),
     Column("metrics", Json, nullable=False),
     Column("report", Json, nullable=False),

@@ -228,14 +228,14 @@ def _events(
     drawn_to = _category_draw(shape, here, centroids)
     total = round(config.total_events * shape.events_share)
     end = config.days * DAY_US
-    opening, arrival = int(shape.opens_at * end), int(0.8 * end)
+    opening, arbaseline = int(shape.opens_at * end), int(0.8 * end)
     early_rate, full_rate = float(weight[~late].sum()), float(weight.sum())
-    early_mass = early_rate * (arrival - opening)
-    early_events = round(total * early_mass / (early_mass + full_rate * (end - arrival)))
+    early_mass = early_rate * (arbaseline - opening)
+    early_events = round(total * early_mass / (early_mass + full_rate * (end - arbaseline)))
     chunk = 0
     for begin, until, events, present in (
-        (opening, arrival, early_events, ~late),
-        (arrival, end, total - early_events, np.ones_like(late)),
+        (opening, arbaseline, early_events, ~late),
+        (arbaseline, end, total - early_events, np.ones_like(late)),
     ):
         user, until_weight = member[present], np.cumsum(weight[present])
         done = 0
@@ -351,12 +351,12 @@ def _spec(shape: DomainShape, config: SimulatorConfig) -> DomainSpec:
         },
         "items": {"id": "item_id", "features": {"category": "category", "style": "category", shape.number: "number"}},
         "users": {"id": "user_id", "features": {"age_band": "category", "region": "category", "tenure_days": "number"}},
-        "domain_features": {"surface": shape.surface, "layout": shape.layout},
+        "domain_features": {"surface": shape.surface, "encoder": shape.encoder},
     }
     if shape.role == "target":
         declared["sources"] = [name for name in shape.sources if name in {d.name for d in config.domains}]
         declared["schedule"] = "0 3 * * *"
-        declared["gate"] = {"rival": "popularity", "metric": "auc", "minimum_cold_users": 30}
+        declared["gate"] = {"baseline": "popularity", "metric": "auc", "minimum_cold_users": 30}
     return DomainSpec.model_validate(declared)
 
 

@@ -1,7 +1,8 @@
-"""Every rival that the papers name, behind the same batch and the same training loop.
+"""Every baseline that the papers name, behind the same batch and the same training loop.
 
-Plain rivals are fitted with `fit(user, item, label, source=...)`, bridges with `fit(source, target, config=...)`, and
-all other networks with `models.training.loop.train`. The dicts say what there is, by the names of the papers' tables.
+Plain baselines are fitted with `fit(user, item, label, source=...)`, bridges with `fit(source, target, config=...)`,
+and all other networks with `models.training.loop.train`. The dicts say what there is, by the names of the papers'
+tables.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from models.baselines.bridges import CMF, EMCDR, PTUPCDR, TMCDR
 from models.baselines.factors import Bridge
 from models.baselines.feature_contrast import AT4CTR, CL4CTR, SSL, PoolNCE
-from models.baselines.inputs import Rival
+from models.baselines.inputs import Baseline
 from models.baselines.lifelong import ETA, SDIM, TWIN, Lifelong, SIMSoft
 from models.baselines.metric_bridge import SSCDR
 from models.baselines.multi_domain import PLE, STAR, DNNMulti, DNNSingle, MMoE, SharedBottom
@@ -20,13 +21,13 @@ from models.baselines.plain import (
     ItemMean,
     ItemUserBias,
     MappedSourceBias,
-    PlainRival,
+    PlainBaseline,
     Popularity,
     TrainMean,
 )
 from models.baselines.self_supervised import DSS, SAC, SQN, AuxiliaryTask, BERT4Rec, CL4SRec, CLRec
 
-PLAIN: dict[str, Callable[..., PlainRival]] = {
+PLAIN: dict[str, Callable[..., PlainBaseline]] = {
     "train mean": TrainMean,
     "item mean": ItemMean,
     "item + user bias": ItemUserBias,
@@ -43,7 +44,7 @@ BRIDGES: dict[str, Callable[..., Bridge]] = {
     "PTUPCDR": PTUPCDR,
     "TMCDR": TMCDR,
 }
-MULTI_DOMAIN: dict[str, Callable[..., Rival]] = {
+MULTI_DOMAIN: dict[str, Callable[..., Baseline]] = {
     "DNN-single": DNNSingle,
     "DNN-multi": DNNMulti,
     "Shared-Bottom": SharedBottom,

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from models.baselines.factors import Bridge, BridgeConfig, Interleaved, Lessons, OnlySharedUsers, latest_liked
+from models.baselines.factors import Bridge, BridgeConfig, Interleaved, OnlySharedUsers, TrainingSet, latest_liked
 from models.baselines.inputs import masked_softmax
 from models.batch import Batch
-from models.training.loop import Moment, TrainResult, row_losses
+from models.training.loop import TrainingStep, TrainResult, row_losses
 
 
 class CMF(Bridge):
@@ -42,7 +42,7 @@ class CMF(Bridge):
     def score_target(self, batch: Batch) -> Tensor:
         return self.target.score(self.user_vectors(batch), batch.item)
 
-    def train_factors(self, given: Lessons) -> dict[str, TrainResult]:
+    def train_factors(self, given: TrainingSet) -> dict[str, TrainResult]:
         result = given.train(
             "both",
             self,
@@ -53,7 +53,7 @@ class CMF(Bridge):
         )
         return {"both": result}
 
-    def train_mapping(self, given: Lessons) -> None:
+    def train_mapping(self, given: TrainingSet) -> None:
         """There is no mapping."""
 
 
@@ -65,11 +65,11 @@ class _ShareWeigher:
 
     def begin(self, *_: Any) -> None: ...
 
-    def weigh(self, batch: Batch, moment: Moment) -> Tensor:
+    def weigh(self, batch: Batch, moment: TrainingStep) -> Tensor:
         in_target = (batch.domain == self._target_slot).float()
         return 2 * (self._share + (1 - 2 * self._share) * in_target)
 
-    def after_step(self, batch: Batch, moment: Moment) -> None: ...
+    def after_step(self, batch: Batch, moment: TrainingStep) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -94,7 +94,7 @@ class EMCDR(Bridge):
         vector = self.source.user(batch.user)
         return self.map(vector) * self.source.seen[batch.user][:, None]
 
-    def train_mapping(self, given: Lessons) -> None:
+    def train_mapping(self, given: TrainingSet) -> None:
         shared = self.shared_users()
         if not len(shared):
             raise ValueError("no user has training rows in both domains: there is nothing to fit a mapping on")
@@ -174,7 +174,7 @@ class PTUPCDR(Bridge):
         bridge = self.bridge(self.characteristic(batch)).view(-1, width, width)
         return torch.einsum("bij,bj->bi", bridge, self.source.user(batch.user))
 
-    def train_mapping(self, given: Lessons) -> TrainResult:
+    def train_mapping(self, given: TrainingSet) -> TrainResult:
         rows = OnlySharedUsers(given.target, self.shared_users(), self.config.users)
         learnt = [*self.attend.parameters(), *self.bridge.parameters()]
         return given.train("map", self, rows, learnt, chosen_by="cold")
@@ -204,7 +204,7 @@ class TMCDR(Bridge):
         vector = functional_call(self.map, dict(weights), (self.source.user(batch.user),))
         return vector * self.source.seen[batch.user][:, None]
 
-    def train_mapping(self, given: Lessons) -> TrainResult:
+    def train_mapping(self, given: TrainingSet) -> TrainResult:
         rows = OnlySharedUsers(given.target, self.shared_users(), self.config.users)
         learner = _MetaStep(self, given.config.task)
         return given.train("map", learner, rows, self.map.parameters(), chosen_by="cold", own_loss=True)
@@ -219,7 +219,7 @@ class _MetaStep(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         # In training the loss is `auxiliary_loss` alone: a constant answer adds no gradient to it.
-        return batch.prior if self.training else self.bridge(batch)
+        return batch.offset if self.training else self.bridge(batch)
 
     def auxiliary_loss(self, batch: Batch) -> Tensor:
         users, number = torch.unique(batch.user, return_inverse=True)
@@ -236,5 +236,5 @@ class _MetaStep(nn.Module):
     def _loss(self, batch: Batch, weights: Mapping[str, Tensor], group: Tensor) -> Tensor:
         vector = self.bridge._carried(batch, weights)
         weight = batch.weight * group
-        score = self.bridge.target.score(vector, batch.item) + batch.prior
+        score = self.bridge.target.score(vector, batch.item) + batch.offset
         return (weight * row_losses(score, batch.label, self.task)).sum() / weight.sum().clamp(min=1e-12)

@@ -4,7 +4,7 @@
     shared users: those with training rows in both domains; no other user may shape a mapping
 
 A user whom a domain has never seen has the zero vector there, never a random one, so what is answered for him is the
-prior and the item.
+offset and the item.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Factors(nn.Module):
 
 
 @dataclass(frozen=True)
-class Lessons:
+class TrainingSet:
     """What a stage of training is given: training rows of both domains, rows to choose epochs by, and how to train.
 
     ``held`` may have ``source`` and ``target`` rows for the factors, and ``cold`` (target rows of users held out of
@@ -141,8 +141,8 @@ class Bridge(nn.Module):
         self.stage: Stage = "done"
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits for clicks, ratings otherwise, (B,); ``batch.prior`` is added."""
-        score = batch.prior.clone()
+        """Logits for clicks, ratings otherwise, (B,); ``batch.offset`` is added."""
+        score = batch.offset.clone()
         in_target = batch.domain == self.config.target_slot
         for rows, of in ((~in_target, self.score_source), (in_target, self.score_target)):
             index = rows.nonzero()[:, 0]
@@ -194,7 +194,7 @@ class Bridge(nn.Module):
         if config.task != self.config.task:
             raise ValueError(f"the bridge answers {self.config.task}, the training is for {config.task}")
         self._remember_users(source, target)
-        given = Lessons(
+        given = TrainingSet(
             source, target, {str(of): rows for of, rows in (validation or {}).items()}, config, checkpoint_dir
         )
         try:
@@ -210,14 +210,14 @@ class Bridge(nn.Module):
                 factors.requires_grad_(True)
         return results if mapping is None else {**results, "map": mapping}
 
-    def train_factors(self, given: Lessons) -> dict[str, TrainResult]:
+    def train_factors(self, given: TrainingSet) -> dict[str, TrainResult]:
         """One domain after the other, each with its own factors."""
         parts = (("source", given.source, self.source), ("target", given.target, self.target))
         return {
             name: given.train(name, self, data, factors.parameters(), chosen_by=name) for name, data, factors in parts
         }
 
-    def train_mapping(self, given: Lessons) -> TrainResult | None:
+    def train_mapping(self, given: TrainingSet) -> TrainResult | None:
         """Learn the bridge from shared users, the factors being frozen; None where the loop does not learn it."""
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""Self-supervised rivals on items and features: SSL, AT4CTR, CL4CTR, and plain InfoNCE with cross-domain pairs.
+"""Self-supervised baselines on items and features: SSL, AT4CTR, CL4CTR, and plain InfoNCE with cross-domain pairs.
 
 As in ``self_supervised.py``, each is an auxiliary loss on the backbone's own embeddings.
 """

@@ -1,7 +1,7 @@
-"""What every neural rival reads, and reads in the same way: the ranker's embeddings and short-history view, one MLP.
+"""What every neural baseline reads, and reads in the same way: the ranker's embeddings and short-history view, one MLP.
 
-A rival differs from its neighbours in the table by the mechanism it is named after and by nothing else, so all of them
-are built on `Inputs` and end in `Rival.forward`. Symbols as in ``models/batch.py``.
+A baseline differs from its neighbours in the table by the mechanism it is named after and by nothing else, so all of
+them are built on `Inputs` and end in `Baseline.forward`. Symbols as in ``models/batch.py``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from models.ranker.network import TargetAttention
 
 
 @dataclass(frozen=True)
-class RivalConfig:
-    """Sizes that all rivals of one table share; each counts the row or code 0 of the unknown.
+class BaselineConfig:
+    """Sizes that all baselines of one table share; each counts the row or code 0 of the unknown.
 
     source_items: rows of the source item table
     domain_items: for each domain slot the rows of its own item table; 0 where its items live in the source table
@@ -58,7 +58,7 @@ class RivalConfig:
 
     def __post_init__(self) -> None:
         if self.source_items < 1 or not self.domain_items:
-            raise ValueError("a rival needs a source table of at least one row and at least one domain")
+            raise ValueError("a baseline needs a source table of at least one row and at least one domain")
         if len(self.hidden) < 2:
             raise ValueError(f"hidden needs at least a shared layer and a tower, got {self.hidden}")
 
@@ -116,13 +116,13 @@ class Inputs(nn.Module):
 
     Args:
         item_codes: (config.item_rows, F) feature codes in the order of the joint table; None without item fields
-        reads_source: False for rivals that know one domain only
+        reads_source: False for baselines that know one domain only
     """
 
     first_row: Tensor
     source_values: Tensor
 
-    def __init__(self, config: RivalConfig, item_codes: Tensor | None = None, *, reads_source: bool = True) -> None:
+    def __init__(self, config: BaselineConfig, item_codes: Tensor | None = None, *, reads_source: bool = True) -> None:
         super().__init__()
         if (item_codes is None) != (not config.item_fields):
             raise ValueError("item codes are given exactly when the configuration names item fields")
@@ -252,24 +252,24 @@ class Inputs(nn.Module):
         return attention(tokens, events.mask()[:, None], candidate[:, None])[:, 0]
 
 
-class Rival(nn.Module):
+class Baseline(nn.Module):
     """A network of the table. Subclasses say what is `personal`; the rest is the same for all."""
 
-    def __init__(self, config: RivalConfig, item_codes: Tensor | None = None, *, reads_source: bool = True) -> None:
+    def __init__(self, config: BaselineConfig, item_codes: Tensor | None = None, *, reads_source: bool = True) -> None:
         super().__init__()
         self.config = config
         self.inputs = Inputs(config, item_codes, reads_source=reads_source)
 
     def personal(self, batch: Batch) -> Tensor:
-        """What the mechanism adds to the plain facts and the prior, (B,)."""
+        """What the mechanism adds to the plain facts and the offset, (B,)."""
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits for clicks, ratings otherwise, (B,)."""
-        return self.personal(batch) + self.inputs.expected(batch) + batch.prior
+        return self.personal(batch) + self.inputs.expected(batch) + batch.offset
 
     def auxiliary_loss(self, batch: Batch) -> Tensor | None:
-        """A loss beside the task's, not yet weighted; None where the rival has none."""
+        """A loss beside the task's, not yet weighted; None where the baseline has none."""
         return None
 
 

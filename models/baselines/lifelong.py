@@ -1,4 +1,4 @@
-"""Rivals on the lifelong history: SIM (soft search), ETA, SDIM and TWIN.
+"""Baselines on the lifelong history: SIM (soft search), ETA, SDIM and TWIN.
 
 All but SDIM are two stages: a general search unit (GSU) scores every event cheaply and hands on K of them, an exact
 search unit (ESU) attends to those with several heads. They differ in how the GSU scores. Embeddings, K, heads, short
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.baselines.inputs import Read, Rival, RivalConfig, masked_softmax, mlp
+from models.baselines.inputs import Baseline, BaselineConfig, Read, masked_softmax, mlp
 from models.batch import Batch
 from models.layers.contrast import ContrastConfig, CrossRepresentation
 from models.training.loop import task_loss
@@ -67,19 +67,19 @@ class ExactSearch(nn.Module):
 
 
 class LifelongOptions(TypedDict, total=False):
-    """What every lifelong rival takes: K, the heads, and LCN's cross representation production ("+CRP") or None."""
+    """What every lifelong baseline takes: K, the heads, and LCN's cross representation production ("+CRP") or None."""
 
     handed_on: int
     heads: int
     contrast: ContrastConfig | None
 
 
-class Lifelong(Rival):
+class Lifelong(Baseline):
     """The common part: features, what the long history says of the candidate, and the MLP over both."""
 
     def __init__(
         self,
-        config: RivalConfig,
+        config: BaselineConfig,
         item_codes: Tensor | None = None,
         *,
         handed_on: int = 50,
@@ -93,20 +93,20 @@ class Lifelong(Rival):
         size = self.inputs.size + config.width * (1 + config.product)
         self.network = mlp([size, *config.hidden, 1], config.dropout, last_linear=True)
 
-    def interest(self, read: Read, batch: Batch) -> Tensor:
+    def architecture(self, read: Read, batch: Batch) -> Tensor:
         """What the long history says of the candidate, (B, D)."""
         raise NotImplementedError
 
     def personal(self, batch: Batch) -> Tensor:
         read = self.inputs(batch, lifelong=True)
-        interest = self.interest(read, batch)
-        parts = [read.features, interest]
+        architecture = self.architecture(read, batch)
+        parts = [read.features, architecture]
         if self.config.product:
-            parts.append(interest * read.candidate)
+            parts.append(architecture * read.candidate)
         return self.network(torch.cat(parts, -1))[:, 0]
 
     def auxiliary_loss(self, batch: Batch) -> Tensor | None:
-        """CRP over the short histories, where the rival carries it (LCN eqs. 3-6)."""
+        """CRP over the short histories, where the baseline carries it (LCN eqs. 3-6)."""
         if self.contrast is None:
             return None
         source, target = self.inputs.short_source_of(batch), batch.short_target
@@ -124,7 +124,7 @@ class TwoStage(Lifelong):
     """GSU, then ESU. Subclasses say how the GSU scores events."""
 
     def __init__(
-        self, config: RivalConfig, item_codes: Tensor | None = None, **options: Unpack[LifelongOptions]
+        self, config: BaselineConfig, item_codes: Tensor | None = None, **options: Unpack[LifelongOptions]
     ) -> None:
         super().__init__(config, item_codes, **options)
         self.exact = ExactSearch(config.width, self.heads)
@@ -133,7 +133,7 @@ class TwoStage(Lifelong):
         """GSU scores: candidate (B, D), event items (B, L, D) -> (B, L)."""
         raise NotImplementedError
 
-    def interest(self, read: Read, batch: Batch) -> Tensor:
+    def architecture(self, read: Read, batch: Batch) -> Tensor:
         assert read.lifelong is not None
         chosen = best(self.search(read.candidate, read.lifelong), batch.lifelong.mask(), self.handed_on)
         items = _gathered(read.lifelong, chosen.position)
@@ -155,14 +155,14 @@ class TwoStage(Lifelong):
 
 
 class SIMSoft(TwoStage):
-    """Search-based interest model with soft search (Pi et al. 2020): r_k = (W_a q)·(W_b e_k).
+    """Search-based architecture model with soft search (Pi et al. 2020): r_k = (W_a q)·(W_b e_k).
 
     A top-K carries no gradient, so the search learns by a click model of its own on [Σ_k r_k e_k ; q], which is
     `auxiliary_loss`. The sum is divided by the number of events, or it would drift with the length of the history.
     """
 
     def __init__(
-        self, config: RivalConfig, item_codes: Tensor | None = None, **options: Unpack[LifelongOptions]
+        self, config: BaselineConfig, item_codes: Tensor | None = None, **options: Unpack[LifelongOptions]
     ) -> None:
         super().__init__(config, item_codes, **options)
         self.ask = nn.Linear(config.width, config.width, bias=False)
@@ -174,7 +174,7 @@ class SIMSoft(TwoStage):
         return torch.einsum("bd,bld->bl", self.ask(candidate) @ self.answer.weight, events)
 
     def auxiliary_loss(self, batch: Batch) -> Tensor:
-        """The search unit's own loss, and CRP where the rival carries it."""
+        """The search unit's own loss, and CRP where the baseline carries it."""
         contrast = super().auxiliary_loss(batch)
         search = self.search_loss(batch)
         return search if contrast is None else search + contrast
@@ -186,7 +186,7 @@ class SIMSoft(TwoStage):
         mask = batch.lifelong.mask()
         score = self.search(candidate, events) * mask
         pooled = torch.einsum("bl,bld->bd", score, events) / mask.sum(-1, keepdim=True).clamp(min=1)
-        output = self.judge(torch.cat([pooled, candidate], -1))[:, 0] + self.inputs.expected(batch) + batch.prior
+        output = self.judge(torch.cat([pooled, candidate], -1))[:, 0] + self.inputs.expected(batch) + batch.offset
         return task_loss(output, batch, self.config.task)
 
 
@@ -201,7 +201,7 @@ class ETA(TwoStage):
 
     def __init__(
         self,
-        config: RivalConfig,
+        config: BaselineConfig,
         item_codes: Tensor | None = None,
         *,
         bits: int = 32,
@@ -232,7 +232,7 @@ class SDIM(Lifelong):
 
     def __init__(
         self,
-        config: RivalConfig,
+        config: BaselineConfig,
         item_codes: Tensor | None = None,
         *,
         signs: int = 48,
@@ -251,7 +251,7 @@ class SDIM(Lifelong):
         sign = (vector @ self.rotation > 0).unflatten(-1, (-1, self.bits))
         return (sign * 2 ** torch.arange(self.bits, device=vector.device)).sum(-1)
 
-    def interest(self, read: Read, batch: Batch) -> Tensor:
+    def architecture(self, read: Read, batch: Batch) -> Tensor:
         assert read.lifelong is not None
         same = self.hashes(read.candidate)[:, None] == self.hashes(read.lifelong)  # [B, L, G]
         same = same & batch.lifelong.mask()[..., None]
@@ -260,7 +260,7 @@ class SDIM(Lifelong):
 
 
 class TWIN(Lifelong):
-    """Two-stage interest network with one relevance for both stages (Chang et al. 2023).
+    """Two-stage architecture network with one relevance for both stages (Chang et al. 2023).
 
     α_k = (W_h e_k)·(W_q q) / √d + β·c_k, where c_k stands for what is known of the event beside its item (the paper's
     cross features): action, value and recency. Each head hands on its own K best by α, and softmax(α) of the same α
@@ -268,7 +268,7 @@ class TWIN(Lifelong):
     """
 
     def __init__(
-        self, config: RivalConfig, item_codes: Tensor | None = None, **options: Unpack[LifelongOptions]
+        self, config: BaselineConfig, item_codes: Tensor | None = None, **options: Unpack[LifelongOptions]
     ) -> None:
         super().__init__(config, item_codes, **options)
         width, heads = config.width, self.heads
@@ -292,7 +292,7 @@ class TWIN(Lifelong):
             alpha = alpha + of_code[code[:, 0]].transpose(1, 2)
         return alpha
 
-    def interest(self, read: Read, batch: Batch) -> Tensor:
+    def architecture(self, read: Read, batch: Batch) -> Tensor:
         assert read.lifelong is not None
         alpha = self.relevance(read, batch)
         mask = batch.lifelong.mask()[:, None].expand_as(alpha)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.baselines.bridges import user_map
-from models.baselines.factors import Bridge, BridgeConfig, Factors, Lessons, OnlySharedUsers, latest_liked
+from models.baselines.factors import Bridge, BridgeConfig, Factors, OnlySharedUsers, TrainingSet, latest_liked
 from models.batch import Batch
 from models.layers.embeddings import INITIAL_SCALE, RowTable
 from models.training.loop import TrainResult
@@ -89,14 +89,14 @@ class SSCDR(Bridge):
             return self.carried(table(items))
         return self.carried(table(torch.arange(len(table.weight), device=items.device)))[items]
 
-    def train_factors(self, given: Lessons) -> dict[str, TrainResult]:
+    def train_factors(self, given: TrainingSet) -> dict[str, TrainResult]:
         results = {}
         for name, data, factors in (("source", given.source, self.source), ("target", given.target, self.target)):
             learnt = [*factors.users.parameters(), *factors.items.parameters()]
             results[name] = given.train(name, _Points(self, factors), data, learnt, own_loss=True)
         return results
 
-    def train_mapping(self, given: Lessons) -> TrainResult:
+    def train_mapping(self, given: TrainingSet) -> TrainResult:
         shared = self.shared_users()
         of_shared = OnlySharedUsers(given.source, shared, self.config.users)
         given.train("map", _Mapping(self), of_shared, self.map.parameters(), own_loss=True)
@@ -118,7 +118,7 @@ class _Points(nn.Module):
         self.bridge, self.factors = bridge, factors
 
     def forward(self, batch: Batch) -> Tensor:
-        return batch.prior  # a constant: no gradient beside the triplets'
+        return batch.offset  # a constant: no gradient beside the triplets'
 
     def auxiliary_loss(self, batch: Batch) -> Tensor:
         table = self.factors.items
@@ -138,7 +138,7 @@ class _Mapping(nn.Module):
         self.bridge = bridge
 
     def forward(self, batch: Batch) -> Tensor:
-        return batch.prior
+        return batch.offset
 
     def auxiliary_loss(self, batch: Batch) -> Tensor:
         bridge, source = self.bridge, self.bridge.source

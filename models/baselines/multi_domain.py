@@ -1,4 +1,4 @@
-"""Rivals that share a network between domains: DNN, Shared-Bottom, MMoE, PLE and STAR.
+"""Baselines that share a network between domains: DNN, Shared-Bottom, MMoE, PLE and STAR.
 
 All of them have hidden layers of the same widths (256-128-64 by default): where a network has a shared part and a
 tower, the tower is the last hidden layer. A row runs through its own domain's tower only, so the others get no
@@ -12,15 +12,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from models.baselines.inputs import Rival, RivalConfig, each_domain, mlp
+from models.baselines.inputs import Baseline, BaselineConfig, each_domain, mlp
 from models.batch import Batch
 from models.layers.embeddings import INITIAL_SCALE
 
 
-class DNNSingle(Rival):
+class DNNSingle(Baseline):
     """One MLP that knows one domain: trained on its rows, reads its histories, borrows nothing."""
 
-    def __init__(self, config: RivalConfig, item_codes: Tensor | None = None) -> None:
+    def __init__(self, config: BaselineConfig, item_codes: Tensor | None = None) -> None:
         super().__init__(config, item_codes, reads_source=False)
         self.network = mlp([self.inputs.size, *config.hidden, 1], config.dropout, last_linear=True)
 
@@ -28,10 +28,10 @@ class DNNSingle(Rival):
         return self.network(self.inputs(batch).features)[:, 0]
 
 
-class DNNMulti(Rival):
+class DNNMulti(Baseline):
     """The same MLP on the pooled rows of all domains, told which domain a row is from, reading both histories."""
 
-    def __init__(self, config: RivalConfig, item_codes: Tensor | None = None) -> None:
+    def __init__(self, config: BaselineConfig, item_codes: Tensor | None = None) -> None:
         super().__init__(config, item_codes)
         self.domain = nn.Embedding(config.domains, config.width)
         nn.init.normal_(self.domain.weight, std=INITIAL_SCALE)
@@ -44,7 +44,7 @@ class DNNMulti(Rival):
 class Towers(nn.Module):
     """The last hidden layer and the output of each domain: (B, size) -> (B,)."""
 
-    def __init__(self, config: RivalConfig, size: int) -> None:
+    def __init__(self, config: BaselineConfig, size: int) -> None:
         super().__init__()
         self.of = nn.ModuleList(
             mlp([size, config.hidden[-1], 1], config.dropout, last_linear=True) for _ in range(config.domains)
@@ -57,10 +57,10 @@ class Towers(nn.Module):
         return out
 
 
-class SharedBottom(Rival):
+class SharedBottom(Baseline):
     """One bottom for all domains, a tower for each (Caruana's multi-task network): ŷ_k = t_k(h(x))."""
 
-    def __init__(self, config: RivalConfig, item_codes: Tensor | None = None) -> None:
+    def __init__(self, config: BaselineConfig, item_codes: Tensor | None = None) -> None:
         super().__init__(config, item_codes)
         self.bottom = mlp([self.inputs.size, *config.hidden[:-1]], config.dropout)
         self.towers = Towers(config, config.hidden[-2])
@@ -76,10 +76,10 @@ def _gate(size: int, experts: int) -> nn.Linear:
     return gate
 
 
-class MMoE(Rival):
+class MMoE(Baseline):
     """Multi-gate mixture of experts (Ma et al. 2018, eqs. 5-7): ŷ_k = t_k(Σ_e softmax(G_k x)_e E_e(x)), G_k linear."""
 
-    def __init__(self, config: RivalConfig, item_codes: Tensor | None = None, *, experts: int = 4) -> None:
+    def __init__(self, config: BaselineConfig, item_codes: Tensor | None = None, *, experts: int = 4) -> None:
         super().__init__(config, item_codes)
         self.experts = nn.ModuleList(
             mlp([self.inputs.size, *config.hidden[:-1]], config.dropout) for _ in range(experts)
@@ -141,13 +141,15 @@ class CustomizedGate(nn.Module):
         return mixed, torch.einsum("be,beh->bh", share, everyone)
 
 
-class PLE(Rival):
+class PLE(Baseline):
     """Progressive layered extraction (Tang et al. 2020): a CGC layer for each hidden layer but the tower's.
 
     At most two of them, so that what the first shared gate mixes are experts of the one common input.
     """
 
-    def __init__(self, config: RivalConfig, item_codes: Tensor | None = None, *, own: int = 1, shared: int = 2) -> None:
+    def __init__(
+        self, config: BaselineConfig, item_codes: Tensor | None = None, *, own: int = 1, shared: int = 2
+    ) -> None:
         super().__init__(config, item_codes)
         if len(config.hidden) > 3:
             raise ValueError(f"PLE is built of one or two layers and a tower, not of {config.hidden}")
@@ -239,13 +241,13 @@ class StarLinear(nn.Module):
         return nn.functional.linear(x, weight, self.shared_bias + self.own_bias[slot])
 
 
-class STAR(Rival):
+class STAR(Baseline):
     """Star topology adaptive recommender (Sheng et al. 2021): partitioned norm, star layers, auxiliary network.
 
     The logit is star(x) + aux([x; domain]) (eq. 8); the star's output is a bare linear unit, free to be negative.
     """
 
-    def __init__(self, config: RivalConfig, item_codes: Tensor | None = None) -> None:
+    def __init__(self, config: BaselineConfig, item_codes: Tensor | None = None) -> None:
         super().__init__(config, item_codes)
         self.norm = PartitionedNorm(self.inputs.size, config.domains)
         sizes = [self.inputs.size, *config.hidden, 1]

@@ -1,8 +1,8 @@
-"""Rivals with no network: what a table of means, biases, counts or factors already gets.
+"""Baselines with no network: what a table of means, biases, counts or factors already gets.
 
 Every results table carries these rows, because a network that loses to an item mean has learnt nothing. All of them
-are numpy in, numpy out, with one interface (`PlainRival`): users share one index over both domains, items are counted
-inside their own domain, labels are ratings or clicks. Nothing here is random except the starting point of
+are numpy in, numpy out, with one interface (`PlainBaseline`): users share one index over both domains, items are
+counted inside their own domain, labels are ratings or clicks. Nothing here is random except the starting point of
 `BiasedFactors`, which is seeded.
 
     Y  rows of the target domain      S  rows of the source domain
@@ -41,14 +41,14 @@ class Rows:
         if not len(rows.user) == len(rows.item) == len(rows.label):
             raise ValueError(f"user, item and label differ in length: {len(user)}, {len(item)}, {len(label)}")
         if not len(rows.user):
-            raise ValueError("a rival cannot be fitted on no rows")
+            raise ValueError("a baseline cannot be fitted on no rows")
         if min(rows.user.min(), rows.item.min()) < 0:
             raise ValueError("user and item are indices and cannot be negative")
         return rows
 
 
-class PlainRival(Protocol):
-    """Fit on target rows (and on source rows, where the rival borrows); predict a label or a score per pair."""
+class PlainBaseline(Protocol):
+    """Fit on target rows (and on source rows, where the baseline borrows); predict a label or a score per pair."""
 
     def fit(self, user: NDArray, item: NDArray, label: NDArray, source: Rows | None = None) -> Self: ...
 
@@ -341,7 +341,7 @@ class ImplicitFactors:
     positive_above: float = 0.0
 
     def fit(self, user: NDArray, item: NDArray, label: NDArray, source: Rows | None = None) -> Self:
-        from implicit.als import AlternatingLeastSquares  # optional: a rival of the benchmarks only
+        from implicit.als import AlternatingLeastSquares  # optional: a baseline of the benchmarks only
 
         rows = Rows.of(user, item, label)
         self._items = int(rows.item.max()) + 1

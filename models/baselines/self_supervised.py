@@ -1,4 +1,4 @@
-"""Self-supervised rivals on sequences: DSS, BERT4Rec, SQN, SAC, CLRec and CL4SRec as auxiliary losses (LCN table 5).
+"""Self-supervised baselines on sequences: DSS, BERT4Rec, SQN, SAC, CLRec and CL4SRec as auxiliary losses (LCN table 5).
 
 `WithAuxiliary(backbone, task)` scores exactly as its backbone and trains it with a second loss over the target and the
 source short histories, on the backbone's own item vectors. The backbone is meant to be LCN without CRP; the training

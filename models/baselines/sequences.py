@@ -1,4 +1,4 @@
-"""Short histories as sequences: the material of the self-supervised rivals, and the parts that they share.
+"""Short histories as sequences: the material of the self-supervised baselines, and the parts that they share.
 
 N  sequences, one of each user in the batch      S  events, oldest first, padding at the end      D  width
 """
@@ -68,7 +68,7 @@ def sides(backbone: Ranker, batch: Batch) -> list[Sequences]:
 
 
 def latest_row_of_each_user(batch: Batch) -> Tensor:
-    """Position of each user's latest row, (N,): several rows of one user are no several witnesses."""
+    """Position of each user's latest row, (N,): several rows of one user are no several probe_rows."""
     order = torch.argsort(batch.time, stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)

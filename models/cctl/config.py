@@ -18,17 +18,20 @@ class TransferConfig:
     Attributes:
         targets: domain slots that borrow; every other slot is a source.
         mode: how the flow network learns; ``uniform`` keeps all weights at 1, to compare with.
-        influence: where ``influence`` is measured: along the ``path`` of a scout, or at the model's present ``point``.
+        influence: where ``influence`` is measured: along the ``path`` of a target-only tower, or at the model's
+        present ``point``.
         share: lambda_s, the weight of source losses beside target losses.
         largest: w_max; weights lie in (0, w_max).
         sync_every: k, steps between settings of the companion to the mixed tower; also the recorded window.
-        warm_up_steps: steps with all weights 1 before the flow network learns; none once a scout has learned ahead.
+        warm_up_steps: steps with all weights 1 before the flow network learns; none once a target-only tower has
+        learned ahead.
         update_every: source batches between two updates of the flow network.
         start: weight of a source of which nothing is known; it is the default to which a lack of evidence leads.
         expected: worth of a source of which nothing is known, where a target row's own is 1; it has weight ``start``.
         steepness: how far a worth of 1 more moves a weight, in logits (``path``).
-        ahead_passes: passes over the target that a scout may take ahead of the model, at most.
-        enough_rows: source rows after which the ledger is closed, since nothing more is to be learned of sources.
+        ahead_passes: passes over the target that a target-only tower may take ahead of the model, at most.
+        enough_rows: source rows after which the source_values is closed, since nothing more is to be learned of
+        sources.
         sensitivity: how far a mean influence of one spread moves a weight, in logits (``point``).
         centre: what influence at a point is compared with. ``target``: with that of fresh target rows themselves where
             it is below zero, since rows once trained on push the next ones' influence down, whatever their source;
@@ -37,7 +40,7 @@ class TransferConfig:
         control: keep a third tower that never sees a source and is never set back.
         show_scores: the flow network sees both towers' scores of a sample, at the price of two forwards.
         overfit_gap: guard; largest (fresh loss - loss on rows just trained on) / fresh loss.
-        borrow_above: a source whose settled mean weight is lower is not worth borrowing from.
+        borrow_above: a source whose settled mean weight is lower is not worth borrowing from from.
     """
 
     targets: tuple[int, ...]
@@ -172,7 +175,7 @@ def verdicts(
 
 
 def harms(config: TransferConfig, influence: float, certainty: float) -> bool:
-    """Whether rows tell the opposite for certain; chance in a scout's path asks for more than a t value."""
+    """Whether rows tell the opposite for certain; chance in a target-only tower's path asks for more than a t value."""
     on_path = config.mode == "influence" and config.influence == "path"
     return certainty < -_SURE and (not on_path or influence < _HARM)
 

@@ -1,8 +1,8 @@
 """CCTL's representation enhancement network: a domain encoder beside the shared one, kept apart by contrast.
 
-Borrowing pulls the shared representation towards what domains have in common. A small encoder per domain reads the same
-sample and is trained to say what the shared one and other domains' encoders do not: its view of a sample must resemble
-its second view under other dropout, and neither the shared state of the sample nor other domains' views.
+SourceWeighting pulls the shared representation towards what domains have in common. A small encoder per domain reads
+the same sample and is trained to say what the shared one and other domains' encoders do not: its view of a sample must
+resemble its second view under other dropout, and neither the shared state of the sample nor other domains' views.
 
     B  rows    H  width of the model's last hidden state    E  width of a domain encoder    K  domains
 """
@@ -102,8 +102,8 @@ class RepresentationEnhancement(nn.Module):
             step = torch.randint(1, self.config.domains, domain.shape, device=domain.device)
             other = (domain + step) % self.config.domains
             negatives.append(F.normalize(self.encoded(state, other).float(), dim=1))
-        agreement = [(anchor * view).sum(1) for view in (positive, *negatives)]
-        logits = torch.stack(agreement, 1) / self.config.temperature
+        influence = [(anchor * view).sum(1) for view in (positive, *negatives)]
+        logits = torch.stack(influence, 1) / self.config.temperature
         return F.cross_entropy(logits, torch.zeros(len(state), dtype=torch.long, device=state.device))
 
     def _inside(self, batch: Batch) -> tuple[Tensor, Tensor]:

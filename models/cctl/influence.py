@@ -6,10 +6,11 @@ along its gradient), times how s would have had it:
 
     sum over steps of <grad l_s, grad l_t>  ~  (y_s - p_0(s)) (f(s) - f_0(s))
 
-f_0 is the network before any step and f the scout, a tower that never sees a source. So two forwards tell of a row what
-thousands of gradient products would, and since no source label ever entered the scout, they are all fresh, however
-often the rows are repeated or the target is passed over. Divided by the same number of fresh target rows it is a
-source's worth: 1 for rows as good as the target's own, 0 for noise, below 0 for rows that tell the opposite.
+f_0 is the network before any step and f the target-only tower, a tower that never sees a source. So two forwards tell
+of a row what thousands of gradient products would, and since no source label ever entered the target-only tower, they
+are all fresh, however often the rows are repeated or the target is passed over. Divided by the same number of fresh
+target rows it is a source's worth: 1 for rows as good as the target's own, 0 for noise, below 0 for rows that tell the
+opposite.
 
     B  rows    K  what is shown of a row: its source, and each code within that source
 """
@@ -27,15 +28,16 @@ from models.training.loop import BatchSource, TrainConfig, autocast, evaluating,
 from models.training.optimisers import Nested, Optimisers
 
 HELD_OUT_OF = 5
-"""One target row in so many is kept from a scout that learns ahead, to see whether what it learns is true of others."""
-SURE_OF_TARGET = 3.0  # t value of the fresh target rows' own agreement from which sources are judged by it
+"""One target row in so many is kept from a target-only tower that learns ahead, to see whether what it learns is true
+of others."""
+SURE_OF_TARGET = 3.0  # t value of the fresh target rows' own influence from which it judges sources
 _NEARLY = 0.7
 _AVERAGED = 2  # passes
 _FADING = 0.98
 _PRECISION = 1.0  # of worth, before evidence
 _TELLS = 3.5  # z value from which a code is believed to make a difference
 _MOST_CODES = 128
-_GROWTH = 1.1  # the ledger is solved anew when it has grown by a tenth
+_GROWTH = 1.1  # the source_values is solved anew when it has grown by a tenth
 
 
 class Companion:
@@ -81,11 +83,11 @@ class Companion:
         self.optimisers.load_state_dict(state["optimisers"])
 
 
-class Scout(Companion):
+class TargetTower(Companion):
     """The tower that never sees a source, and how far its answers agree with labels.
 
     It learns ahead of the model where the target's rows are given (`learn_ahead`), else beside it as they pass.
-    ``unit`` is the mean agreement of fresh target rows, ``certainty`` its t value.
+    ``unit`` is the mean influence of fresh target rows, ``certainty`` its t value.
     """
 
     def __init__(
@@ -93,14 +95,15 @@ class Scout(Companion):
     ) -> None:
         super().__init__(model, optimisers, config)
         self.first, self.sure = copy.deepcopy(model), sure
-        self.seen = [0.0, 0.0, 0.0]  # of fresh target rows: count, sum and square sum of agreement
+        self.seen = [0.0, 0.0, 0.0]  # of fresh target rows: count, sum and square sum of influence
         self.passes = 0
 
     def learn_ahead(self, target: BatchSource, passes: int) -> None:
         """Pass over the target's rows, up to the last passes at which those kept out agreed almost the surest.
 
         The first passes find what is only the target's own, such as how its items are liked; what it shares with
-        sources comes later, and knowing rows by heart does not turn a scout's judgement of sources around. The scout
+        sources comes later, and knowing rows by heart does not turn a target-only tower's judgement of sources around.
+        The target_tower
         becomes the mean of two such passes: chance in its path is the same for all rows, so that a single one can be
         wrong about a whole source and seem certain.
         """
@@ -127,21 +130,22 @@ class Scout(Companion):
 
     def _look_at_all(self, fresh: list[Batch]) -> None:
         """Note how these rows agree, forgetting all others."""
-        found = self._agreement([self._answers(batch) for batch in fresh])
+        found = self._influence([self._answers(batch) for batch in fresh])
         self.seen = [float(len(found)), float(found.sum()), float(found.square().sum())]
 
-    def agreement(self, batch: Batch) -> Tensor:
-        """Of each row, (B,): how its label differs from what was first expected, times how the scout's answer does.
+    def influence(self, batch: Batch) -> Tensor:
+        """Of each row, (B,): how its label differs from what was first expected, times how the target-only tower's
+        answer does.
 
         Both in units of their spread and about their means, so that base rates, which differ by domain, do not count.
         """
-        return self._agreement([self._answers(batch)])
+        return self._influence([self._answers(batch)])
 
     def look_at(self, fresh: Batch) -> None:
-        """Note how target rows agree that the scout has not learned from yet; what is long past fades."""
+        """Note how target rows agree that the target-only tower has not learned from yet; what is long past fades."""
         if len(fresh) < 2:
             return
-        found = self.agreement(fresh)
+        found = self.influence(fresh)
         new = (len(found), float(found.sum()), float(found.square().sum()))
         self.seen = [_FADING * old + more for old, more in zip(self.seen, new, strict=True)]
 
@@ -162,7 +166,7 @@ class Scout(Companion):
                 answers.append(model(batch).float())
         return answers[0], answers[1], batch.label
 
-    def _agreement(self, parts: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    def _influence(self, parts: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         first, now, label = (torch.cat(column) for column in zip(*parts, strict=True))
         expected = first if self.config.task == "rating" else torch.sigmoid(first)
         return _standard(label - expected) * _standard(now - first)
@@ -175,11 +179,12 @@ class Scout(Companion):
         self.seen, self.passes = list(state["seen"]), state["passes"]
 
 
-class Ledger:
-    """Worth of source samples by what is shown of them: a sparse regression of agreement, solved as it grows.
+class SourceValues:
+    """Worth of source samples by what is shown of them: a sparse regression of influence, solved as it grows.
 
-    A sample's worth is that of its source and a difference for each of its codes, there or everywhere; agreement is
-    worth times the scout's unit, and noise of spread 1. Before evidence a source is worth ``expected``. Codes make no
+    A sample's worth is that of its source and a difference for each of its codes, there or everywhere; influence is
+    worth times the target-only tower's unit, and noise of spread 1. Before evidence a source is worth ``expected``.
+    Codes make no
     difference until they do for certain: they enter one by one, the surest first, and each changes what is left for the
     others to tell. So the many codes of which nothing is to be said add no noise, and a source is judged without its
     bad parts.
@@ -189,15 +194,15 @@ class Ledger:
         self.expected = expected
         self.gram = torch.zeros(SOLVED, SOLVED, dtype=torch.float64)
         self.cross = torch.zeros(SOLVED, dtype=torch.float64)
-        self.sums = torch.zeros(SOLVED, 4, dtype=torch.float64)  # of each key: rows, agreement, its square, units
+        self.sums = torch.zeros(SOLVED, 4, dtype=torch.float64)  # of each key: rows, influence, its square, units
         self.solved_at = 0.0
         self.rows = 0.0
         self.named: dict[int, tuple[int, str, int, int]] = {}  # key: source, group of fields, field, code
 
-    def add(self, traits: Traits, agreement: Tensor, unit: float) -> None:
+    def add(self, traits: Traits, influence: Tensor, unit: float) -> None:
         """Take in what is known of rows, while fresh target rows bring ``unit``."""
         keys = traits.keys().cpu()
-        found = agreement.double().cpu()
+        found = influence.double().cpu()
         pairs = (keys[:, :, None] * SOLVED + keys[:, None, :]).flatten()
         self.gram.view(-1).index_add_(0, pairs, torch.full((len(pairs),), unit**2, dtype=torch.float64))
         per_key = torch.stack([torch.ones_like(found), found, found.square(), torch.full_like(found, unit)], 1)
@@ -273,6 +278,6 @@ def _mean(tensors: list[Tensor]) -> Tensor:
 
 
 def _drawn(batch: Batch) -> Tensor:
-    """Whether each row is kept from the scout, (B,) bool; the same row always is."""
+    """Whether each row is kept from the target-only tower, (B,) bool; the same row always is."""
     mixed = (batch.user * 8191 + batch.item) * 8191 + batch.time % 1_000_003
     return (mixed * 2_654_435_761 % 2**32 >> 16) % HELD_OUT_OF == 0

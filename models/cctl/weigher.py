@@ -4,20 +4,21 @@
 
     transfer = CollaborativeTransfer(TransferConfig(targets=(0,)))
     train(model, data, config=config, sample_weigher=transfer)
-    transfer.report().verdicts[3].borrow        # is source 3 worth borrowing from?
+    transfer.report().verdicts[3].borrow        # is source 3 worth borrowing from from?
 
 The model that the loop trains is the mixed tower. Beside it a companion of the same form learns from target rows alone;
 every ``sync_every`` steps it is set to the mixed tower again, so the difference of their losses on fresh target rows is
 what the sources gave in that window. The information flow network (``information_flow.py``) weighs each source
 row. Target rows always weigh 1; a source batch's loss is (share / n_s) sum w l, never divided by the weights. A third
-tower, the scout, never sees a source; by default weights come from how far source labels agree with what it learned of
-the target (``influence.py``). Give it the target's rows beforehand, `scout_from`, where there are few of them.
+tower, the target-only tower, never sees a source; by default weights come from how far source labels agree with what
+it learned of the target (``influence.py``). Give it the target's rows beforehand, `target_tower_from`, where there are
+few of them.
 
 Guards, since rows that are no longer fresh mislead (good sources look harmful to a network that has memorised its
 target):
- - fresh rows are target rows before they are first trained on, ``held_out`` ones, or those kept from the scout; while
-   they do not agree with the scout for certain, every weight stays at its start;
- - a scout that learns ahead stays at the last pass where such rows agree almost the surest;
+ - fresh rows are target rows before they are first trained on, ``held_out`` ones, or those kept from the target-only
+   tower; while they do not agree with the target-only tower for certain, every weight stays at its start;
+ - a target-only tower that learns ahead stays at the last pass where such rows agree almost the surest;
  - otherwise, from the second epoch on, without ``held_out``, the flow network stands still;
  - it stands still while the fresh loss exceeds the loss on rows just trained on by more than ``overfit_gap`` of itself;
  - all weights are 1 for the first ``warm_up_steps``.
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 
 from models.batch import Batch
 from models.cctl.config import Part, TransferConfig, TransferReport, Verdict, harms, verdicts
-from models.cctl.influence import SURE_OF_TARGET, Companion, Ledger, Scout
+from models.cctl.influence import SURE_OF_TARGET, Companion, SourceValues, TargetTower
 from models.cctl.information_flow import (
     ANY_SOURCE,
     BucketBandit,
@@ -48,7 +49,7 @@ from models.cctl.information_flow import (
     regression_loss,
 )
 from models.cctl.window import Window, batch_from, state_of
-from models.training.loop import BatchSource, Moment, TrainConfig, autocast, evaluating, task_loss
+from models.training.loop import BatchSource, TrainConfig, TrainingStep, autocast, evaluating, task_loss
 from models.training.optimisers import Nested, Optimisers
 
 __all__ = ["CollaborativeTransfer", "Companion", "Part", "TransferConfig", "TransferReport", "Verdict"]
@@ -74,17 +75,17 @@ class CollaborativeTransfer:
         self.config, self.held_out, self.provenance = config, held_out, provenance
         self.target: BatchSource | None = None
         self.sources: BatchSource | None = None
-        self.judged: tuple[Scout | None, Ledger, Tensor] | None = None
+        self.judged: tuple[TargetTower | None, SourceValues, Tensor] | None = None
         self.weight_rows: list[dict[str, Any]] = []
         self.window_rows: list[dict[str, Any]] = []
 
-    def scout_from(self, target: BatchSource, sources: BatchSource | None = None) -> None:
-        """Rows that the scout may go through before the model's first step.
+    def target_tower_from(self, target: BatchSource, sources: BatchSource | None = None) -> None:
+        """Rows that the target-only tower may go through before the model's first step.
 
         Args:
             target: rows of the targets, which it passes over as often as helps.
-            sources: rows of the sources, which are then entered into the ledger at once, so that weights are known from
-                the first step; else they are entered as they come.
+            sources: rows of the sources, which are then entered into the source_values at once, so that weights are
+                known from the first step; else they are entered as they come.
         """
         self.target, self.sources = target, sources
 
@@ -100,15 +101,15 @@ class CollaborativeTransfer:
         self.control = Companion(model, optimisers, config) if self.config.control else None
         by_path = self.config.mode == "influence" and self.config.influence == "path"
         sure = SURE_OF_TARGET if self.config.guarded else 0.0
-        self.scout = Scout(model, optimisers, config, sure=sure) if by_path else None
-        self.ledger = Ledger(self.config.expected)
+        self.target_tower = TargetTower(model, optimisers, config, sure=sure) if by_path else None
+        self.source_values = SourceValues(self.config.expected)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.flow = InformationFlow(largest=self.config.largest, start=self.config.start).to(device)
         self.flow_optimiser = flow_optimiser(self.flow, self.config.learning_rate)
         self.influence = Influence(model, optimisers.named, config)
         if self.judged is not None:
-            self.scout, self.ledger, solved = self.judged
+            self.target_tower, self.source_values, solved = self.judged
             self.flow.solved.copy_(solved)
         self.moments, self.bandit = Moments(), BucketBandit()
         self.window = Window()
@@ -119,7 +120,7 @@ class CollaborativeTransfer:
         self.fresh_loss, self.seen_loss = 0.0, 0.0
         self.frozen = False
 
-    def weigh(self, batch: Batch, moment: Moment) -> Tensor | None:
+    def weigh(self, batch: Batch, moment: TrainingStep) -> Tensor | None:
         """Factors of the rows' losses. Target rows are scored by the towers before the model trains on them."""
         self._look_ahead(batch.label.device)
         is_target = torch.isin(batch.domain, self.targets)
@@ -133,13 +134,13 @@ class CollaborativeTransfer:
         factor[~is_target] = self.config.share * self._weights(batch.rows(~is_target), moment)
         return factor
 
-    def after_step(self, batch: Batch, moment: Moment) -> None:
+    def after_step(self, batch: Batch, moment: TrainingStep) -> None:
         """Let the companions learn from the target rows, and note when a window is over."""
         self.steps = moment.step + 1
         is_target = torch.isin(batch.domain, self.targets)
         if bool(is_target.any()):
             target = batch if bool(is_target.all()) else batch.rows(is_target)
-            beside = self.scout if self.target is None else None
+            beside = self.target_tower if self.target is None else None
             for tower in (self.pure, self.control, beside):
                 if tower is not None:
                     tower.learn(target)
@@ -150,10 +151,10 @@ class CollaborativeTransfer:
 
     # Target rows
 
-    def _is_fresh(self, moment: Moment) -> bool:
+    def _is_fresh(self, moment: TrainingStep) -> bool:
         return moment.epoch == 0 or not self.config.guarded
 
-    def _observe(self, target: Batch, moment: Moment) -> None:
+    def _observe(self, target: Batch, moment: TrainingStep) -> None:
         """Losses of all towers on fresh rows, and where they want the model to go."""
         fresh = target
         if not self._is_fresh(moment) and self.held_out:
@@ -165,9 +166,9 @@ class CollaborativeTransfer:
             self.window.gains.append(self._loss(self.pure.tower, fresh) - mixed)
         if self.control is not None:
             self.window.control_gains.append(self._loss(self.control.tower, fresh) - mixed)
-        if self.scout is not None:
+        if self.target_tower is not None:
             if self.target is None and self._may_learn(moment, looking=True):
-                self.scout.look_at(fresh)
+                self.target_tower.look_at(fresh)
         elif self.config.mode == "influence" and self._may_learn(moment, looking=True):
             if self.config.centre == "target":
                 own = self.influence.of(fresh)
@@ -175,7 +176,7 @@ class CollaborativeTransfer:
                     self.moments.add_target(own)
             self.influence.look_at(fresh, self.config.direction_momentum)
 
-    def _may_learn(self, moment: Moment, *, looking: bool = False) -> bool:
+    def _may_learn(self, moment: TrainingStep, *, looking: bool = False) -> bool:
         """Whether the flow network may change now: warm, on fresh rows, and the model not overfit."""
         if not looking and moment.step < self.config.warm_up_steps:
             return False
@@ -183,7 +184,7 @@ class CollaborativeTransfer:
             return True
         return not self.frozen and (self._is_fresh(moment) or bool(self.held_out))
 
-    def _close_window(self, target: Batch, moment: Moment) -> None:
+    def _close_window(self, target: Batch, moment: TrainingStep) -> None:
         """Reward the window, set the companion back, record, and look whether the model has overfit its target."""
         window, self.window, self.window_due = self.window, Window(), False
         seen = self._loss(self.model, target)
@@ -200,7 +201,7 @@ class CollaborativeTransfer:
             self.pure.become(self.model, self.optimisers)
         gap = (self.fresh_loss - self.seen_loss) / max(self.fresh_loss, 1e-12)
         self.frozen = self.config.guarded and gap > self.config.overfit_gap
-        ahead = self.scout is not None and self.target is not None
+        ahead = self.target_tower is not None and self.target is not None
         stale = self.config.guarded and not ahead and not self._is_fresh(moment) and not self.held_out
         self.window_rows.append(
             {
@@ -221,7 +222,7 @@ class CollaborativeTransfer:
 
     # Source rows
 
-    def _weights(self, source: Batch, moment: Moment) -> Tensor:
+    def _weights(self, source: Batch, moment: TrainingStep) -> Tensor:
         """w of each row, (B,), after the flow network learned from the batch where its mode does that here."""
         ones = torch.ones_like(source.label)
         warming = moment.step < self.config.warm_up_steps and self.target is None
@@ -230,9 +231,9 @@ class CollaborativeTransfer:
             traits = self._traits(source)
             self.source_batches += 1
             due = self.source_batches % self.config.update_every == 0
-            if self.scout is not None:
+            if self.target_tower is not None:
                 if due:
-                    self._learn_agreement(source, traits, moment)
+                    self._learn_from_target_tower(source, traits, moment)
             elif mode == "influence" and due and self._may_learn(moment, looking=True):
                 self._learn_influence(source, traits, learn=not warming)
         if mode == "uniform" or warming:
@@ -255,40 +256,44 @@ class CollaborativeTransfer:
             return self.bandit.kept.to(u.device)[bucket] * weight.clamp(min=0.1)
         return weight
 
-    def _learn_agreement(self, source: Batch, traits: Traits, moment: Moment) -> None:
-        """Enter the batch into the ledger, and let weights follow it: u = start + steepness x (worth - expected)."""
-        assert self.scout is not None
+    def _learn_from_target_tower(self, source: Batch, traits: Traits, moment: TrainingStep) -> None:
+        """Enter the batch into the source values, and let weights follow it: u = start + steepness x (worth -
+        expected)."""
+        assert self.target_tower is not None
         beside = self.target is None
-        if (beside and not self._may_learn(moment, looking=True)) or self.ledger.rows >= self.config.enough_rows:
+        if (beside and not self._may_learn(moment, looking=True)) or self.source_values.rows >= self.config.enough_rows:
             return
         if self.sources is not None:
             return
         self._enter(source, traits)
-        if self.ledger.due():
-            self.flow.solved.copy_(self.config.steepness * self.ledger.solve())
+        if self.source_values.due():
+            self.flow.solved.copy_(self.config.steepness * self.source_values.solve())
 
     def _enter(self, source: Batch, traits: Traits) -> None:
-        if self.scout is None or self.scout.unit <= 0:
+        if self.target_tower is None or self.target_tower.unit <= 0:
             return
         for number in torch.unique(source.domain).tolist():
             mine = source.domain == number
-            self.ledger.add(traits.rows(mine), self.scout.agreement(source.rows(mine)), self.scout.unit)
+            self.source_values.add(
+                traits.rows(mine), self.target_tower.influence(source.rows(mine)), self.target_tower.unit
+            )
 
     def _look_ahead(self, device: torch.device) -> list[Traits]:
-        """Let the scout learn, enter what sources have, up to enough rows, and close the ledger. Once; what it saw."""
-        if self.scout is None or self.target is None or self.scout.passes:
+        """Let the target-only tower learn, enter what sources have, up to enough rows, and close the source values.
+        Once; what it saw."""
+        if self.target_tower is None or self.target is None or self.target_tower.passes:
             return []
         seen = []
         with torch.random.fork_rng(devices=[]):
-            self.scout.learn_ahead(self.target, self.config.ahead_passes)
+            self.target_tower.learn_ahead(self.target, self.config.ahead_passes)
             for batch in self.sources.batches(0) if self.sources is not None else ():
                 here = batch.to(device)
                 seen.append(self._traits(here))
                 self._enter(here, seen[-1])
-                if self.ledger.rows >= self.config.enough_rows or not self.ledger.rows:
+                if self.source_values.rows >= self.config.enough_rows or not self.source_values.rows:
                     break
-        if self.ledger.due():
-            self.flow.solved.copy_(self.config.steepness * self.ledger.solve())
+        if self.source_values.due():
+            self.flow.solved.copy_(self.config.steepness * self.source_values.solve())
         return seen
 
     def _learn_influence(self, source: Batch, traits: Traits, *, learn: bool) -> None:
@@ -353,15 +358,15 @@ class CollaborativeTransfer:
     # What was learned
 
     def judge(self, model: nn.Module, optimisers: Optimisers, config: TrainConfig) -> TransferReport:
-        """What a scout says of sources before anything is trained; of ``model`` nothing changes.
+        """What a target-only tower says of sources before anything is trained; of ``model`` nothing changes.
 
-        For those who take nothing of what harms, no row and no event of a history either. Needs `scout_from` first.
-        Training an equal model with this object goes on from here.
+        For those who take nothing of what harms, no row and no event of a history either. Needs `target_tower_from`
+        first. Training an equal model with this object goes on from here.
         """
         self.begin(model, optimisers, config)
         for traits in self._look_ahead(next(model.parameters()).device):
             self.window.note(traits.domain, self._weight_now(traits))
-        self.judged = (self.scout, self.ledger, self.flow.solved.clone())
+        self.judged = (self.target_tower, self.source_values, self.flow.solved.clone())
         return self.report()
 
     @torch.no_grad()
@@ -380,19 +385,19 @@ class CollaborativeTransfer:
         rows = self.weight_rows + self.window.percentiles(self.steps)  # a last window may not have come to its end
         evidence = {source: self._evidence(source) for source in {row["source"] for row in rows}}
         found = verdicts(self.config, rows, self.window_rows, evidence)
-        if self.scout is None:
+        if self.target_tower is None:
             return TransferReport(rows, self.window_rows, found)
-        return TransferReport(rows, self.window_rows, found, self._parts(), self.scout.certainty)
+        return TransferReport(rows, self.window_rows, found, self._parts(), self.target_tower.certainty)
 
     def _evidence(self, source: int) -> tuple[float, float]:
-        return self.moments.evidence(source) if self.scout is None else self.ledger.evidence(source)[:2]
+        return self.moments.evidence(source) if self.target_tower is None else self.source_values.evidence(source)[:2]
 
     def _parts(self) -> tuple[Part, ...]:
         """Parts of sources of which enough rows are known, the most harmful first."""
         parts = []
-        alone = sum(group == "source" for _, group, _, _ in self.ledger.named.values()) == 1
-        for key, (source, group, at, code) in self.ledger.named.items():
-            worth, certainty, rows = self.ledger.evidence(key)
+        alone = sum(group == "source" for _, group, _, _ in self.source_values.named.values()) == 1
+        for key, (source, group, at, code) in self.source_values.named.items():
+            worth, certainty, rows = self.source_values.evidence(key)
             if group != "source" and rows >= _ROWS_OF_A_PART and not (alone and source == ANY_SOURCE):
                 harmful = harms(self.config, worth, certainty)
                 parts.append(Part(source, group, at, code, rows, worth, certainty, harmful))
@@ -423,8 +428,8 @@ class CollaborativeTransfer:
             "flow_optimiser": optimiser_tensors(self.flow_optimiser),
             "influence": self.influence.state_dict(),
             "moments": self.moments.state_dict(),
-            "scout": None if self.scout is None else self.scout.state_dict(),
-            "ledger": self.ledger.state_dict(),
+            "target_tower": None if self.target_tower is None else self.target_tower.state_dict(),
+            "source_values": self.source_values.state_dict(),
             "bandit": self.bandit.state_dict(),
             "yardstick": None if self.yardstick is None else state_of(self.yardstick),
             "window": self.window.state_dict(),
@@ -441,9 +446,9 @@ class CollaborativeTransfer:
         self.influence.load_state_dict(state["influence"])
         self.moments.load_state_dict(state["moments"])
         self.bandit.load_state_dict(state["bandit"])
-        self.ledger.load_state_dict(state["ledger"])
-        if self.scout is not None:
-            self.scout.load_state_dict(state["scout"])
+        self.source_values.load_state_dict(state["source_values"])
+        if self.target_tower is not None:
+            self.target_tower.load_state_dict(state["target_tower"])
         self.yardstick = None if state["yardstick"] is None else batch_from(state["yardstick"])
         self.window = Window.from_state(state["window"])
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from models.layers.embeddings import INITIAL_SCALE
-from models.layers.row_groups import Views
+from models.layers.row_groups import RowGroups
 from models.layers.shared_history import History, Reading, read, times
 
 Memory = Literal["concat", "cascade", "rescale"]
@@ -31,7 +31,8 @@ class AttentionConfig:
     """Which of the paper's variants to build.
 
     domain_attention, item_attention: False for the ablations w/o DA, w/o IA.
-    ia_memory: what step 2 attends over. ``concat`` [T_d ; X], ``cascade`` T_d alone, ``rescale`` L * alpha_l * S_l.
+    ia_memory: what step 2 uses_cross_attention over. ``concat`` [T_d ; X], ``cascade`` T_d alone, ``rescale`` L *
+    alpha_l * S_l.
     vacated: what stands in the encoder in place of an ablated step: nothing (``drop``), or the mean of the history,
         which keeps the encoder's width (``mean``).
     """
@@ -294,11 +295,11 @@ class _Step:
     weights: Tensor
     total: Tensor
     null: Tensor
-    views: Views | None = None
+    views: RowGroups | None = None
     null_scale: Tensor | None = None
 
     @classmethod
-    def over(cls, history: History, scores: Tensor, null: Tensor, views: Views | None = None) -> _Step:
+    def over(cls, history: History, scores: Tensor, null: Tensor, views: RowGroups | None = None) -> _Step:
         """From scores of events (C, V, Q, L)."""
         weights, total = _SoftmaxOfSeen.apply(scores, history.mask[:, :, None])
         return cls(history, weights, total, null, views)

@@ -235,7 +235,7 @@ class FocusedScopeAttention(nn.Module):
         of_item, of_context = (reading.view(*shape, self.heads, -1) for reading in self._readings(candidate, chosen))
         # [C, G, H, K], or [C * G, 1, H, K]
         scores = chosen.context_scores_of(of_context).add_(chosen.item_scores(of_item))
-        # A row without events attends to nothing: its weights are 0, not undefined.
+        # A row without events uses_cross_attention to nothing: its weights are 0, not undefined.
         weights = scores.masked_fill(~real, torch.finfo(scores.dtype).min).softmax(-1) * real
         if self.reading == "A":
             value_of_item, value_of_context = self.value.chunk(2)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Views:
+class RowGroups:
     """What cells see, each run of neighbours that see the same as one view; in the order of the cells.
 
     Shapes:
@@ -27,7 +27,7 @@ class Views:
     of_cell: Tensor
 
     @classmethod
-    def of(cls, *parts: Tensor) -> Views:
+    def of(cls, *parts: Tensor) -> RowGroups:
         """A cell has another view than the one before it where any of the parts, each (C, G, ...), differs."""
         chunks, cells = parts[0].shape[:2]
         opens = torch.ones(chunks, cells, dtype=torch.bool, device=parts[0].device)
@@ -64,7 +64,7 @@ class Views:
         return part[:, 0].index_select(0, self.of_cell).unflatten(0, self.shape)
 
     def by_chunk(self, part: Tensor) -> Tensor:
-        """Views of a chunk beside each other: (N, 1, ...) as (C, most views a chunk, ...), else zero."""
+        """RowGroups of a chunk beside each other: (N, 1, ...) as (C, most views a chunk, ...), else zero."""
         joined = part.new_zeros(self.shape[0] * self._most, *part.shape[2:])
         return joined.index_copy(0, self._place, part[:, 0]).unflatten(0, (self.shape[0], self._most))
 

@@ -19,7 +19,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from models.layers.embeddings import FieldEmbedding, ItemTable, context_vectors, known
-from models.layers.row_groups import Views
+from models.layers.row_groups import RowGroups
 from models.training.optimisers import pooled_by_row
 
 _FEW_ROWS = 8
@@ -249,15 +249,15 @@ class History:
         """The same history of which only these events, (C, G, L), are seen."""
         return replace(self, mask=mask, moment=None)
 
-    def views(self) -> Views | None:
+    def views(self) -> RowGroups | None:
         """Which cells see the same; None where nearly all differ, and where they are written out as one already."""
         own = [part for part in (self.mask, *self.codes) if part.shape[1] > 1]
         if not own or self.joined is not None:
             return None
-        views = Views.of(*own)
+        views = RowGroups.of(*own)
         return views if 2 * len(views) <= views.of_cell.numel() else None
 
-    def seen_by(self, views: Views) -> History:
+    def seen_by(self, views: RowGroups) -> History:
         """What each of N views sees, mask and codes (N, 1, L). Its items are still those of the chunks."""
         return replace(self, mask=views.seen(self.mask), codes=tuple(views.seen(code) for code in self.codes))
 

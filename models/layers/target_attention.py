@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from models.layers.row_groups import Views
+from models.layers.row_groups import RowGroups
 
 _TOKENS_AT_ONCE = 3072
 _SPLIT_UP_TO = 1.5  # groups a chunk from which it is quicker to read each cell by itself
@@ -88,7 +88,7 @@ class _Groups:
     @classmethod
     def of(cls, code: Tensor, mask: Tensor) -> _Groups:
         """From codes and mask, each (C, G, S)."""
-        views = Views.of(code, mask)
+        views = RowGroups.of(code, mask)
         chunks, cells = views.shape
         if len(views) == chunks:
             return cls(views.shape, cells, views.chunk, views.first)

@@ -10,7 +10,7 @@ from models.layers.cross_attention import Memory, Vacated
 from models.layers.pyramid import PyramidConfig
 from models.layers.wide import CLICK_WIDE, EVIDENCE, WIDE
 
-Interest = Literal["dacdr", "lcn", "both", "domain_over_pyramid"]
+Architecture = Literal["dacdr", "lcn", "dacdr+lcn", "domain_over_pyramid"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class RankerConfig:
     item_fields, user_fields, context_fields, domain_fields: vocabulary size of each field
     actions: codes of event actions
     users: rows of the user table; 0 for no user identity
-    interest: ``dacdr``, ``lcn`` (the pyramid alone), ``both`` (the two views beside each other) or
+    architecture: ``dacdr``, ``lcn`` (the pyramid alone), ``dacdr+lcn`` (the two views beside each other) or
         ``domain_over_pyramid`` (DACDR reading only what the pyramid selected, beside the pyramid's view)
     ia_memory, domain_attention, item_attention, vacated: see AttentionConfig
     product: also give the head û ⊙ e_v, and each view of the pyramid and of the short histories ⊙ e_v, with these also
@@ -41,7 +41,7 @@ class RankerConfig:
     users: int = 0
     width: int = 32
     task: Literal["ctr", "rating"] = "ctr"
-    interest: Interest = "dacdr"
+    architecture: Architecture = "dacdr"
     ia_memory: Memory = "concat"
     domain_attention: bool = True
     item_attention: bool = True
@@ -60,9 +60,9 @@ class RankerConfig:
             raise ValueError("source_items counts the row of the unknown, so it is at least 1")
         if self.task not in ("ctr", "rating"):
             raise ValueError(f"task is ctr or rating, not {self.task!r}")
-        if self.interest not in ("dacdr", "lcn", "both", "domain_over_pyramid"):
-            raise ValueError(f"interest is dacdr, lcn, both or domain_over_pyramid, not {self.interest!r}")
-        if self.interest == "domain_over_pyramid" and not self.pyramid.levels:
+        if self.architecture not in ("dacdr", "lcn", "dacdr+lcn", "domain_over_pyramid"):
+            raise ValueError(f"architecture is dacdr, lcn, both or domain_over_pyramid, not {self.architecture!r}")
+        if self.architecture == "domain_over_pyramid" and not self.pyramid.levels:
             raise ValueError("DACDR cannot read what a pyramid of no level selected")
         if not 0 <= self.user_dropout < 1:
             raise ValueError(f"user_dropout is a share below 1, not {self.user_dropout}")
@@ -73,14 +73,14 @@ class RankerConfig:
         return len(self.domain_fields) + 1
 
     @property
-    def attends(self) -> bool:
+    def uses_cross_attention(self) -> bool:
         """Whether DACDR's cross-attention is built."""
-        return self.interest != "lcn"
+        return self.architecture != "lcn"
 
     @property
-    def climbs(self) -> bool:
+    def uses_pyramid(self) -> bool:
         """Whether LCN's pyramid is built."""
-        return self.interest != "dacdr"
+        return self.architecture != "dacdr"
 
     @property
     def facts(self) -> int:

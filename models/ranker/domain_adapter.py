@@ -52,7 +52,10 @@ class DomainAdapter(DomainOwned):
         self.config = config
         self.register_buffer("feature_codes", torch.tensor(config.feature_codes, dtype=torch.long))
         self.tokens = nn.Parameter(torch.zeros(ranker.domain_tokens, width))
-        steps = (ranker.attends and ranker.domain_attention, ranker.attends and ranker.item_attention)
+        steps = (
+            ranker.uses_cross_attention and ranker.domain_attention,
+            ranker.uses_cross_attention and ranker.item_attention,
+        )
         self.domain_weights = nn.Parameter(torch.zeros(3, width, width)) if steps[0] else None
         self.item_weights = nn.Parameter(torch.zeros(3, width, width)) if steps[1] else None
         self.evidence = nn.Parameter(torch.zeros(ranker.facts))

@@ -1,8 +1,8 @@
-"""The composed network: embeddings, the user's interest (DACDR, LCN or both), encoder, head.
+"""The composed network: embeddings, the user's architecture (DACDR, LCN or both), encoder, head.
 
     events ──► History ──► two-step cross-attention ──► domain encoder ──► û ─┐
                   └──────► pyramid (CSA, MSA, FSA) ───────────────────────────┤
-    short target, short source ──► target attention ──────────────────────────┼──► head ──► + prior ──► logit or rating
+    short target, short source ──► target attention ──────────────────────────┼──► head ──► + offset ──► logit or rating
     user profile, context, item ──────────────────────────────────────────────┘
 
 What a domain owns (its tokens, its part of W_Q, W_K, W_V of both attention steps, its item rows, its calibrator) stands
@@ -102,7 +102,7 @@ class Ranker(nn.Module):
         self.event_context = EventContext(config.actions, width)
         self.attention: DomainAwareCrossAttention | None = None
         self.encoder: DomainEncoder | None = None
-        if config.attends:
+        if config.uses_cross_attention:
             attention = AttentionConfig(
                 width=width,
                 domain_tokens=config.domain_tokens,
@@ -113,9 +113,9 @@ class Ranker(nn.Module):
             )
             self.attention = DomainAwareCrossAttention(attention)
             self.encoder = DomainEncoder(attention, item_tokens=1, hidden=config.encoder_hidden)
-        self.pyramid = Pyramid(config.pyramid, width) if config.climbs and config.pyramid.levels else None
-        self.short_target = TargetAttention(width) if config.climbs else None
-        self.short_source = TargetAttention(width) if config.climbs else None
+        self.pyramid = Pyramid(config.pyramid, width) if config.uses_pyramid and config.pyramid.levels else None
+        self.short_target = TargetAttention(width) if config.uses_pyramid else None
+        self.short_source = TargetAttention(width) if config.uses_pyramid else None
         self.head = head_layers(self._head_inputs() * width + config.facts, config.head)
         self.evidence = nn.Parameter(torch.zeros(config.facts))
         if config.wide and config.task == "rating":
@@ -129,11 +129,11 @@ class Ranker(nn.Module):
     def _head_inputs(self) -> int:
         config = self.config
         vectors = 1 + len(config.user_fields) + (config.users > 0) + len(config.context_fields)
-        if config.attends:
+        if config.uses_cross_attention:
             vectors += 2 if config.product else 1  # û, and û ⊙ e_v
         else:
             vectors += config.domain_tokens  # the encoder is not there to read E_d
-        if config.climbs:
+        if config.uses_pyramid:
             vectors += (len(config.pyramid.levels) + 2) * (2 if config.product else 1)
             vectors += config.product and config.users > 0  # the user's row ⊙ e_v
         return vectors
@@ -226,7 +226,7 @@ class Ranker(nn.Module):
     # Scoring
 
     def forward(self, batch: Batch, stack: DomainStack | None = None) -> Tensor:
-        """Scores of the rows, (B,): logits for clicks, ratings otherwise; ``batch.prior`` is added.
+        """Scores of the rows, (B,): logits for clicks, ratings otherwise; ``batch.offset`` is added.
 
         ``stack`` is that of all slots, made once by a scorer whose weights no longer change.
         """
@@ -237,7 +237,7 @@ class Ranker(nn.Module):
         last = self.head[-1]
         assert isinstance(last, nn.Linear)
         if not len(batch):
-            return batch.prior.new_zeros(0, last.in_features), batch.prior.clone()
+            return batch.offset.new_zeros(0, last.in_features), batch.offset.clone()
         cells, layout = arrange(batch)
         shape = (layout.chunks, layout.per_chunk)
         slot_of_chunk = cells.domain[:: layout.per_chunk]
@@ -265,7 +265,7 @@ class Ranker(nn.Module):
         views: list[Tensor] = []
         if self.pyramid is not None:
             readings.append(self.pyramid.reading(history, candidate))
-            if self.config.interest == "domain_over_pyramid":
+            if self.config.architecture == "domain_over_pyramid":
                 ((views, selection),) = read(history, *readings)
                 history, readings = history.only(selection.mask(history.items.shape[1])), []
         if self.attention is not None:
@@ -276,12 +276,12 @@ class Ranker(nn.Module):
         answers = read(history, *readings)
         if self.pyramid is not None and not views:
             views = answers[0][0]
-        if self.config.climbs:
+        if self.config.uses_pyramid:
             views += self._short_views(cells, candidate, items)
         inputs += views
         if self.config.product:
             inputs += [view * candidate for view in views]
-            if self.config.climbs and self.users is not None:
+            if self.config.uses_pyramid and self.users is not None:
                 inputs.append(profile[:, :, -1] * candidate)
         if self.attention is not None and self.encoder is not None:
             transferred = self.encoder(*answers[-1], tokens, layout.per_chunk)
@@ -298,13 +298,13 @@ class Ranker(nn.Module):
             facts, mean = kept.facts.index_select(0, cells.key), kept.mean.index_select(0, cells.key)
             state = self.head[1:-1](kept.first_layer(joined, cells.key))
         score = last(state).view(-1) + self._expected(facts, mean, cells.domain, present)
-        return layout.back(state), layout.back(score) + batch.prior
+        return layout.back(state), layout.back(score) + batch.offset
 
     def facts(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What is known before any interest is read, and what is expected of it.
+        """What is known before any architecture is read, and what is expected of it.
 
         Shapes: (B, EVIDENCE or WIDE) facts of each row, and (B,) the score that they give with the item's mean, to
-        which ``batch.prior`` is not yet added.
+        which ``batch.offset`` is not yet added.
         """
         present = torch.unique(batch.domain).tolist()
         facts, mean = self._facts(batch, present)
@@ -347,9 +347,9 @@ class Ranker(nn.Module):
             mean = as_score(items.mean_of(cells.item), self.config.task)
             facts = evidence
             if shares is not None:
-                # The prior is what a training row does without of its item's mean: the facts do without it too.
+                # The offset is what a training row does without of its item's mean: the facts do without it too.
                 overall = as_score(items.means[0], self.config.task)
-                facts = wide_facts(evidence, shares, mean + cells.prior - overall)
+                facts = wide_facts(evidence, shares, mean + cells.offset - overall)
             here = cells.domain == number
             given = facts if len(present) == 1 else torch.where(here[:, None], facts, given)
             means = mean if len(present) == 1 else torch.where(here, mean, means)
@@ -373,7 +373,7 @@ class Ranker(nn.Module):
                 own = tuple(torch.zeros_like(part) for part in others)  # type: ignore[assignment]
                 if cells.short_target is not None:
                     own = residual_sums(cells.short_target, adapter.values)
-            facts = click_facts(own, others, mean + cells.prior - overall)
+            facts = click_facts(own, others, mean + cells.offset - overall)
             here = cells.domain == number
             given = facts if len(present) == 1 else torch.where(here[:, None], facts, given)
             means = mean if len(present) == 1 else torch.where(here, mean, means)

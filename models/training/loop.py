@@ -28,11 +28,11 @@ from models.training import run_state
 from models.training.config import (
     BatchSource,
     CheckpointMismatch,
-    Moment,
     Progress,
     SampleWeigher,
     TrainConfig,
     TrainingDiverged,
+    TrainingStep,
     TrainResult,
 )
 from models.training.distributed import Alone
@@ -57,12 +57,12 @@ __all__ = [
     "SPARSE_FROM_ROWS",
     "BatchSource",
     "CheckpointMismatch",
-    "Moment",
     "Progress",
     "SampleWeigher",
     "TrainConfig",
     "TrainResult",
     "TrainingDiverged",
+    "TrainingStep",
     "autocast",
     "descend",
     "evaluating",
@@ -201,7 +201,7 @@ class _Run:
 
     def _step(self, batch: Batch) -> Tensor:
         now = self.standing
-        moment = Moment(now.step, now.epoch)
+        moment = TrainingStep(now.step, now.epoch)
         torch.manual_seed(_mixed(self.config.seed, now.step, self.peers.rank))
         factor = None if self.weigher is None else self.weigher.weigh(batch, moment)
         loss, total = descend(self.model, batch, self.optimisers, self.config, factor, self.peers)

@@ -34,7 +34,7 @@ WHO = "demo"
 SIMULATED = "simulated"
 NEW_SIMULATED_DOMAIN = "live"
 CANDIDATES = 8
-RIVAL_SOURCE_ROWS = 5_000
+BASELINE_SOURCE_ROWS = 5_000
 PICK_UP_LIMIT_S = 30
 """A promotion reaches the service well within this."""
 
@@ -115,8 +115,10 @@ class _Story:
             found = use_cases.readiness(new.spec.name, registry=self._registry, settings=self._settings)
             terminal.readiness(new.spec.name, found)
         with self._chapter(f"Launch {new.spec.name!r}: its own few weights on top of the shared model"):
-            # All the rivals that the policy asks for; the one that learns from the sources too is kept short here.
-            launched = self._run("launch-domain", new.spec.name, {"task": task, "rival_source_rows": RIVAL_SOURCE_ROWS})
+            # All the baselines that the policy asks for; the one that learns from the sources too is kept short here.
+            launched = self._run(
+                "launch-domain", new.spec.name, {"task": task, "baseline_source_rows": BASELINE_SOURCE_ROWS}
+            )
             version = self._registry.version(launched.result["version"])
         with self._chapter("What cold users would get"):
             terminal.cold_start_table(new.spec.name, version.report)

@@ -53,7 +53,7 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], num
 
 
 def cold_start_table(domain: str, report: Mapping[str, Any]) -> None:
-    """A version's cold-start report: one row a rival, each metric with its 95 % interval."""
+    """A version's cold-start report: one row a baseline, each metric with its 95 % interval."""
     rows = report["rows"]
     order = [*(name for name in ROW_NAMES if name in rows), *(name for name in rows if name not in ROW_NAMES)]
     metrics = list(next(iter(rows.values())))
@@ -221,10 +221,10 @@ def preview(domain: str, found: Mapping[str, Any]) -> None:
         numeric=["rows"],
     )
     fewest = found["curve"]["rows"][0]
-    for rival, needed in found["needed"].items():
+    for baseline, needed in found["needed"].items():
         low, rows, high = (needed_rows(needed[part], fewest) for part in ("low", "rows", "high"))
         said = f"{rows} (95 %: {low} to {high})"
-        name = ROW_NAMES.get(rival, rival)
+        name = ROW_NAMES.get(baseline, baseline)
         console.print(f"ahead of {name} with {said} rows", highlight=False, markup=False)
     test = found["backtest"]
     if test["of"]:

@@ -15,7 +15,7 @@ import torch
 
 from domains.events.histories import COLUMNS, HistoryStore
 from models.batch import Batch, Events
-from orchestrator.data.encoding import Layout
+from orchestrator.data.encoding import FeatureEncoder
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Examples:
     value: np.ndarray
     context: np.ndarray
     weight: np.ndarray
-    prior: np.ndarray
+    offset: np.ndarray
 
     def __len__(self) -> int:
         return len(self.user)
@@ -95,11 +95,11 @@ class OneUser:
         return self if kept.all() else OneUser({name: column[kept] for name, column in self.arrays.items()})
 
 
-class Assembler:
-    """Builds batches for one layout.
+class BatchBuilder:
+    """Builds batches for one encoder.
 
     Args:
-        layout: the code books.
+        encoder: the code books.
         user_codes: (users, P) profile codes by user index; users beyond it have code 0.
         item_codes: for each domain its (V, F) item feature codes by local index.
         source: source histories; target: recent events of each target domain, absent ones have none.
@@ -108,7 +108,7 @@ class Assembler:
 
     def __init__(
         self,
-        layout: Layout,
+        encoder: FeatureEncoder,
         *,
         user_codes: np.ndarray,
         item_codes: Mapping[str, np.ndarray],
@@ -116,7 +116,7 @@ class Assembler:
         target: Mapping[str, EventSource | OneUser],
         borrows: Mapping[str, frozenset[int]] | None = None,
     ) -> None:
-        self.layout = layout
+        self.encoder = encoder
         self._user_codes = user_codes
         self._item_codes = item_codes
         self._source = source
@@ -130,20 +130,20 @@ class Assembler:
             slot: the domain's slot in the network that will read it.
             item_codes: (N, F) codes of the candidates, when they do not come from the domain's own item table.
         """
-        layout = self.layout
+        encoder = self.encoder
         user = np.where(rows.user < len(self._user_codes), rows.user, 0)
-        source = layout.source(rows.domain)
+        source = encoder.source(rows.domain)
         if item_codes is None:
             table = self._item_codes[rows.domain]
             item_codes = table[np.where(rows.item < len(table), rows.item, 0)]
-        item = rows.item if source is None else layout.source_rows(np.full(len(rows), rows.number), rows.item)
+        item = rows.item if source is None else encoder.source_rows(np.full(len(rows), rows.number), rows.item)
         histories = self._borrowed.get(rows.domain, self._source)
-        lifelong = self._events(histories, rows, layout.lifelong, source_rows=True)
-        short_source = self._events(histories, rows, layout.short, source_rows=True)
+        lifelong = self._events(histories, rows, encoder.lifelong, source_rows=True)
+        short_source = self._events(histories, rows, encoder.short, source_rows=True)
         if source is not None:
             short_target: Events | None = short_source
         elif rows.domain in self._target:
-            short_target = self._events(self._target[rows.domain], rows, layout.short, source_rows=False)
+            short_target = self._events(self._target[rows.domain], rows, encoder.short, source_rows=False)
         else:
             short_target = empty_events(len(rows))
         return Batch(
@@ -157,7 +157,7 @@ class Assembler:
             time=_long(rows.time_us),
             label=_float(rows.label),
             weight=_float(rows.weight),
-            prior=_float(rows.prior),
+            offset=_float(rows.offset),
             lifelong=lifelong,
             short_source=short_source,
             short_target=short_target,
@@ -173,7 +173,7 @@ class Assembler:
             return empty_events(len(rows))
         position = np.minimum(position, len(arrays["item"]) - 1)
         local = arrays["item"][position]
-        item = self.layout.source_rows(arrays["domain"][position], local) if source_rows else local
+        item = self.encoder.source_rows(arrays["domain"][position], local) if source_rows else local
         return Events(
             item=_long(np.where(held, item, 0)),
             action=_long(np.where(held, arrays["action"][position], 0)),
@@ -185,7 +185,7 @@ class Assembler:
         )
 
 
-class EpochOfDomains:
+class DomainBatchSampler:
     """Batches of several domains, each batch of one domain, mixed in a seeded order: a ``BatchSource``.
 
     Rows of one user that stand close in time stay together up to ``session_rows``, so that they share one stored
@@ -196,7 +196,7 @@ class EpochOfDomains:
 
     def __init__(
         self,
-        assembler: Assembler,
+        batch_builder: BatchBuilder,
         parts: list[tuple[Examples, int]],
         *,
         batch_size: int,
@@ -206,7 +206,7 @@ class EpochOfDomains:
         share: tuple[int, int] = (0, 1),
         first_key: int | None = None,
     ) -> None:
-        self._assembler = assembler
+        self._batch_builder = batch_builder
         self._parts = parts
         self._size = batch_size
         self._seed = seed
@@ -241,7 +241,7 @@ class EpochOfDomains:
 
     def _batch(self, part: int, index: np.ndarray) -> Batch:
         rows, slot = self._parts[part]
-        batch = self._assembler.batch(rows.take(index), slot)
+        batch = self._batch_builder.batch(rows.take(index), slot)
         return batch if self._first_keys is None else replace(batch, key=_long(self._first_keys[part] + index))
 
     def _order(self, part: int, rows: int, random: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The data of all domains as a backbone sees it: examples, code tables and histories for one layout."""
+"""The data of all domains as a backbone sees it: examples, code tables and histories for one encoder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from domains.events.domain_data import DomainData
 from domains.events.histories import Histories
 from domains.events.splits import Split, cold_users, time_forward
 from domains.registry.registry import Domain
-from orchestrator.data.batches import Assembler, EventSource, Examples
-from orchestrator.data.encoding import Layout, SourceRange, fit_domain_fields, fit_fields
+from orchestrator.data.batches import BatchBuilder, EventSource, Examples
+from orchestrator.data.encoding import FeatureEncoder, SourceRange, fit_domain_fields, fit_fields
 from orchestrator.settings import Settings
 
 SPLIT_SEED = 20_260_101
@@ -43,9 +43,9 @@ class Workspace:
     def domain(self, name: str) -> Domain:
         return next(domain for domain in self.domains if domain.name == name)
 
-    def fit_layout(
+    def fit_encoder(
         self, *, task: str, slots: Sequence[str], lifelong: int, short: int, with_users: bool, until_us: int | None
-    ) -> Layout:
+    ) -> FeatureEncoder:
         """Learn the code books from the named domains, sources first in slot order."""
         chosen = [self.domain(name) for name in slots]
         specs = [domain.spec for domain in chosen]
@@ -56,7 +56,7 @@ class Workspace:
                 size = len(held.item_vocabulary)
                 sources.append(SourceRange(domain.name, domain.number, offset, size))
                 offset += size - 1
-        return Layout(
+        return FeatureEncoder(
             task=task,
             item_fields=fit_fields(
                 [spec.items.features if spec.items else {} for spec in specs], [held.items() for held in data]
@@ -76,36 +76,36 @@ class Workspace:
             trained_until_us=until_us,
         )
 
-    def item_codes(self, layout: Layout, name: str) -> np.ndarray:
+    def item_codes(self, encoder: FeatureEncoder, name: str) -> np.ndarray:
         """Item feature codes of a domain by local index, (V, F)."""
         data = self.data(name)
         vocabulary, table = data.item_vocabulary, data.items()
-        codes = np.zeros((len(vocabulary), len(layout.item_fields)), np.int64)
+        codes = np.zeros((len(vocabulary), len(encoder.item_fields)), np.int64)
         if table is not None:
             rows = vocabulary.index(table["item_id"].to_pylist())
-            codes[rows] = layout.codes(layout.item_fields, table, len(table))
+            codes[rows] = encoder.codes(encoder.item_fields, table, len(table))
             codes[0] = 0
         return codes
 
-    def source_item_codes(self, layout: Layout) -> np.ndarray:
+    def source_item_codes(self, encoder: FeatureEncoder) -> np.ndarray:
         """Item feature codes of the backbone's whole source table, (V, F); row 0 is out of vocabulary."""
-        codes = np.zeros((layout.source_rows_total, len(layout.item_fields)), np.int64)
-        for source in layout.sources:
-            own = self.item_codes(layout, source.domain)[1 : source.size]
+        codes = np.zeros((encoder.source_rows_total, len(encoder.item_fields)), np.int64)
+        for source in encoder.sources:
+            own = self.item_codes(encoder, source.domain)[1 : source.size]
             codes[source.offset + 1 : source.offset + 1 + len(own)] = own
         return codes
 
-    def user_codes(self, layout: Layout) -> np.ndarray:
+    def user_codes(self, encoder: FeatureEncoder) -> np.ndarray:
         """Profile codes by user index, (users, P); of two that describe one user the later domain counts."""
         vocabulary = self.data(self.domains[0].name).user_vocabulary
-        codes = np.zeros((len(vocabulary), len(layout.user_fields)), np.int64)
+        codes = np.zeros((len(vocabulary), len(encoder.user_fields)), np.int64)
         for domain in sorted(self.domains, key=lambda domain: domain.number):
             table = self.data(domain.name).users()
             if table is None:
                 continue
             rows = vocabulary.index(table["user_id"].to_pylist())
-            own = layout.codes(layout.user_fields, table, len(table))
-            for at, field in enumerate(layout.user_fields):
+            own = encoder.codes(encoder.user_fields, table, len(table))
+            for at, field in enumerate(encoder.user_fields):
                 if field.name in table.column_names:
                     told = table[field.name].is_valid().to_numpy()
                     codes[rows[told], at] = own[told, at]
@@ -113,18 +113,18 @@ class Workspace:
             codes[0] = 0
         return codes
 
-    def assembler(self, layout: Layout, names: Sequence[str]) -> Assembler:
+    def batch_builder(self, encoder: FeatureEncoder, names: Sequence[str]) -> BatchBuilder:
         """A batch builder for the named domains over the published histories."""
-        return Assembler(
-            layout,
-            user_codes=self.user_codes(layout),
-            item_codes={name: self.item_codes(layout, name) for name in names},
+        return BatchBuilder(
+            encoder,
+            user_codes=self.user_codes(encoder),
+            item_codes={name: self.item_codes(encoder, name) for name in names},
             source=EventSource(self.histories.source),
             borrows={name: numbers for name in names if (numbers := self.borrows(name)) is not None},
             target={name: EventSource(store) for name, store in self.histories.target.items() if name in names},
         )
 
-    def examples(self, layout: Layout, name: str) -> Examples:
+    def examples(self, encoder: FeatureEncoder, name: str) -> Examples:
         """All rows of a domain, in time order.
 
         Raises:
@@ -145,9 +145,9 @@ class Workspace:
             time_us=table["time_us"].to_numpy().astype(np.int64),
             label=table["label"].to_numpy().astype(np.float32),
             value=table["raw_label"].to_numpy().astype(np.float32),
-            context=layout.codes(layout.context_fields, table, rows),
+            context=encoder.codes(encoder.context_fields, table, rows),
             weight=np.ones(rows, np.float32),
-            prior=np.zeros(rows, np.float32),
+            offset=np.zeros(rows, np.float32),
         )
 
     def borrows(self, name: str) -> frozenset[int] | None:

@@ -1,8 +1,9 @@
 """How the words of a domain (ids, categories, prices) become the numbers of a network, and stay the same numbers.
 
-A ``Layout`` is fitted once, when a backbone is trained, and travels with it as ``layout.json``: whoever loads the
-backbone encodes exactly as its training did. Code 0 always means missing or never seen. Vocabularies are append-only
-(``domains.events.vocabulary``), so an item keeps its number for ever; a layout only remembers how many there were.
+A ``FeatureEncoder`` is fitted once, when a backbone is trained, and travels with it as ``encoder.json``: whoever loads
+the backbone encodes exactly as its training did. Code 0 always means missing or never seen. Vocabularies are
+append-only (``domains.events.vocabulary``), so an item keeps its number for ever; a encoder only remembers how many
+there were.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class SourceRange:
 
 
 @dataclass(frozen=True)
-class Layout:
+class FeatureEncoder:
     """Every code book of one backbone.
 
     ``slots`` names the domains that shared training knew and their slot in the network, in order.
@@ -149,11 +150,11 @@ class Layout:
         return cls(**book)
 
     def save(self, directory: Path) -> None:
-        (directory / "layout.json").write_text(json.dumps(self.as_dict(), ensure_ascii=False))
+        (directory / "encoder.json").write_text(json.dumps(self.as_dict(), ensure_ascii=False))
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        return cls.from_dict(json.loads((directory / "layout.json").read_text()))
+        return cls.from_dict(json.loads((directory / "encoder.json").read_text()))
 
 
 def fit_fields(kind_of: Sequence[Mapping[str, str]], tables: Sequence[pa.Table | None]) -> tuple[Field, ...]:

@@ -100,9 +100,9 @@ def _biases(
     return bias, without, float(np.square(left - others).sum())
 
 
-def without_itself(rows: Examples, means: ItemMeans) -> Examples:
+def leave_one_out(rows: Examples, means: ItemMeans) -> Examples:
     """Training rows that start from their item's mean without themselves."""
-    return replace(rows, prior=(rows.prior + means.correction).astype(np.float32))
+    return replace(rows, offset=(rows.offset + means.correction).astype(np.float32))
 
 
 def _score(mean: np.ndarray, task: str) -> np.ndarray:

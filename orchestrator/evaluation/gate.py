@@ -20,7 +20,7 @@ NETWORKS_OF_THEIR_OWN = {
 ANSWERING = {"zero_shot": "the shared model without any fine-tuning", "live": "the version that is live now"}
 """Rows of a report that answer already: a version that is worse than they for certain would be a step back."""
 STRONGEST = "strongest"
-"""A gate that names no rival of its own: the best of all that are required."""
+"""A gate that names no baseline of its own: the best of all that are required."""
 
 
 @dataclass(frozen=True)
@@ -39,30 +39,32 @@ class Decision:
         return "ship" if self.promote else "hold"
 
 
-def row_of(rival: str, task: str | None) -> str:
-    """The row of a report that stands for a rival: of ratings there is no popularity, only the item's mean."""
-    return "item_mean" if rival == "popularity" and task == "rating" else rival
+def row_of(baseline: str, task: str | None) -> str:
+    """The row of a report that stands for a baseline: of ratings there is no popularity, only the item's mean."""
+    return "item_mean" if baseline == "popularity" and task == "rating" else baseline
 
 
-def rival_of(report: Mapping[str, Any], gate: Gate) -> str:
+def baseline_of(report: Mapping[str, Any], gate: Gate) -> str:
     """The row that the gate compares with: the one it names, or the strongest of all that are required."""
-    if gate.rival != STRONGEST:
-        return row_of(gate.rival, report.get("task"))
-    known = [name for name in report.get("required", {}).get("rivals", {}) if name in report["gain"]]
+    if gate.baseline != STRONGEST:
+        return row_of(gate.baseline, report.get("task"))
+    known = [name for name in report.get("required", {}).get("baselines", {}) if name in report["gain"]]
     return min(known, key=lambda name: report["gain"][name]["value"], default=STRONGEST)
 
 
 def decide(report: Mapping[str, Any], gate: Gate) -> Decision:
-    """Ship only when the interval's lower bound beats the gate's rival, on enough cold users, calibrated, not by luck.
+    """Ship only when the interval's lower bound beats the gate's baseline, on enough cold users, calibrated, not by
+    luck.
 
-    Where a rival that borrows nothing is better for certain, the verdict is not to borrow, whatever else holds. A rival
+    Where a baseline that borrows nothing is better for certain, the verdict is not to borrow, whatever else holds. A
+    baseline
     that borrows as well and is better for certain is named among the reasons, and holds nothing back: it would be a
     network of its own for this one domain.
 
     Args:
-        report: what ``comparison.cold_start_report`` returns: ``cold_users``, ``leaks``, ``rows[rival][metric]``,
-            ``gain[rival]`` (improvement of the adapter over the rival with its interval, positive is better),
-            ``gain_over_seeds[rival]``, ``required`` (the rivals without which there is no verdict),
+        report: what ``comparison.cold_start_report`` returns: ``cold_users``, ``leaks``, ``rows[baseline][metric]``,
+            ``gain[baseline]`` (improvement of the adapter over the baseline with its interval, positive is better),
+            ``gain_over_seeds[baseline]``, ``required`` (the baselines without which there is no verdict),
             ``calibration_error``.
     """
     refused: list[str] = []
@@ -74,21 +76,21 @@ def decide(report: Mapping[str, Any], gate: Gate) -> Decision:
         )
     if not report.get("certificate_ok", True):
         refused.append("the freeze certificate failed: a frozen tensor changed")
-    rival = rival_of(report, gate)
-    required = {rival, *report.get("required", {}).get("rivals", {})}
+    baseline = baseline_of(report, gate)
+    required = {baseline, *report.get("required", {}).get("baselines", {})}
     refused += [
-        f"the report has no row for the rival {name!r}" for name in sorted(required) if name not in report["gain"]
+        f"the report has no row for the baseline {name!r}" for name in sorted(required) if name not in report["gain"]
     ]
-    gain = report["gain"].get(rival)
+    gain = report["gain"].get(baseline)
     if gain is not None and not gain["low"] > 0:
         refused.append(
-            f"{gate.metric} on cold users does not beat {rival}: improvement {gain['value']:+.4f}, "
+            f"{gate.metric} on cold users does not beat {baseline}: improvement {gain['value']:+.4f}, "
             f"95% interval {gain['low']:+.4f} to {gain['high']:+.4f} reaches zero or below"
         )
-    seeds = report.get("gain_over_seeds", {}).get(rival)
+    seeds = report.get("gain_over_seeds", {}).get(baseline)
     if seeds is not None and gain is not None and gain["value"] > 0 and not seeds["value"] > 0:
         refused.append(
-            f"over {len(seeds['each'])} seeds {gate.metric} does not beat {rival}: mean improvement "
+            f"over {len(seeds['each'])} seeds {gate.metric} does not beat {baseline}: mean improvement "
             f"{seeds['value']:+.4f}; the seed on offer was lucky"
         )
     error = report.get("calibration_error")
@@ -113,7 +115,7 @@ def decide(report: Mapping[str, Any], gate: Gate) -> Decision:
     return Decision(
         True,
         (
-            f"{gate.metric} on {report['cold_users']} cold users beats {rival} by {gain['value']:+.4f}, "
+            f"{gate.metric} on {report['cold_users']} cold users beats {baseline} by {gain['value']:+.4f}, "
             f"95% interval {gain['low']:+.4f} to {gain['high']:+.4f}",
             *(
                 f"{name}, {what}, would be better still {_by(better[name])}"

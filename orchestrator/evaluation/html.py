@@ -56,15 +56,15 @@ th{font-weight:600}.own td{font-weight:600;background:#ecfdf5}code{font-size:.85
 svg{max-width:100%;height:auto;display:block}svg text{font:12px system-ui,sans-serif;fill:#17231f}
 @media print{body{margin:0}h2{break-after:avoid}table,svg{break-inside:avoid}}
 """
-OWN, OTHER, RIVAL = "#0f766e", "#94a3b8", "#d97706"
-LINES = (OWN, RIVAL, "#7c3aed", "#b91c1c", "#0369a1", "#4d7c0f")
+OWN, OTHER, BASELINE = "#0f766e", "#94a3b8", "#d97706"
+LINES = (OWN, BASELINE, "#7c3aed", "#b91c1c", "#0369a1", "#4d7c0f")
 
 
-def render(version: Version, *, rival: str | None = None) -> str:
+def render(version: Version, *, baseline: str | None = None) -> str:
     """The page of a version that a launch made.
 
     Args:
-        rival: the row that the gate compares with, drawn in its own colour.
+        baseline: the row that the gate compares with, drawn in its own colour.
 
     Raises:
         ValueError: the version has no cold-start report.
@@ -80,13 +80,13 @@ def render(version: Version, *, rival: str | None = None) -> str:
         f"<code>{escape(str(version.backbone_id)[:12])}</code>.</p>",
         _verdict(report),
         _facts(version),
-        _comparison(report, rival),
+        _comparison(report, baseline),
         _seeds(report),
         _segments(report),
         _calibration(report),
         _leaks(report),
         _certificate(version),
-        _borrowing(report),
+        _source_weighting(report),
         _cost(report),
         _training(version),
     ]
@@ -130,11 +130,11 @@ def _facts(version: Version) -> str:
     return '<div class="facts">' + "".join(f"<div><b>{value}</b>{name}</div>" for name, value in facts) + "</div>"
 
 
-def _comparison(report: Mapping[str, Any], rival: str | None) -> str:
+def _comparison(report: Mapping[str, Any], baseline: str | None) -> str:
     rows, metric, subject, gain = report["rows"], report["metric"], report["subject"], report["gain"]
     metrics = list(rows[subject])
     head = "".join(f"<th>{_metric(name)}</th>" for name in metrics)
-    required = report.get("required", {}).get("rivals", {})
+    required = report.get("required", {}).get("baselines", {})
     body = ""
     for name in _order(rows, metric):
         cells = "".join(f"<td>{_interval(rows[name].get(one))}</td>" for one in metrics)
@@ -142,8 +142,10 @@ def _comparison(report: Mapping[str, Any], rival: str | None) -> str:
         own = ' class="own"' if name == subject else ""
         asked = ", ".join(ASKED_BY.get(who, who) for who in required.get(name, []))
         body += f"<tr{own}><td>{_row(name)}</td>{cells}<td>{won}</td><td class='quiet'>{escape(asked)}</td></tr>"
-    chart = _forest({name: rows[name][metric] for name in _order(rows, metric) if metric in rows[name]}, subject, rival)
-    gains = _forest({name: gain[name] for name in _order(rows, metric) if name in gain}, subject, rival, zero=True)
+    chart = _forest(
+        {name: rows[name][metric] for name in _order(rows, metric) if metric in rows[name]}, subject, baseline
+    )
+    gains = _forest({name: gain[name] for name in _order(rows, metric) if name in gain}, subject, baseline, zero=True)
     return (
         "<h2>On cold users, beside what one would otherwise use</h2>"
         '<p class="quiet">Users of whom training saw no row in this domain; 95% intervals over users. The gain '
@@ -161,7 +163,7 @@ def _seeds(report: Mapping[str, Any]) -> str:
     each = list(next(iter(seeds.values()))["each"])
     head = "".join(f"<th>seed {escape(str(seed))}</th>" for seed in each)
     body = ""
-    for row, found in {subject: seeds, **report.get("rivals_over_seeds", {})}.items():
+    for row, found in {subject: seeds, **report.get("baselines_over_seeds", {})}.items():
         for name, measured in found.items() if row == subject else [(metric, found[metric])]:
             values = "".join(f"<td>{_number(measured['each'].get(seed))}</td>" for seed in each)
             own = ' class="own"' if row == subject else ""
@@ -233,9 +235,9 @@ def _leaks(report: Mapping[str, Any]) -> str:
     return f"<h2>Leak scan</h2><ul>{leaks}</ul>{checks}"
 
 
-def _borrowing(report: Mapping[str, Any]) -> str:
+def _source_weighting(report: Mapping[str, Any]) -> str:
     """What the shared model learned of its sources, where it weighed them."""
-    told = report.get("borrowing")
+    told = report.get("source_weighting")
     if not told or not told.get("verdicts"):
         return ""
     body = "".join(
@@ -286,9 +288,9 @@ def _certificate(version: Version) -> str:
     certificate = version.certificate
     if not certificate:
         return ""
-    witnesses = certificate.get("witnesses", {})
+    probe_rows = certificate.get("probe_rows", {})
     moved = [*certificate.get("changed", []), *certificate.get("predictions_moved", [])]
-    others = escape(", ".join(witnesses)) or "there are none"
+    others = escape(", ".join(probe_rows)) or "there are none"
     said = (
         f"Nothing else moved: all {_count(certificate.get('frozen_tensors'))} frozen tensors have the same hash before "
         f"and after, and predictions of the other domains ({others}) are equal bit for bit."
@@ -319,7 +321,7 @@ def _training(version: Version) -> str:
 
 
 def _forest(
-    rows: Mapping[str, Mapping[str, float]], subject: str, rival: str | None, *, zero: bool = False, width: int = 860
+    rows: Mapping[str, Mapping[str, float]], subject: str, baseline: str | None, *, zero: bool = False, width: int = 860
 ) -> str:
     """Points with their intervals, one line a row, in the order given."""
     known = {name: row for name, row in rows.items() if all(math.isfinite(row[part]) for part in ("low", "high"))}
@@ -336,7 +338,7 @@ def _forest(
     drawn = []
     for place, (name, row) in enumerate(known.items()):
         y = 16 + step * place
-        colour = OWN if name == subject else RIVAL if name == rival else OTHER
+        colour = OWN if name == subject else BASELINE if name == baseline else OTHER
         drawn.append(
             f'<text x="0" y="{y + 4}">{_row(name)}</text>'
             f'<line x1="{x(row["low"]):.1f}" x2="{x(row["high"]):.1f}" y1="{y}" y2="{y}" stroke="{colour}" '

@@ -74,35 +74,37 @@ def power_laws(rows: np.ndarray, errors: np.ndarray, *, seed: int) -> tuple[np.n
 def gains(
     curves: Curves,
     model: str,
-    rival: str,
+    baseline: str,
     at: np.ndarray,
     *,
     points: int | None = None,
     draws: int = 400,
     seed: int = 0,
 ) -> np.ndarray:
-    """By how much ``model`` is forecast to err less than ``rival`` at ``at`` (Q,) training rows, (draws, Q).
+    """By how much ``model`` is forecast to err less than ``baseline`` at ``at`` (Q,) training rows, (draws, Q).
 
     ``points`` fits only the first so many, as if the rest were still to come.
     """
     weight = people_drawn(curves.fold, draws=draws, seed=seed)
     points = len(curves.rows) if points is None else points
     forecast = []
-    for number, name in enumerate((rival, model)):
+    for number, name in enumerate((baseline, model)):
         a, b, c = power_laws(curves.rows[:points], curves.errors(name, weight)[:, :points], seed=seed + number)
         forecast.append(a[:, None] + b[:, None] * np.asarray(at, np.float64)[None] ** -c[:, None])
     return forecast[0] - forecast[1]
 
 
-def rows_needed(curves: Curves, model: str, rival: str, *, draws: int = 400, seed: int = 0) -> dict[str, float | None]:
-    """How many training rows until ``model`` errs less than ``rival``: the middle draw and the 95 % interval.
+def rows_needed(
+    curves: Curves, model: str, baseline: str, *, draws: int = 400, seed: int = 0
+) -> dict[str, float | None]:
+    """How many training rows until ``model`` errs less than ``baseline``: the middle draw and the 95 % interval.
 
     None is out of reach: more than ``FAR`` times what there is. The smallest amount measured stands for "that or less".
     ``certain`` is the share of draws in which the model is ahead with all the data there is.
     """
     first, last = float(curves.rows[0]), float(curves.rows[-1])
     at = np.unique(np.append(np.geomspace(first, FAR * last, 120), last))
-    gain = gains(curves, model, rival, at, draws=draws, seed=seed)
+    gain = gains(curves, model, baseline, at, draws=draws, seed=seed)
     # Ahead with all there is: since when without a break. Not yet ahead: the first amount beyond at which it will be.
     today = int(np.searchsorted(at, last))
     here = gain[:, today]
@@ -118,17 +120,17 @@ def rows_needed(curves: Curves, model: str, rival: str, *, draws: int = 400, see
     }
 
 
-def backtest(curves: Curves, model: str, rivals: tuple[str, ...], *, fewest: int = 3, seed: int = 0) -> list[dict]:
+def backtest(curves: Curves, model: str, baselines: tuple[str, ...], *, fewest: int = 3, seed: int = 0) -> list[dict]:
     """Forecasts from the first points of what came after: each with its interval, what was seen, and if it held."""
     checks = []
-    for rival in rivals:
-        seen = curves.everyone(rival) - curves.everyone(model)
+    for baseline in baselines:
+        seen = curves.everyone(baseline) - curves.everyone(model)
         for points in range(fewest, len(curves.rows)):
-            drawn = gains(curves, model, rival, curves.rows[points:], points=points, seed=seed)
+            drawn = gains(curves, model, baseline, curves.rows[points:], points=points, seed=seed)
             for place, (low, middle, high) in enumerate(np.quantile(drawn, BOUNDS, axis=0).T, points):
                 checks.append(
                     {
-                        "rival": rival,
+                        "baseline": baseline,
                         "known_rows": float(curves.rows[points - 1]),
                         "rows": float(curves.rows[place]),
                         "forecast": {"value": float(middle), "low": float(low), "high": float(high)},

@@ -17,11 +17,11 @@ from domains.events.splits import Split, scan_for_leaks
 from models.ranker import adapters, checkpoint
 from models.ranker.network import Ranker
 from orchestrator.data.batches import Examples
-from orchestrator.data.encoding import Layout
+from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.data.model_store import Artifacts
 from orchestrator.evaluation import gate as promotion
 from orchestrator.evaluation import measure
-from orchestrator.jobs.launch_state import FINE_TUNING, OpenedLaunch
+from orchestrator.jobs.launch_state import FINE_TUNING, LaunchState
 from orchestrator.jobs.runner import RunContext
 from orchestrator.jobs.versions import attach_live, zero_shot_slot
 from orchestrator.settings import Settings
@@ -32,14 +32,14 @@ LONG_HISTORY = 20
 
 
 def compare(context: RunContext) -> None:
-    """The cold-start report: adapter, zero-shot, plain rows and trained rivals on users whom the adapter never met.
+    """The cold-start report: adapter, zero-shot, plain rows and trained baselines on users whom the adapter never met.
 
     Raises:
         NotEnoughData: nobody was held out.
     """
     if context.read("report") is not None:
         return
-    launch = OpenedLaunch.of(context)
+    launch = LaunchState.of(context)
     with launch.costs("comparison"):
         report = cold_start_report(launch)
     report["launch_seconds"] = (datetime.now(UTC) - context.registry.run(context.run_id).started_at).total_seconds()
@@ -49,38 +49,38 @@ def compare(context: RunContext) -> None:
     context.write("report", report)
 
 
-def cold_start_report(launch: OpenedLaunch) -> dict[str, Any]:
+def cold_start_report(launch: LaunchState) -> dict[str, Any]:
     """Everything but cost and decision, as plain JSON; the fields of ``evaluation.report`` and what a launch adds."""
-    ranker, layout, assembler = launch.shared_model()
-    rows, split = launch.rows(layout), launch.split
+    ranker, encoder, batch_builder = launch.shared_model()
+    rows, split = launch.rows(encoder), launch.split
     known, test, judged = (rows.take(part) for part in (split["train"], split["test"], launch.judged))
     if len(test) == 0:
         raise NotEnoughData(f"domain {launch.name!r} has no held-out cold users to compare on", domain=launch.name)
     others = attach_live(launch.context, ranker, launch.backbone.id, leave_out=launch.name)
     zero_shot = score_rows(
-        ranker, assembler, judged, zero_shot_slot(ranker, launch.workspace, layout, launch.name, others)
+        ranker, batch_builder, judged, zero_shot_slot(ranker, launch.workspace, encoder, launch.name, others)
     )
     slot = checkpoint.load_into(ranker, launch.context.folder / "adapter", backbone=launch.backbone.id)
-    adapter = score_rows(ranker, assembler, judged, slot)
+    adapter = score_rows(ranker, batch_builder, judged, slot)
     live = _live_slot(launch, ranker)
     first = launch.recipe.seed
     of_all = {
-        **_plain_rows(layout.task, known, judged),
-        **{rival: _kept(launch, rival, first) for rival in launch.demands.trained},
+        **_plain_rows(encoder.task, known, judged),
+        **{baseline: _kept(launch, baseline, first) for baseline in launch.demands.trained},
         "zero_shot": zero_shot,
         "adapter": adapter,
     }
     if live is not None:
-        of_all["live"] = score_rows(ranker, assembler, judged, live)
+        of_all["live"] = score_rows(ranker, batch_builder, judged, live)
     best = launch.workspace.true_probabilities(judged)
     if best is not None:
         of_all["best_reachable"] = best
     scores = {row: score[: len(test)] for row, score in of_all.items()}
     segments = _segments(launch, rows, test)
     gate = launch.domain.spec.gate
-    leaks, looked_at = leak_scan(launch, layout, rows, new_items=test.item[segments["cold_item"]])
+    leaks, looked_at = leak_scan(launch, encoder, rows, new_items=test.item[segments["cold_item"]])
     report = measure.report(
-        layout.task,
+        encoder.task,
         gate,
         subject="adapter",
         scores=scores,
@@ -96,14 +96,14 @@ def cold_start_report(launch: OpenedLaunch) -> dict[str, Any]:
     report["segments"] = {"cold_user": cold, **report["segments"]}
     warm = judged.take(np.arange(len(test), len(judged)))
     known_users = measure.segment(
-        layout.task,
+        encoder.task,
         scores={row: score[len(test) :] for row, score in of_all.items()},
         label=warm.label,
         user=warm.user,
     )
     if known_users is not None:
         report["segments"]["warm_user"] = known_users
-    report |= _over_seeds(launch, layout.task, scores, test)
+    report |= _over_seeds(launch, encoder.task, scores, test)
     certificate = launch.context.result_of("certificate")
     tuned = launch.context.result_of("fine-tuned")
     report["certificate_ok"] = certificate["ok"]
@@ -112,24 +112,24 @@ def cold_start_report(launch: OpenedLaunch) -> dict[str, Any]:
     report["fine_tune_seconds"] = tuned["seconds"]
     report["learning_curve"] = tuned["history"]
     report["training_examples"] = len(known)
-    report["notes"] = _notes(launch, layout, test)
-    report["borrowing"] = launch.backbone.report.get("borrowing")
+    report["notes"] = _notes(launch, encoder, test)
+    report["source_weighting"] = launch.backbone.report.get("source_weighting")
     return report
 
 
 def leak_scan(
-    launch: OpenedLaunch, layout: Layout, rows: Examples, *, new_items: np.ndarray
+    launch: LaunchState, encoder: FeatureEncoder, rows: Examples, *, new_items: np.ndarray
 ) -> tuple[list[str], list[str]]:
     """Ways in which a test row could be known in training, and what was asked to find them, each as a sentence."""
     workspace, split = launch.workspace, launch.split
-    item_codes = workspace.item_codes(layout, rows.domain)[rows.item]
-    user_codes = workspace.user_codes(layout)[rows.user]
+    item_codes = workspace.item_codes(encoder, rows.domain)[rows.item]
+    user_codes = workspace.user_codes(encoder)[rows.user]
     features = {
         f"{what} {field.name}": codes[:, at]
         for what, fields, codes in (
-            ("item", layout.item_fields, item_codes),
-            ("user", layout.user_fields, user_codes),
-            ("context", layout.context_fields, rows.context),
+            ("item", encoder.item_fields, item_codes),
+            ("user", encoder.user_fields, user_codes),
+            ("context", encoder.context_fields, rows.context),
         )
         for at, field in enumerate(fields)
         if np.ptp(codes[:, at])
@@ -143,10 +143,10 @@ def leak_scan(
     histories = {}
     if launch.timed:
         held = workspace.histories
-        histories["sources"] = (held.source, *held.source.window(rows.user, rows.time_us, layout.lifelong))
+        histories["sources"] = (held.source, *held.source.window(rows.user, rows.time_us, encoder.lifelong))
         own = held.target.get(rows.domain)
         if own is not None:
-            histories["this domain"] = (own, *own.window(rows.user, rows.time_us, layout.short))
+            histories["this domain"] = (own, *own.window(rows.user, rows.time_us, encoder.short))
         looked_at += [
             "times: is a training row at or after the cut, a judged row before it, any row in the future?",
             f"histories that rows read ({', '.join(histories)}): does one hold its row's own moment, or a later one?",
@@ -192,26 +192,26 @@ def _plain_rows(task: str, known: Examples, judged: Examples) -> dict[str, np.nd
     return {**found, "item_mean": measure.item_mean(known.item, known.label, judged.item)}
 
 
-def _kept(launch: OpenedLaunch, row: str, seed: int) -> np.ndarray:
+def _kept(launch: LaunchState, row: str, seed: int) -> np.ndarray:
     scores = launch.scores(row, seed)
     if scores is None:
         raise RuntimeError(f"run {launch.context.run_id} holds no predictions of {row} under seed {seed} yet")
     return scores
 
 
-def _live_slot(launch: OpenedLaunch, ranker: Ranker) -> int | None:
+def _live_slot(launch: LaunchState, ranker: Ranker) -> int | None:
     """The domain's own version that answers now, attached; None where there is none on this shared model."""
     live = launch.context.result_of("opened")["live"]
     if live is None:
         return None
     version = launch.context.registry.version(live)
-    if version.rung != "adapter" or version.backbone_id != launch.backbone.id:
+    if version.level != "adapter" or version.backbone_id != launch.backbone.id:
         return None
     folder = Artifacts(launch.context.settings.artifacts_dir).path(version.artifact)
     return adapters.attach(ranker, checkpoint.load_adapter(folder), backbone=launch.backbone.id)
 
 
-def _segments(launch: OpenedLaunch, rows: Examples, test: Examples) -> dict[str, np.ndarray]:
+def _segments(launch: LaunchState, rows: Examples, test: Examples) -> dict[str, np.ndarray]:
     """Parts of the cold users' rows: by how often the item was met, and by how much the user brings along."""
     seen = np.bincount(rows.item[launch.split["train"]], minlength=int(rows.item.max()) + 1)
     chosen_by = np.bincount(rows.item[launch.split["validation"]], minlength=len(seen))
@@ -226,7 +226,7 @@ def _segments(launch: OpenedLaunch, rows: Examples, test: Examples) -> dict[str,
     }
 
 
-def _over_seeds(launch: OpenedLaunch, task: str, scores: dict[str, np.ndarray], test: Examples) -> dict[str, Any]:
+def _over_seeds(launch: LaunchState, task: str, scores: dict[str, np.ndarray], test: Examples) -> dict[str, Any]:
     """Every trained row under every seed, and what the adapter gains over each row, seed by seed."""
     if len(launch.seeds) == 1:
         return {}
@@ -238,7 +238,7 @@ def _over_seeds(launch: OpenedLaunch, task: str, scores: dict[str, np.ndarray], 
     gate, adapter = launch.domain.spec.gate, by_seed["adapter"]
     return {
         "seeds": measure.over_seeds(task, adapter, **seen),
-        "rivals_over_seeds": {
+        "baselines_over_seeds": {
             row: measure.over_seeds(task, of_row, **seen) for row, of_row in by_seed.items() if row != "adapter"
         },
         "gain_over_seeds": {
@@ -249,12 +249,12 @@ def _over_seeds(launch: OpenedLaunch, task: str, scores: dict[str, np.ndarray], 
     }
 
 
-def _notes(launch: OpenedLaunch, layout: Layout, test: Examples) -> list[str]:
+def _notes(launch: LaunchState, encoder: FeatureEncoder, test: Examples) -> list[str]:
     notes = []
     if not launch.timed:
         notes.append("the data has no times, so there are no later rows of warm users to judge on")
-    elif layout.trained_until_us is not None:
-        early = float((test.time_us <= layout.trained_until_us).mean())
+    elif encoder.trained_until_us is not None:
+        early = float((test.time_us <= encoder.trained_until_us).mean())
         if early:
             notes.append(f"{early:.0%} of test rows are older than the newest event the shared model was trained on")
     return notes

@@ -1,4 +1,4 @@
-"""Launch: freeze the shared model, fine-tune one adapter, certify, train its rivals, compare, ask the gate."""
+"""Launch: freeze the shared model, fine-tune one adapter, certify, train its baselines, compare, ask the gate."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from domains.lifecycle import State
 from models.ranker import adapters, checkpoint
 from models.training import loop
 from orchestrator.data.dataset import Workspace
-from orchestrator.data.encoding import Layout
+from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.jobs import cold_start
 from orchestrator.jobs.launch_state import (
     FINE_TUNING,
-    OpenedLaunch,
+    LaunchState,
     demands,
     later_rows_of_known_users,
     load_backbone,
@@ -31,12 +31,12 @@ from orchestrator.training.fit import score_rows
 from orchestrator.training.recipe import Recipe
 
 RETRAIN = "retrain"
-WITNESS_ROWS = 256
+PROBE_ROWS = 256
 """Rows of each other domain whose predictions must stay bit-equal through a launch."""
 
 
 def open_launch(context: RunContext) -> None:
-    """Fix what this launch stands on (shared model, split, rivals); the domain answers at rung zero-shot meanwhile.
+    """Fix what this launch stands on (shared model, split, baselines); the domain answers at level zero-shot meanwhile.
 
     Raises:
         NoLiveVersion: there is no shared model yet.
@@ -50,10 +50,10 @@ def open_launch(context: RunContext) -> None:
     if live is None:
         raise NoLiveVersion("there is no shared model yet; run train-shared first", domain=domain.name)
     backbone = registry.version(live.version_id)
-    ranker, layout = load_backbone(context, backbone)
-    if domain.spec.task != layout.task:
+    ranker, encoder = load_backbone(context, backbone)
+    if domain.spec.task != encoder.task:
         raise NotEnoughData(
-            f"domain {domain.name!r} predicts {domain.spec.task}, the shared model {layout.task}; "
+            f"domain {domain.name!r} predicts {domain.spec.task}, the shared model {encoder.task}; "
             "train a shared model on domains of the same task",
             domain=domain.name,
         )
@@ -62,12 +62,12 @@ def open_launch(context: RunContext) -> None:
     before = registry.version(standing.version_id).config if standing and context.kind == RETRAIN else None
     recipe = Recipe.of_launch(domain.spec.task, context.params, backbone.config, before=before)
     if standing is None:
-        offer_zero_shot(context, domain, ranker=ranker, layout=layout, backbone_id=backbone.id)
+        offer_zero_shot(context, domain, ranker=ranker, encoder=encoder, backbone_id=backbone.id)
     workspace = Workspace(context.settings, tuple(registry.domains()))
-    rows = workspace.examples(layout, domain.name)
+    rows = workspace.examples(encoder, domain.name)
     split = workspace.split(rows)
     label = rows.label[split.train]
-    if len(split.train) < 50 or (layout.task == "ctr" and not 0 < label.mean() < 1):
+    if len(split.train) < 50 or (encoder.task == "ctr" and not 0 < label.mean() < 1):
         raise NotEnoughData(
             f"domain {domain.name!r} has {len(split.train)} training rows "
             f"with mean label {label.mean() if len(label) else float('nan'):.3f}; "
@@ -102,20 +102,20 @@ def fine_tune(context: RunContext) -> None:
     """Train only the domain's own parameters, fit its calibrator, and certify that nothing else moved."""
     if (context.folder / "adapter").is_dir():
         return
-    launch = OpenedLaunch.of(context)
-    ranker, layout, assembler = launch.shared_model()
-    rows = launch.rows(layout)
+    launch = LaunchState.of(context)
+    ranker, encoder, batch_builder = launch.shared_model()
+    rows = launch.rows(encoder)
     others = attach_live(context, ranker, launch.backbone.id, leave_out=launch.name)
-    slot = zero_shot_slot(ranker, launch.workspace, layout, launch.name, others)
-    witnesses = _witnesses(launch.workspace, layout, others)
+    slot = zero_shot_slot(ranker, launch.workspace, encoder, launch.name, others)
+    probe_rows = _probe_rows(launch.workspace, encoder, others)
     frozen_before = adapters.fingerprint(ranker, excluding=slot)
-    seen_before = {other: score_rows(ranker, assembler, witness, at) for other, (witness, at) in witnesses.items()}
+    seen_before = {other: score_rows(ranker, batch_builder, witness, at) for other, (witness, at) in probe_rows.items()}
     with launch.costs(FINE_TUNING):
         result = fit_adapter(
             ranker,
             slot,
             launch.recipe,
-            assembler,
+            batch_builder,
             rows.take(launch.split["train"]),
             rows.take(launch.split["validation"]),
             checkpoint_dir=context.folder / "fine-tuning",
@@ -132,20 +132,20 @@ def fine_tune(context: RunContext) -> None:
     ranker.eval()
     moved = [
         other
-        for other, (witness, at) in witnesses.items()
-        if not np.array_equal(seen_before[other], score_rows(ranker, assembler, witness, at))
+        for other, (witness, at) in probe_rows.items()
+        if not np.array_equal(seen_before[other], score_rows(ranker, batch_builder, witness, at))
     ]
     building = context.folder / "adapter.building"
     shutil.rmtree(building, ignore_errors=True)
     checkpoint.save_adapter(ranker, slot, building, backbone=launch.backbone.id)
-    layout.save(building)
+    encoder.save(building)
     context.write(
         "certificate",
         {
             **certificate.as_dict(),
             "ok": certificate.ok and not moved,
             "backbone": launch.backbone.id,
-            "witnesses": {other: len(witness) for other, (witness, _) in witnesses.items()},
+            "probe_rows": {other: len(witness) for other, (witness, _) in probe_rows.items()},
             "predictions_moved": moved,
             "all_parameters": sum(parameter.numel() for parameter in ranker.parameters()),
         },
@@ -160,55 +160,55 @@ def repeat_with_seeds(context: RunContext) -> None:
     The version offered is the first seed's, whatever comes of the others: to take the best on the rows that judge would
     be to select on the test.
     """
-    launch = OpenedLaunch.of(context)
+    launch = LaunchState.of(context)
     for done, seed in enumerate(launch.seeds[1:]):
         if launch.scores("adapter", seed) is not None:
             continue
         with launch.costs(f"{FINE_TUNING}, seed {seed}"):
-            ranker, layout, assembler = launch.shared_model()
-            rows = launch.rows(layout)
+            ranker, encoder, batch_builder = launch.shared_model()
+            rows = launch.rows(encoder)
             others = attach_live(context, ranker, launch.backbone.id, leave_out=launch.name)
-            slot = zero_shot_slot(ranker, launch.workspace, layout, launch.name, others)
+            slot = zero_shot_slot(ranker, launch.workspace, encoder, launch.name, others)
             fit_adapter(
                 ranker,
                 slot,
                 launch.recipe.model_copy(update={"seed": seed}),
-                assembler,
+                batch_builder,
                 rows.take(launch.split["train"]),
                 rows.take(launch.split["validation"]),
                 on_progress=partial(_show, context, f"seed {seed}", done, len(launch.seeds) - 1),
                 **on_this_machine(context.settings),
             )
-            launch.keep_scores("adapter", seed, score_rows(ranker, assembler, rows.take(launch.judged), slot))
+            launch.keep_scores("adapter", seed, score_rows(ranker, batch_builder, rows.take(launch.judged), slot))
 
 
-def train_rivals(context: RunContext) -> None:
+def train_baselines(context: RunContext) -> None:
     """Train what the policy, the gate or whoever launches wants the adapter compared with, under every seed."""
-    launch = OpenedLaunch.of(context)
-    work = [(seed, rival) for seed in launch.seeds for rival in launch.demands.trained]
-    for done, (seed, rival) in enumerate(work):
-        if launch.scores(rival, seed) is None:
-            with launch.costs(rival if seed == launch.recipe.seed else f"{rival}, seed {seed}"):
-                ranker, layout, assembler = launch.shared_model()
-                rows = launch.rows(layout)
+    launch = LaunchState.of(context)
+    work = [(seed, baseline) for seed in launch.seeds for baseline in launch.demands.trained]
+    for done, (seed, baseline) in enumerate(work):
+        if launch.scores(baseline, seed) is None:
+            with launch.costs(baseline if seed == launch.recipe.seed else f"{baseline}, seed {seed}"):
+                ranker, encoder, batch_builder = launch.shared_model()
+                rows = launch.rows(encoder)
                 scores = baselines.predict(
-                    rival,
+                    baseline,
                     ranker=ranker,
-                    slot=zero_shot_slot(ranker, launch.workspace, layout, launch.name, {}),
+                    slot=zero_shot_slot(ranker, launch.workspace, encoder, launch.name, {}),
                     recipe=launch.recipe.model_copy(update={"seed": seed}),
                     workspace=launch.workspace,
-                    assembler=assembler,
+                    batch_builder=batch_builder,
                     known=rows.take(launch.split["train"]),
                     validation=rows.take(launch.split["validation"]),
                     test=rows.take(launch.judged),
-                    on_progress=partial(_show, context, f"{rival}, seed {seed}", done, len(work)),
+                    on_progress=partial(_show, context, f"{baseline}, seed {seed}", done, len(work)),
                 )
-                launch.keep_scores(rival, seed, scores)
+                launch.keep_scores(baseline, seed, scores)
 
 
 def offer(context: RunContext) -> None:
     """Record the version with its certificate and report; a passed gate makes it the challenger."""
-    launch = OpenedLaunch.of(context)
+    launch = LaunchState.of(context)
     name = launch.name
     report, certificate = context.result_of("report"), context.result_of("certificate")
     judged: dict[str, Any] = {
@@ -224,17 +224,17 @@ def offer(context: RunContext) -> None:
         kind="adapter",
         domain=name,
         backbone_id=launch.backbone.id,
-        rung="adapter",
+        level="adapter",
         **judged,
     )
     if version.report != report:
-        version = context.registry.judge_again(version.id, **judged, by=context.by)
+        version = context.registry.reevaluate(version.id, **judged, by=context.by)
     live = context.registry.live(name)
     already_live = live is not None and live.version_id == version.id
     state = State.LIVE if already_live else State.CHALLENGER if report["decision"]["promote"] else State.DATA_READY
     if not report["decision"]["promote"] and live is not None:
         held = context.registry.version(live.version_id)
-        if held.rung == "adapter":
+        if held.level == "adapter":
             state = State.LIVE
     context.registry.move(name, state, by=context.by, why="; ".join(report["decision"]["reasons"]))
     context.write("result", {"version": version.id, "decision": report["decision"]})
@@ -264,7 +264,7 @@ STEPS = (
     Step("Choose the cold users to judge on", open_launch, 1),
     Step("Fine-tune the adapter and certify the rest frozen", fine_tune, 8),
     Step("Fine-tune again under other seeds", repeat_with_seeds, 4),
-    Step("Train the rivals", train_rivals, 8),
+    Step("Train the baselines", train_baselines, 8),
     Step("Compare on cold users", cold_start.compare, 3),
     Step("Offer the version to the gate", offer, 1),
 )
@@ -274,14 +274,14 @@ GO_LIVE = Step("Go live if the gate let it pass", go_live, 1)
 
 
 def _show(context: RunContext, what: str, done: int, of: int, progress: loop.Progress) -> None:
-    context.progress((done + progress.fraction) / of, rival=what)
+    context.progress((done + progress.fraction) / of, baseline=what)
 
 
-def _witnesses(workspace: Workspace, layout: Layout, others: dict[str, int]) -> dict[str, tuple[Any, int]]:
+def _probe_rows(workspace: Workspace, encoder: FeatureEncoder, others: dict[str, int]) -> dict[str, tuple[Any, int]]:
     """A few rows of every other domain in the ranker, sources included, and their slots."""
-    sources = {source.domain: layout.slots.index(source.domain) for source in layout.sources}
+    sources = {source.domain: encoder.slots.index(source.domain) for source in encoder.sources}
     found = {}
     for other, slot in {**sources, **others}.items():
-        rows = workspace.examples(layout, other)
-        found[other] = (rows.take(np.arange(max(0, len(rows) - WITNESS_ROWS), len(rows))), slot)
+        rows = workspace.examples(encoder, other)
+        found[other] = (rows.take(np.arange(max(0, len(rows) - PROBE_ROWS), len(rows))), slot)
     return found

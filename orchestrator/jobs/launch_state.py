@@ -19,9 +19,9 @@ from domains.events.splits import Split
 from domains.registry.registry import Domain, Version
 from models.ranker import checkpoint
 from models.ranker.network import Ranker
-from orchestrator.data.batches import Assembler, Examples
+from orchestrator.data.batches import BatchBuilder, Examples
 from orchestrator.data.dataset import Workspace
-from orchestrator.data.encoding import Layout
+from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.data.model_store import Artifacts
 from orchestrator.evaluation.gate import STRONGEST, row_of
 from orchestrator.jobs.runner import RunContext
@@ -30,48 +30,48 @@ from orchestrator.training.recipe import Recipe
 
 WARM_ROWS = 20_000
 """Later rows of users whom training knows, at most; they are shown beside the cold users and decide nothing."""
-TRAINED_RIVALS = ("single_domain", "shared_bottom", "full_fine_tune", "scratch")
+TRAINED_BASELINES = ("single_domain", "shared_bottom", "full_fine_tune", "scratch")
 FINE_TUNING = "fine-tuning"
 POLICY, GATE, LAUNCH = "policy", "gate", "launch"
-"""Who may require a rival: whoever runs this installation, the domain's gate, whoever launches."""
+"""Who may require a baseline: whoever runs this installation, the domain's gate, whoever launches."""
 
 
 @dataclass(frozen=True)
-class Demands:
+class ComparisonPolicy:
     """What a launch is compared with and how often it is repeated, and who says so.
 
-    ``rivals`` names, for each row that the report must hold, who requires it.
+    ``baselines`` names, for each row that the report must hold, who requires it.
     """
 
-    rivals: dict[str, list[str]]
+    baselines: dict[str, list[str]]
     seeds: int
     seeds_by: str
 
     @property
     def trained(self) -> list[str]:
-        """The rivals among them that have to be trained."""
-        return [rival for rival in TRAINED_RIVALS if rival in self.rivals]
+        """The baselines among them that have to be trained."""
+        return [baseline for baseline in TRAINED_BASELINES if baseline in self.baselines]
 
     def as_dict(self) -> dict[str, Any]:
-        return {"rivals": self.rivals, "seeds": self.seeds, "seeds_by": self.seeds_by}
+        return {"baselines": self.baselines, "seeds": self.seeds, "seeds_by": self.seeds_by}
 
 
-def demands(settings: Settings, recipe: Recipe, domain: Domain) -> Demands:
+def demands(settings: Settings, recipe: Recipe, domain: Domain) -> ComparisonPolicy:
     """The sum of all that is asked: a gate or a launch can add to the policy, and neither can take from it."""
-    named = () if domain.spec.gate.rival == STRONGEST else (domain.spec.gate.rival,)
-    asked = {POLICY: settings.required_rivals, GATE: named, LAUNCH: recipe.rivals}
+    named = () if domain.spec.gate.baseline == STRONGEST else (domain.spec.gate.baseline,)
+    asked = {POLICY: settings.required_baselines, GATE: named, LAUNCH: recipe.baselines}
     found: dict[str, list[str]] = {}
-    for who, rivals in asked.items():
-        for rival in rivals:
-            name = row_of(rival, domain.spec.task)
+    for who, baselines in asked.items():
+        for baseline in baselines:
+            name = row_of(baseline, domain.spec.task)
             if who not in found.setdefault(name, []):
                 found[name].append(who)
     more = recipe.seeds > settings.required_seeds
-    return Demands(found, recipe.seeds if more else settings.required_seeds, LAUNCH if more else POLICY)
+    return ComparisonPolicy(found, recipe.seeds if more else settings.required_seeds, LAUNCH if more else POLICY)
 
 
 @dataclass(frozen=True)
-class OpenedLaunch:
+class LaunchState:
     """A launch in the folder of its run."""
 
     context: RunContext
@@ -79,15 +79,15 @@ class OpenedLaunch:
     recipe: Recipe
     workspace: Workspace
     backbone: Version
-    demands: Demands
+    demands: ComparisonPolicy
 
     @classmethod
-    def of(cls, context: RunContext) -> OpenedLaunch:
+    def of(cls, context: RunContext) -> LaunchState:
         """The launch that the first step opened."""
         opened, registry = context.result_of("opened"), context.registry
         workspace = Workspace(context.settings, tuple(registry.domains()))
         domain = workspace.domain(name_of(context))
-        recipe, asked = Recipe.model_validate(opened["recipe"]), Demands(**opened["demands"])
+        recipe, asked = Recipe.model_validate(opened["recipe"]), ComparisonPolicy(**opened["demands"])
         return cls(context, domain, recipe, workspace, registry.version(opened["backbone"]), asked)
 
     @property
@@ -103,10 +103,10 @@ class OpenedLaunch:
         """The first is the version's own; the others show how much is chance."""
         return range(self.recipe.seed, self.recipe.seed + self.demands.seeds)
 
-    def shared_model(self) -> tuple[Ranker, Layout, Assembler]:
+    def shared_model(self) -> tuple[Ranker, FeatureEncoder, BatchBuilder]:
         """The shared model as it was published, fresh from its files, and what builds batches for it."""
-        ranker, layout = load_backbone(self.context, self.backbone)
-        return ranker, layout, self._assembler(layout)
+        ranker, encoder = load_backbone(self.context, self.backbone)
+        return ranker, encoder, self._batch_builder(encoder)
 
     @cached_property
     def split(self) -> dict[str, np.ndarray]:
@@ -124,13 +124,13 @@ class OpenedLaunch:
         """Positions of the rows to score: those of the cold users, then later rows of users whom training knows."""
         return np.r_[self.split["test"], self.split.get("warm", np.zeros(0, np.int64))]
 
-    def rows(self, layout: Layout) -> Examples:
+    def rows(self, encoder: FeatureEncoder) -> Examples:
         """All rows of the domain, as they were when the launch was opened.
 
         Raises:
             InvalidData: more have arrived since.
         """
-        rows = self.workspace.examples(layout, self.name)
+        rows = self.workspace.examples(encoder, self.name)
         if self.workspace.data(self.name).version != self.context.result_of("opened")["data"]:
             raise InvalidData(f"data of {self.name!r} changed while this launch ran; start a new one", domain=self.name)
         return rows
@@ -163,8 +163,8 @@ class OpenedLaunch:
     def _scores_path(self, row: str, seed: int) -> Any:
         return self.context.folder / f"scores-{row}-{seed}.npy"
 
-    def _assembler(self, layout: Layout) -> Assembler:
-        return self.workspace.assembler(layout, [domain.name for domain in self.workspace.domains])
+    def _batch_builder(self, encoder: FeatureEncoder) -> BatchBuilder:
+        return self.workspace.batch_builder(encoder, [domain.name for domain in self.workspace.domains])
 
 
 def name_of(context: RunContext) -> str:
@@ -173,10 +173,10 @@ def name_of(context: RunContext) -> str:
     return context.domain
 
 
-def load_backbone(context: RunContext, version: Version) -> tuple[Ranker, Layout]:
-    """A published shared model with its layout."""
+def load_backbone(context: RunContext, version: Version) -> tuple[Ranker, FeatureEncoder]:
+    """A published shared model with its encoder."""
     folder = Artifacts(context.settings.artifacts_dir).path(version.artifact)
-    return checkpoint.load_backbone(folder), Layout.load(folder)
+    return checkpoint.load_backbone(folder), FeatureEncoder.load(folder)
 
 
 def later_rows_of_known_users(rows: Examples, split: Split) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Before any launch: is each source worth borrowing, and with how much data of its own will the domain be ahead?
+"""Before any launch: is each source worth borrowing from, and with how much data of its own will the domain be ahead?
 
 Tiny networks are trained for a few hundred steps with and without each source, and judged on users whom they never met.
 Every user is judged once, by a run that did not know him (cross-fitting), so that a few runs use all the users there
@@ -21,10 +21,10 @@ from domains.events.histories import Histories
 from models.metrics import LOGLOSS_CLIP
 from models.ranker.network import Ranker
 from models.training import loop
-from orchestrator.data.batches import Assembler, EpochOfDomains, EventSource, Examples
+from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, EventSource, Examples
 from orchestrator.data.dataset import Workspace
-from orchestrator.data.encoding import Layout
-from orchestrator.data.target_encoding import item_means, without_itself
+from orchestrator.data.encoding import FeatureEncoder
+from orchestrator.data.target_encoding import item_means, leave_one_out
 from orchestrator.evaluation import learning_curve as forecast
 from orchestrator.evaluation import measure
 from orchestrator.jobs.runner import RunContext, Step
@@ -112,7 +112,7 @@ class Bench:
     task: str
     sources: tuple[str, ...]
     size: Size
-    layout: Layout = field(init=False)
+    encoder: FeatureEncoder = field(init=False)
     rows: Examples = field(init=False)
     fold: np.ndarray = field(init=False)
     people: np.ndarray = field(init=False)
@@ -121,7 +121,7 @@ class Bench:
         size = self.size
         self.recipe = Recipe(
             task=self.task,  # type: ignore[arg-type]
-            interest="dacdr",  # the cheapest: what sources are worth to each other is asked many times
+            architecture="dacdr",  # the cheapest: what sources are worth to each other is asked many times
             width=size.width,
             lifelong=size.lifelong,
             short=10,
@@ -133,10 +133,10 @@ class Bench:
             fine_tune_learning_rate=3e-3,
         )
         slots = (*self.sources, self.name)
-        self.layout = self.workspace.fit_layout(
+        self.encoder = self.workspace.fit_encoder(
             task=self.task, slots=slots, lifelong=size.lifelong, short=10, with_users=False, until_us=None
         )
-        everything = self.workspace.examples(self.layout, self.name)
+        everything = self.workspace.examples(self.encoder, self.name)
         split = self.workspace.split(everything)
         self.rows = _drawn(everything.take(np.sort(np.r_[split.train, split.validation])), size.target_rows, size.seed)
         self.people, person = np.unique(self.rows.user, return_inverse=True)
@@ -148,8 +148,8 @@ class Bench:
             )
         self._order = np.random.default_rng(size.seed).permutation(len(self.people))[person]
         self.fold = self._order % size.folds
-        self._user_codes = self.workspace.user_codes(self.layout)
-        self._item_codes = {name: self.workspace.item_codes(self.layout, name) for name in slots}
+        self._user_codes = self.workspace.user_codes(self.encoder)
+        self._item_codes = {name: self.workspace.item_codes(self.encoder, name) for name in slots}
         self._numbers = {name: self.workspace.domain(name).number for name in slots}
 
     def source_values(self, on_progress: Callable[[float], None] = lambda share: None) -> dict[str, Any]:
@@ -163,9 +163,9 @@ class Bench:
         for fold in range(self.size.folds):
             known, chooser, held = self._parts(fold)
             for chosen in plan:
-                ranker, assembler = self._short_run(chosen, fold, known, chooser)
-                slot = self.layout.slots.index(self.name)
-                losses[chosen][held] = self._losses(ranker, assembler, self.rows.take(held), slot)
+                ranker, batch_builder = self._short_run(chosen, fold, known, chooser)
+                slot = self.encoder.slots.index(self.name)
+                losses[chosen][held] = self._losses(ranker, batch_builder, self.rows.take(held), slot)
                 done += 1
                 on_progress(done / (len(plan) * self.size.folds))
         weight = forecast.people_drawn(self._fold_of_people(), draws=DRAWS, seed=self.size.seed)
@@ -184,25 +184,25 @@ class Bench:
         """Errors of adapter and plain rows on growing shares of the data, and how much more is needed."""
         borrowed = [name for name in self.workspace.domain(self.name).spec.sources if name in self.sources]
         borrowed = borrowed or list(self.sources)
-        rivals = ("item_mean",) if self.task == "rating" else ("popularity", "item_mean")
+        baselines = ("item_mean",) if self.task == "rating" else ("popularity", "item_mean")
         shares = [share for share in SHARES if share * len(self.rows) / 2 >= FEWEST_IN_A_SHARE]
-        losses = {model: np.zeros((len(self.rows), len(shares))) for model in ("adapter", *rivals)}
+        losses = {model: np.zeros((len(self.rows), len(shares))) for model in ("adapter", *baselines)}
         learnt = np.zeros((self.size.folds, len(shares)))
         for fold in range(self.size.folds):
             known, chooser, held = self._parts(fold)
             judged = self.rows.take(held)
-            ranker, assembler = self._short_run(borrowed, fold, None, None)
+            ranker, batch_builder = self._short_run(borrowed, fold, None, None)
             for place, share in enumerate(shares):
                 some, choosing = self._share_of(known, share), self._share_of(chooser, share)
                 learnt[fold, place] = len(some)
-                slot = add_domain(ranker, self.workspace, self.layout, self.name)
-                fit_adapter(ranker, slot, self.recipe, assembler, some, choosing)
-                losses["adapter"][held, place] = self._losses(ranker, assembler, judged, slot)
+                slot = add_domain(ranker, self.workspace, self.encoder, self.name)
+                fit_adapter(ranker, slot, self.recipe, batch_builder, some, choosing)
+                losses["adapter"][held, place] = self._losses(ranker, batch_builder, judged, slot)
                 # The plain rows need nobody to choose for them, so they learn from those rows as well.
                 item, label = np.r_[some.item, choosing.item], np.r_[some.label, choosing.label]
-                for rival in rivals:
-                    plain = getattr(measure, rival)(item, label, judged.item)
-                    losses[rival][held, place] = row_loss(self.task, judged.label, plain)
+                for baseline in baselines:
+                    plain = getattr(measure, baseline)(item, label, judged.item)
+                    losses[baseline][held, place] = row_loss(self.task, judged.label, plain)
                 on_progress((fold * len(shares) + place + 1) / (self.size.folds * len(shares)))
         person = np.searchsorted(self.people, self.rows.user)
         curves = forecast.Curves(
@@ -213,7 +213,7 @@ class Bench:
             root=self.task == "rating",
         )
         weight = forecast.people_drawn(curves.fold, draws=DRAWS, seed=self.size.seed)
-        checks = forecast.backtest(curves, "adapter", rivals)
+        checks = forecast.backtest(curves, "adapter", baselines)
         return {
             "borrowed": borrowed,
             "curve": {
@@ -226,7 +226,7 @@ class Bench:
                     for model in losses
                 },
             },
-            "needed": {rival: forecast.rows_needed(curves, "adapter", rival) for rival in rivals},
+            "needed": {baseline: forecast.rows_needed(curves, "adapter", baseline) for baseline in baselines},
             "backtest": {"held": sum(check["held"] for check in checks), "of": len(checks), "checks": checks},
         }
 
@@ -244,51 +244,51 @@ class Bench:
 
     def _short_run(
         self, wanted: Iterable[str], fold: int, known: Examples | None, chooser: Examples | None
-    ) -> tuple[Ranker, Assembler]:
+    ) -> tuple[Ranker, BatchBuilder]:
         """A small network trained on rows of the chosen sources, the only ones in any history, and of the domain."""
         chosen = [name for name in self.sources if name in set(wanted)]
         recipe = self.recipe.model_copy(update={"seed": self.size.seed + fold})
         numbers = frozenset(self._numbers[name] for name in chosen)
         histories = self.workspace.histories
-        assembler = Assembler(
-            self.layout,
+        batch_builder = BatchBuilder(
+            self.encoder,
             user_codes=self._user_codes,
             item_codes=self._item_codes,
             source=EventSource(histories.source),
             target={name: EventSource(store) for name, store in histories.target.items() if name == self.name},
             borrows=dict.fromkeys((*chosen, self.name), numbers),
         )
-        means = {name: np.full(self._items(name), 0.0, np.float32) for name in self.layout.slots}
+        means = {name: np.full(self._items(name), 0.0, np.float32) for name in self.encoder.slots}
         values = {name: np.full(self._items(name), 0.0, np.float32) for name in self.sources}
         parts, choosing = [], []
         for name in [*chosen, *([self.name] if known is not None else [])]:
-            slot = self.layout.slots.index(name)
+            slot = self.encoder.slots.index(name)
             rows, held = (known, chooser) if name == self.name else self._source_rows(name, recipe.seed)
             assert rows is not None
             assert held is not None
             found = item_means(rows, self._items(name), self.task)
             means[name] = found.means
             values[name] = item_means(_valued(rows), self._items(name), "rating").means
-            parts.append((without_itself(rows, found), slot))
+            parts.append((leave_one_out(rows, found), slot))
             choosing.append((held, slot))
         # What is not borrowed is not known either: it starts from the mean of what is.
         overall = float(np.concatenate([rows.label for rows, _ in parts]).mean())
-        for name in self.layout.slots:
+        for name in self.encoder.slots:
             if not means[name].any():
                 means[name][:] = overall
-        ranker = new_ranker(self.workspace, self.layout, recipe, mean_label=overall)
-        set_means(ranker, self.layout, means, values)
+        ranker = new_ranker(self.workspace, self.encoder, recipe, mean_label=overall)
+        set_means(ranker, self.encoder, means, values)
         if ranker.config.wide and self.task == "ctr":
-            fit_evidence(ranker, assembler, parts, seed=recipe.seed)
+            fit_evidence(ranker, batch_builder, parts, seed=recipe.seed)
         elif ranker.config.wide:
             lent = [rows.value for rows, slot in parts if slot < len(self.sources)]
             set_bands(ranker, np.concatenate(lent) if lent else np.zeros(0))
-            fit_evidence(ranker, assembler, parts, seed=recipe.seed)
+            fit_evidence(ranker, batch_builder, parts, seed=recipe.seed)
         # Stop by the domain's own users where there are some, else by the sources' rows.
-        own = [part for part in choosing if part[1] == self.layout.slots.index(self.name)]
+        own = [part for part in choosing if part[1] == self.encoder.slots.index(self.name)]
         loop.train(
             ranker,
-            EpochOfDomains(assembler, parts, batch_size=recipe.batch_size, seed=recipe.seed),
+            DomainBatchSampler(batch_builder, parts, batch_size=recipe.batch_size, seed=recipe.seed),
             config=loop.TrainConfig(
                 task=recipe.task,
                 epochs=recipe.epochs,
@@ -298,13 +298,13 @@ class Bench:
                 auxiliary_weight=0.0,
                 seed=recipe.seed,
             ),
-            validation=EpochOfDomains(assembler, own or choosing, batch_size=4096, seed=0, shuffle=False),
+            validation=DomainBatchSampler(batch_builder, own or choosing, batch_size=4096, seed=0, shuffle=False),
             parameters=searched_parameters(ranker),
         )
-        return ranker.eval(), assembler
+        return ranker.eval(), batch_builder
 
     def _source_rows(self, name: str, seed: int) -> tuple[Examples, Examples]:
-        rows = self.workspace.examples(self.layout, name)
+        rows = self.workspace.examples(self.encoder, name)
         split = self.workspace.split(rows)
         most = self.size.source_rows
         return _drawn(rows.take(split.train), most, seed), _drawn(rows.take(split.validation), most // 10, seed)
@@ -312,8 +312,8 @@ class Bench:
     def _items(self, name: str) -> int:
         return len(self.workspace.data(name).item_vocabulary)
 
-    def _losses(self, ranker: Ranker, assembler: Assembler, rows: Examples, slot: int) -> np.ndarray:
-        return row_loss(self.task, rows.label, score_rows(ranker, assembler, rows, slot))
+    def _losses(self, ranker: Ranker, batch_builder: BatchBuilder, rows: Examples, slot: int) -> np.ndarray:
+        return row_loss(self.task, rows.label, score_rows(ranker, batch_builder, rows, slot))
 
     def _fold_of_people(self) -> np.ndarray:
         fold = np.zeros(len(self.people), np.int64)

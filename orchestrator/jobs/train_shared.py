@@ -19,7 +19,7 @@ from models.training import loop
 from models.training.distributed import Alone
 from orchestrator.data import online
 from orchestrator.data.dataset import Workspace
-from orchestrator.data.encoding import Layout
+from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.evaluation import measure
 from orchestrator.jobs.runner import RunContext, Step
 from orchestrator.jobs.versions import flip, has_data, offer_zero_shot, publish_version
@@ -72,7 +72,7 @@ def train_here(
     """Train the backbone in this process, one of ``peers``; the first of them saves it."""
     recipe, workspace, slots = _plan(context)
     transfer = _transfer(recipe, workspace, slots)
-    ranker, layout = fit(
+    ranker, encoder = fit(
         workspace,
         recipe,
         slots,
@@ -84,15 +84,15 @@ def train_here(
     if not peers.leads:
         return
     if transfer is not None:
-        context.write("borrowing", _told(transfer.report(), layout))
+        context.write("source_weighting", _told(transfer.report(), encoder))
     building = context.folder / "trained.building"
     shutil.rmtree(building, ignore_errors=True)
     backbone_id = checkpoint.save_backbone(ranker, building / "backbone")
-    layout.save(building / "backbone")
+    encoder.save(building / "backbone")
     for slot, name in enumerate(slots):
-        if layout.source(name) is None:
+        if encoder.source(name) is None:
             checkpoint.save_adapter(ranker, slot, building / name, backbone=backbone_id)
-            layout.save(building / name)
+            encoder.save(building / name)
     building.rename(context.folder / "trained")
 
 
@@ -101,18 +101,18 @@ def evaluate(context: RunContext) -> None:
     if context.read("metrics") is not None:
         return
     recipe, workspace, slots = _plan(context)
-    ranker, layout = _trained(context)
-    assembler = workspace.assembler(layout, slots)
+    ranker, encoder = _trained(context)
+    batch_builder = workspace.batch_builder(encoder, slots)
     measured: dict[str, Any] = {}
     for slot, name in enumerate(slots):
-        rows = workspace.examples(layout, name)
+        rows = workspace.examples(encoder, name)
         split = workspace.split(rows)
         test = rows.take(sample(split.test, EVALUATED_ROWS))
         if len(test) < 50 or (recipe.task == "ctr" and not 0 < test.label.mean() < 1):
             measured[name] = {"note": f"{len(test)} held-out rows are too few to measure"}
             continue
         known = rows.take(split.train)
-        predicted = score_rows(ranker, assembler, test, slot)
+        predicted = score_rows(ranker, batch_builder, test, slot)
         measured[name] = {
             "examples": len(test),
             "rows": {
@@ -141,7 +141,7 @@ def publish(context: RunContext) -> None:
     """Store the backbone and one adapter a domain, then flip the pointers."""
     registry = context.registry
     recipe, _workspace, slots = _plan(context)
-    ranker, layout = _trained(context)
+    ranker, encoder = _trained(context)
     measured = context.read("metrics") or {}
     backbone_id = adapters.backbone_hash(ranker)
     publish_version(
@@ -150,11 +150,11 @@ def publish(context: RunContext) -> None:
         backbone_id,
         kind="backbone",
         metrics=measured,
-        report={"borrowing": context.read("borrowing")},
+        report={"source_weighting": context.read("source_weighting")},
         config=recipe.model_dump(mode="json"),
     )
     for name in slots:
-        if layout.source(name) is not None:
+        if encoder.source(name) is not None:
             continue
         folder = context.folder / "trained" / name
         version = publish_version(
@@ -164,7 +164,7 @@ def publish(context: RunContext) -> None:
             kind="adapter",
             domain=name,
             backbone_id=backbone_id,
-            rung="adapter",
+            level="adapter",
             metrics=measured.get(name, {}),
             config=recipe.model_dump(mode="json"),
         )
@@ -173,7 +173,7 @@ def publish(context: RunContext) -> None:
     flip(context, None, backbone_id, why="shared training finished")
     for domain in registry.domains():
         if domain.name not in slots and domain.role == "target" and registry.live(domain.name) is None:
-            offer_zero_shot(context, domain, ranker=ranker, layout=layout, backbone_id=backbone_id)
+            offer_zero_shot(context, domain, ranker=ranker, encoder=encoder, backbone_id=backbone_id)
     context.write("result", {"version": backbone_id, "domains": list(slots)})
 
 
@@ -191,30 +191,30 @@ STEPS = (
 )
 
 
-def _trained(context: RunContext) -> tuple[Ranker, Layout]:
+def _trained(context: RunContext) -> tuple[Ranker, FeatureEncoder]:
     """The trained network with the adapters of the targets it was trained on, in their slots."""
     folder = context.folder / "trained"
-    layout = Layout.load(folder / "backbone")
+    encoder = FeatureEncoder.load(folder / "backbone")
     ranker = checkpoint.load_backbone(folder / "backbone")
     backbone_id = adapters.backbone_hash(ranker)
-    for name in layout.slots:
-        if layout.source(name) is None:
+    for name in encoder.slots:
+        if encoder.source(name) is None:
             adapters.attach(ranker, checkpoint.load_adapter(folder / name), backbone=backbone_id)
-    return ranker.eval(), layout
+    return ranker.eval(), encoder
 
 
 def _transfer(recipe: Recipe, workspace: Workspace, slots: Sequence[str]) -> CollaborativeTransfer | None:
     """What weighs source rows, or None where all count alike or there is no target to ask."""
     targets = tuple(slot for slot, name in enumerate(slots) if workspace.domain(name).role == "target")
-    if recipe.borrowing == "uniform" or not targets:
+    if recipe.source_weighting == "uniform" or not targets:
         return None
     return CollaborativeTransfer(TransferConfig(targets=targets))
 
 
-def _told(report: TransferReport, layout: Layout) -> dict[str, Any]:
+def _told(report: TransferReport, encoder: FeatureEncoder) -> dict[str, Any]:
     """A transfer report as JSON, with domains by name and the parts of sources that harm in words."""
-    slots = layout.slots
-    fields = {"item": layout.item_fields, "user": layout.user_fields, "context": layout.context_fields}
+    slots = encoder.slots
+    fields = {"item": encoder.item_fields, "user": encoder.user_fields, "context": encoder.context_fields}
 
     def words(part: Part) -> str:
         field = fields[part.group][part.field]

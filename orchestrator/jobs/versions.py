@@ -11,7 +11,7 @@ from domains.registry.registry import Domain, Version
 from models.ranker import adapters, checkpoint
 from models.ranker.network import Ranker
 from orchestrator.data.dataset import Workspace
-from orchestrator.data.encoding import Layout
+from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.data.model_store import Artifacts
 from orchestrator.jobs.runner import RunContext
 from orchestrator.training.fit import add_domain
@@ -27,22 +27,22 @@ def publish_version(context: RunContext, folder: Path, version_id: str, *, kind:
 
 
 def offer_zero_shot(
-    context: RunContext, domain: Domain, *, ranker: Ranker, layout: Layout, backbone_id: str
+    context: RunContext, domain: Domain, *, ranker: Ranker, encoder: FeatureEncoder, backbone_id: str
 ) -> Version | None:
     """Let a domain that has items but no training answer with the backbone and its nearest domain's cross-attention.
 
     Returns None where the domain's task is not the backbone's, or it has no data at all.
     """
     workspace = Workspace(context.settings, tuple(context.registry.domains()))
-    if domain.spec.task != layout.task or not has_data(domain):
+    if domain.spec.task != encoder.task or not has_data(domain):
         return None
-    slot = zero_shot_slot(ranker, workspace, layout, domain.name, attach_live(context, ranker, backbone_id))
+    slot = zero_shot_slot(ranker, workspace, encoder, domain.name, attach_live(context, ranker, backbone_id))
     folder = context.folder / f"zero-shot-{domain.name}"
     if not folder.is_dir():
         building = context.folder / f"zero-shot-{domain.name}.building"
         shutil.rmtree(building, ignore_errors=True)
         checkpoint.save_adapter(ranker, slot, building, backbone=backbone_id)
-        layout.save(building)
+        encoder.save(building)
         building.rename(folder)
     version = publish_version(
         context,
@@ -51,7 +51,7 @@ def offer_zero_shot(
         kind="adapter",
         domain=domain.name,
         backbone_id=backbone_id,
-        rung="zero_shot",
+        level="zero_shot",
     )
     flip(context, domain.name, version.id, why="first answers before any training on this domain")
     return version
@@ -67,29 +67,31 @@ def attach_live(
         if live.domain is None or live.domain == leave_out:
             continue
         version = context.registry.version(live.version_id)
-        if version.kind == "adapter" and version.rung == "adapter" and version.backbone_id == backbone_id:
+        if version.kind == "adapter" and version.level == "adapter" and version.backbone_id == backbone_id:
             adapter = checkpoint.load_adapter(store.path(version.artifact))
             slots[live.domain] = adapters.attach(ranker, adapter, backbone=backbone_id)
     return slots
 
 
-def zero_shot_slot(ranker: Ranker, workspace: Workspace, layout: Layout, name: str, others: dict[str, int]) -> int:
+def zero_shot_slot(
+    ranker: Ranker, workspace: Workspace, encoder: FeatureEncoder, name: str, others: dict[str, int]
+) -> int:
     """A fresh slot that borrows the attention of the target domain whose features agree most, if any agree.
 
     Args:
         others: slots of other target domains in this ranker, by name.
     """
-    own = layout.domain_codes(workspace.domain(name).spec)
-    agreement = {
+    own = encoder.domain_codes(workspace.domain(name).spec)
+    influence = {
         other: sum(
-            a == b and a > 0 for a, b in zip(own, layout.domain_codes(workspace.domain(other).spec), strict=True)
+            a == b and a > 0 for a, b in zip(own, encoder.domain_codes(workspace.domain(other).spec), strict=True)
         )
         for other in others
         if other != name
     }
-    nearest = max(agreement, key=lambda other: (agreement[other], other), default=None)
-    like = others[nearest] if nearest is not None and agreement[nearest] > 0 else None
-    return add_domain(ranker, workspace, layout, name, like=like)
+    nearest = max(influence, key=lambda other: (influence[other], other), default=None)
+    like = others[nearest] if nearest is not None and influence[nearest] > 0 else None
+    return add_domain(ranker, workspace, encoder, name, like=like)
 
 
 def has_data(domain: Domain) -> bool:

@@ -1,8 +1,8 @@
 """What a team would otherwise use, trained on the same rows as the adapter, so that a gate can name it.
 
-Two rivals share the adapter's network: ``full_fine_tune`` moves every weight of it, ``scratch`` starts from none. Two
-are networks of their own (``models/baselines``): ``single_domain`` reads this domain alone, ``shared_bottom`` learns
-the sources beside it. All start from the same plain facts and stop early on the same validation users.
+Two baselines share the adapter's network: ``full_fine_tune`` moves every weight of it, ``scratch`` starts from none.
+Two are networks of their own (``models/baselines``): ``single_domain`` reads this domain alone, ``shared_bottom``
+learns the sources beside it. All start from the same plain facts and stop early on the same validation users.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from scipy.special import expit
 from torch import nn
 
 from models.baselines import DNNSingle, SharedBottom
-from models.baselines.inputs import Rival
+from models.baselines.inputs import Baseline
 from models.layers.embeddings import ItemTable
 from models.ranker import adapters
 from models.ranker.network import Ranker
 from models.training import loop
-from orchestrator.data.batches import Assembler, EpochOfDomains, Examples
+from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, Examples
 from orchestrator.data.dataset import Workspace
-from orchestrator.data.target_encoding import item_means, without_itself
-from orchestrator.jobs.launch_state import TRAINED_RIVALS as TRAINED
+from orchestrator.data.target_encoding import item_means, leave_one_out
+from orchestrator.jobs.launch_state import TRAINED_BASELINES as TRAINED
 from orchestrator.training.fine_tune import calibration
-from orchestrator.training.fit import new_rival, own_values, searched_parameters, set_own_means
+from orchestrator.training.fit import new_baseline, own_values, searched_parameters, set_own_means
 from orchestrator.training.recipe import Recipe
 from orchestrator.training.wide_fit import fit_evidence, fit_own_evidence
 
@@ -38,23 +38,23 @@ def predict(
     slot: int,
     recipe: Recipe,
     workspace: Workspace,
-    assembler: Assembler,
+    batch_builder: BatchBuilder,
     known: Examples,
     validation: Examples,
     test: Examples,
     on_progress: Callable[[loop.Progress], None] | None = None,
 ) -> np.ndarray:
-    """Train one rival and answer its predictions of the test rows, (N,) probabilities or ratings.
+    """Train one baseline and answer its predictions of the test rows, (N,) probabilities or ratings.
 
     Args:
         ranker: the backbone with a fresh slot for the domain; ``full_fine_tune`` moves it, the others only read it.
 
     Raises:
-        ValueError: no such rival.
+        ValueError: no such baseline.
     """
     task = ranker.config.task
     means = item_means(known, len(workspace.data(known.domain).item_vocabulary), task)
-    rows = without_itself(known, means)
+    rows = leave_one_out(known, means)
     network: nn.Module
     parts = [(rows, slot)]
     epochs, batch_size, searched = recipe.fine_tune_epochs, recipe.fine_tune_batch_size, None
@@ -64,22 +64,22 @@ def predict(
         adapters.unfreeze(whole)
         if whole.config.wide:
             solve = fit_own_evidence if name == "full_fine_tune" else _fit_alone
-            solve(whole, assembler, rows, slot, seed=recipe.seed)
+            solve(whole, batch_builder, rows, slot, seed=recipe.seed)
         searched = searched_parameters(whole)
         rate = recipe.fine_tune_learning_rate / (3 if name == "full_fine_tune" else 1)
     elif name in ("single_domain", "shared_bottom"):
-        network = _baseline(name, ranker, slot, means.means, recipe, assembler)
+        network = _baseline(name, ranker, slot, means.means, recipe, batch_builder)
         rate = recipe.learning_rate
         if name == "shared_bottom":
             # It learns as the shared model did, from as many rows at a time: most of them are the sources'.
-            parts += _source_parts(workspace, assembler, task, recipe)
+            parts += _source_parts(workspace, batch_builder, task, recipe)
             epochs, batch_size = recipe.epochs, recipe.batch_size
     else:
-        raise ValueError(f"no rival is called {name!r}; there are {', '.join(TRAINED)}")
-    held = EpochOfDomains(assembler, [(validation, slot)], batch_size=4096, seed=0, shuffle=False)
+        raise ValueError(f"no baseline is called {name!r}; there are {', '.join(TRAINED)}")
+    held = DomainBatchSampler(batch_builder, [(validation, slot)], batch_size=4096, seed=0, shuffle=False)
     loop.train(
         network,
-        EpochOfDomains(assembler, parts, batch_size=batch_size, seed=recipe.seed),
+        DomainBatchSampler(batch_builder, parts, batch_size=batch_size, seed=recipe.seed),
         config=loop.TrainConfig(
             task=task,
             epochs=epochs,
@@ -96,25 +96,25 @@ def predict(
         parameters=searched,
         on_progress=on_progress,
     )
-    score = _scores(network, assembler, test, slot)
+    score = _scores(network, batch_builder, test, slot)
     if len(validation) and not ranker.config.wide:
         # As for the adapter: a report that calibrated one side alone would flatter it.
-        scale, shift = calibration(task, _scores(network, assembler, validation, slot), validation.label)
+        scale, shift = calibration(task, _scores(network, batch_builder, validation, slot), validation.label)
         score = score * scale + shift
     return expit(score) if task == "ctr" else score
 
 
-def _scores(network: nn.Module, assembler: Assembler, rows: Examples, slot: int) -> np.ndarray:
+def _scores(network: nn.Module, batch_builder: BatchBuilder, rows: Examples, slot: int) -> np.ndarray:
     """Uncalibrated outputs of rows in their order, (N,)."""
     network.eval()
-    epoch = EpochOfDomains(assembler, [(rows, slot)], batch_size=4096, seed=0, shuffle=False)
+    epoch = DomainBatchSampler(batch_builder, [(rows, slot)], batch_size=4096, seed=0, shuffle=False)
     with torch.inference_mode():
         return torch.cat([network(batch).float() for batch in epoch.batches(0)]).numpy()
 
 
-def _fit_alone(ranker: Ranker, assembler: Assembler, rows: Examples, slot: int, *, seed: int) -> None:
+def _fit_alone(ranker: Ranker, batch_builder: BatchBuilder, rows: Examples, slot: int, *, seed: int) -> None:
     """The facts' weights from this domain's rows alone: there is no shared model to add to."""
-    fit_evidence(ranker, assembler, [(rows, slot)], seed=seed)
+    fit_evidence(ranker, batch_builder, [(rows, slot)], seed=seed)
 
 
 def _from_scratch(ranker: Ranker, slot: int, seed: int) -> Ranker:
@@ -137,14 +137,16 @@ def _own_items(ranker: Any, slot: int) -> Any:
     return items
 
 
-def _baseline(name: str, ranker: Ranker, slot: int, means: np.ndarray, recipe: Recipe, assembler: Assembler) -> Rival:
+def _baseline(
+    name: str, ranker: Ranker, slot: int, means: np.ndarray, recipe: Recipe, batch_builder: BatchBuilder
+) -> Baseline:
     tables = [ranker.owned(number).items for number in range(slot + 1)]
-    # A stand-in with this launch's means: the ranker itself must not learn of them from a rival.
+    # A stand-in with this launch's means: the ranker itself must not learn of them from a baseline.
     own = ItemTable(len(means), 1, _own_items(ranker, slot).codes, len(ranker.config.item_fields), scale=0.0)
     own.set_means(torch.from_numpy(means))
-    return new_rival(
+    return new_baseline(
         DNNSingle if name == "single_domain" else SharedBottom,
-        assembler.layout,
+        batch_builder.encoder,
         recipe.model_copy(update={"width": ranker.config.width}),
         source=ranker.source_items,
         own=[*tables[:-1], own],
@@ -153,14 +155,16 @@ def _baseline(name: str, ranker: Ranker, slot: int, means: np.ndarray, recipe: R
     )
 
 
-def _source_parts(workspace: Workspace, assembler: Assembler, task: str, recipe: Recipe) -> list[tuple[Examples, int]]:
-    """Training rows of every source of the layout, and their slots."""
+def _source_parts(
+    workspace: Workspace, batch_builder: BatchBuilder, task: str, recipe: Recipe
+) -> list[tuple[Examples, int]]:
+    """Training rows of every source of the encoder, and their slots."""
     parts = []
-    layout = assembler.layout
-    for source in layout.sources:
-        rows = workspace.examples(layout, source.domain)
+    encoder = batch_builder.encoder
+    for source in encoder.sources:
+        rows = workspace.examples(encoder, source.domain)
         rows = rows.take(workspace.split(rows).train)
         means = item_means(rows, source.size, task)
-        drawn = np.random.default_rng(recipe.seed).permutation(len(rows))[: recipe.rival_source_rows]
-        parts.append((without_itself(rows, means).take(np.sort(drawn)), layout.slots.index(source.domain)))
+        drawn = np.random.default_rng(recipe.seed).permutation(len(rows))[: recipe.baseline_source_rows]
+        parts.append((leave_one_out(rows, means).take(np.sort(drawn)), encoder.slots.index(source.domain)))
     return parts

@@ -16,14 +16,14 @@ from models.ranker.frozen_cache import keeping
 from models.ranker.network import Ranker
 from models.training import loop
 from models.training.devices import device_for
-from orchestrator.data.batches import Assembler, EpochOfDomains, Examples
-from orchestrator.data.target_encoding import item_means, without_itself
+from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, Examples
+from orchestrator.data.target_encoding import item_means, leave_one_out
 from orchestrator.settings import Settings
 from orchestrator.training.fit import own_values, searched_parameters, set_own_means, start_of
 from orchestrator.training.recipe import Recipe
 from orchestrator.training.wide_fit import fit_own_evidence
 
-KEPT_BYTES = 1 << 30
+FROZEN_CACHE_BYTES = 1 << 30
 """Memory for what frozen weights make of rows, where nothing else is asked for."""
 FEWEST_TO_CALIBRATE = 20
 """Held-out rows of each label from which a calibrator of clicks is fitted."""
@@ -33,19 +33,20 @@ def fit_adapter(
     ranker: Ranker,
     slot: int,
     recipe: Recipe,
-    assembler: Assembler,
+    batch_builder: BatchBuilder,
     known: Examples,
     validation: Examples,
     *,
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[loop.Progress], None] | None = None,
-    keep_at_most: int = KEPT_BYTES,
+    frozen_cache_bytes: int = FROZEN_CACHE_BYTES,
     device: str = "cpu",
 ) -> loop.TrainResult:
     """Train what the domain in this slot owns on its known rows, and fit its calibrator; leaves the rest frozen.
 
     Args:
-        keep_at_most: bytes for what the frozen weights make of rows, computed once for all epochs (`frozen_cache`).
+        frozen_cache_bytes: bytes for what the frozen weights make of rows, computed once for all epochs
+        (`frozen_cache`).
         device: where to train; the ranker is on the CPU afterwards.
     """
     items = ranker.owned(slot).items
@@ -53,20 +54,20 @@ def fit_adapter(
     task = ranker.config.task
     means = item_means(known, len(items), task)
     set_own_means(ranker, slot, means.means, own_values(known, len(items)))
-    learnt = without_itself(known, means)
+    learnt = leave_one_out(known, means)
     adapters.freeze_all_but(ranker, slot)
     items.rows.weight.requires_grad_(recipe.fine_tune_items)
     if ranker.config.wide:
-        fit_own_evidence(ranker, assembler, learnt, slot, seed=recipe.seed)
-    data = EpochOfDomains(
-        assembler, [(learnt, slot)], batch_size=recipe.fine_tune_batch_size, seed=recipe.seed, first_key=0
+        fit_own_evidence(ranker, batch_builder, learnt, slot, seed=recipe.seed)
+    data = DomainBatchSampler(
+        batch_builder, [(learnt, slot)], batch_size=recipe.fine_tune_batch_size, seed=recipe.seed, first_key=0
     )
-    held_out = EpochOfDomains(
-        assembler, [(validation, slot)], batch_size=4096, seed=0, shuffle=False, first_key=len(learnt)
+    held_out = DomainBatchSampler(
+        batch_builder, [(validation, slot)], batch_size=4096, seed=0, shuffle=False, first_key=len(learnt)
     )
     ranker.to(device)
     every_row = chain(data.each_row_once(), held_out.each_row_once())
-    with keeping(ranker, every_row, len(learnt) + len(validation), limit=keep_at_most):
+    with keeping(ranker, every_row, len(learnt) + len(validation), limit=frozen_cache_bytes):
         result = loop.train(
             ranker,
             data,
@@ -92,22 +93,22 @@ def fit_adapter(
     ranker.cpu()
     if len(validation) and not ranker.config.wide:
         # Wide facts are solved for on many more users than are held out here: a map fitted to these adds noise.
-        calibrate(ranker, slot, raw_scores(ranker, assembler, validation, slot), validation.label)
+        calibrate(ranker, slot, raw_scores(ranker, batch_builder, validation, slot), validation.label)
     return result
 
 
 def on_this_machine(settings: Settings) -> dict[str, Any]:
     """What `fit_adapter` is told of where it runs."""
-    return {"device": device_for(settings.device), "keep_at_most": settings.kept_mb << 20}
+    return {"device": device_for(settings.device), "frozen_cache_bytes": settings.frozen_cache_mb << 20}
 
 
-def raw_scores(ranker: Ranker, assembler: Any, rows: Any, slot: int) -> np.ndarray:
+def raw_scores(ranker: Ranker, batch_builder: Any, rows: Any, slot: int) -> np.ndarray:
     """Uncalibrated network outputs of rows in their order, (N,)."""
     ranker.eval()
     with torch.inference_mode():
         return np.concatenate(
             [
-                ranker(assembler.batch(rows.take(np.arange(at, min(at + 4096, len(rows)))), slot)).float().numpy()
+                ranker(batch_builder.batch(rows.take(np.arange(at, min(at + 4096, len(rows)))), slot)).float().numpy()
                 for at in range(0, len(rows), 4096)
             ]
         )

@@ -1,4 +1,4 @@
-"""A network for a layout, trained on the rows of its domains; what shared training, launches and benchmarks share."""
+"""A network for a encoder, trained on the rows of its domains; what shared training, launches and benchmarks share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from domains.events.histories import ACTIONS
-from models.baselines.inputs import Rival, RivalConfig
+from models.baselines.inputs import Baseline, BaselineConfig
 from models.cctl.weigher import CollaborativeTransfer
 from models.layers.contrast import ContrastConfig
 from models.layers.embeddings import ItemTable, RowTable
@@ -21,10 +21,10 @@ from models.ranker.network import DomainConfig, Ranker, RankerConfig
 from models.training import loop
 from models.training.devices import device_for
 from models.training.distributed import Alone
-from orchestrator.data.batches import Assembler, EpochOfDomains, Examples
+from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, Examples
 from orchestrator.data.dataset import Workspace
-from orchestrator.data.encoding import Layout
-from orchestrator.data.target_encoding import ItemMeans, item_means, without_itself
+from orchestrator.data.encoding import FeatureEncoder
+from orchestrator.data.target_encoding import ItemMeans, item_means, leave_one_out
 from orchestrator.training.recipe import Recipe
 from orchestrator.training.wide_fit import fit_evidence, fit_own_evidence
 
@@ -41,26 +41,26 @@ def fit(
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[loop.Progress], None] | None = None,
     peers: Alone = loop.ALONE,
-) -> tuple[Ranker, Layout]:
+) -> tuple[Ranker, FeatureEncoder]:
     """A network trained on the training rows of the named domains, sources first; one slot each, in that order.
 
     Where ``peers`` train it together, it is whole in the first of them only.
     """
     learnt = lessons(workspace, recipe, slots)
-    layout, assembler = learnt.layout, workspace.assembler(learnt.layout, slots)
-    ranker = new_ranker(workspace, layout, recipe, mean_label=learnt.mean_label)
-    prepare(ranker, learnt, assembler, seed=recipe.seed)
+    encoder, batch_builder = learnt.encoder, workspace.batch_builder(learnt.encoder, slots)
+    ranker = new_ranker(workspace, encoder, recipe, mean_label=learnt.mean_label)
+    prepare(ranker, learnt, batch_builder, seed=recipe.seed)
     if isinstance(sample_weigher, CollaborativeTransfer):
         asked = [(rows, slot) for rows, slot in learnt.train if slot in sample_weigher.config.targets and len(rows)]
         lent = [(rows, slot) for rows, slot in learnt.train if slot not in sample_weigher.config.targets and len(rows)]
-        sample_weigher.scout_from(
-            EpochOfDomains(assembler, asked, batch_size=recipe.fine_tune_batch_size, seed=recipe.seed),
-            EpochOfDomains(assembler, lent, batch_size=recipe.batch_size, seed=recipe.seed),
+        sample_weigher.target_tower_from(
+            DomainBatchSampler(batch_builder, asked, batch_size=recipe.fine_tune_batch_size, seed=recipe.seed),
+            DomainBatchSampler(batch_builder, lent, batch_size=recipe.batch_size, seed=recipe.seed),
         )
     learn(
         ranker,
         learnt,
-        assembler,
+        batch_builder,
         recipe,
         parameters=searched_parameters(ranker),
         consider_start=start_of(ranker),
@@ -73,18 +73,18 @@ def fit(
     )
     if ranker.users is not None and peers.leads:
         forget_unmet_users(ranker.users, learnt)
-    return ranker.cpu().eval(), layout
+    return ranker.cpu().eval(), encoder
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """What a network of a layout learns from.
+class TrainingSet:
+    """What a network of a encoder learns from.
 
     ``train`` and ``validation`` are rows with their slots; training rows start from their item's mean without
     themselves. ``means`` holds each domain's mean label by local item index, ``values`` the mean value of events.
     """
 
-    layout: Layout
+    encoder: FeatureEncoder
     train: list[tuple[Examples, int]]
     validation: list[tuple[Examples, int]]
     means: dict[str, np.ndarray]
@@ -95,9 +95,9 @@ class Lessons:
         return float(np.concatenate([rows.label for rows, _ in self.train]).mean())
 
 
-def lessons(workspace: Workspace, recipe: Recipe, slots: Sequence[str]) -> Lessons:
+def lessons(workspace: Workspace, recipe: Recipe, slots: Sequence[str]) -> TrainingSet:
     """Training and held-out rows of the named domains, sources first; one slot each, in that order."""
-    layout = workspace.fit_layout(
+    encoder = workspace.fit_encoder(
         task=recipe.task,
         slots=slots,
         lifelong=recipe.lifelong,
@@ -111,36 +111,36 @@ def lessons(workspace: Workspace, recipe: Recipe, slots: Sequence[str]) -> Lesso
     validation: list[tuple[Examples, int]] = []
     newest_us = None
     for slot, name in enumerate(slots):
-        rows = workspace.examples(layout, name)
+        rows = workspace.examples(encoder, name)
         split = workspace.split(rows)
         known = rows.take(split.train)
         means[name] = item_means(known, len(workspace.data(name).item_vocabulary), recipe.task)
         values[name] = own_values(known, len(means[name].means))
-        train.append((without_itself(known, means[name]), slot))
+        train.append((leave_one_out(known, means[name]), slot))
         validation.append((rows.take(sample(split.validation, EVALUATED_ROWS)), slot))
         if len(known):
             newest_us = max(newest_us or 0, int(known.time_us.max()))
-    layout = replace(layout, trained_until_us=newest_us)
-    return Lessons(layout, train, validation, {name: found.means for name, found in means.items()}, values)
+    encoder = replace(encoder, trained_until_us=newest_us)
+    return TrainingSet(encoder, train, validation, {name: found.means for name, found in means.items()}, values)
 
 
-def prepare(ranker: Ranker, learnt: Lessons, assembler: Assembler, *, seed: int) -> None:
+def prepare(ranker: Ranker, learnt: TrainingSet, batch_builder: BatchBuilder, *, seed: int) -> None:
     """Tell a fresh network the plain facts, and solve for their weights where it takes them wide."""
-    set_means(ranker, learnt.layout, learnt.means, learnt.values)
+    set_means(ranker, learnt.encoder, learnt.means, learnt.values)
     if ranker.config.wide and ranker.config.task == "ctr":
-        fit_evidence(ranker, assembler, learnt.train, seed=seed)
+        fit_evidence(ranker, batch_builder, learnt.train, seed=seed)
         for rows, slot in learnt.train:
-            fit_own_evidence(ranker, assembler, rows, slot, seed=seed)
+            fit_own_evidence(ranker, batch_builder, rows, slot, seed=seed)
     elif ranker.config.wide:
-        lent = [rows.value for rows, slot in learnt.train if learnt.layout.source(learnt.layout.slots[slot])]
+        lent = [rows.value for rows, slot in learnt.train if learnt.encoder.source(learnt.encoder.slots[slot])]
         set_bands(ranker, np.concatenate(lent))
-        fit_evidence(ranker, assembler, learnt.train, seed=seed)
+        fit_evidence(ranker, batch_builder, learnt.train, seed=seed)
 
 
 def learn(
     network: torch.nn.Module,
-    learnt: Lessons,
-    assembler: Assembler,
+    learnt: TrainingSet,
+    batch_builder: BatchBuilder,
     recipe: Recipe,
     *,
     auxiliary_weight: float,
@@ -152,13 +152,13 @@ def learn(
     peers: Alone = loop.ALONE,
     device: str | None = None,
 ) -> loop.TrainResult:
-    """Train a network, ours or a rival, on its lessons as the recipe says."""
+    """Train a network, ours or a baseline, on its lessons as the recipe says."""
     share = (peers.rank, peers.world)
     held = [part for part in learnt.validation if len(part[0])]
-    validation = EpochOfDomains(assembler, held, batch_size=4096, seed=0, shuffle=False, share=share)
+    validation = DomainBatchSampler(batch_builder, held, batch_size=4096, seed=0, shuffle=False, share=share)
     return loop.train(
         network,
-        EpochOfDomains(assembler, learnt.train, batch_size=recipe.batch_size, seed=recipe.seed, share=share),
+        DomainBatchSampler(batch_builder, learnt.train, batch_size=recipe.batch_size, seed=recipe.seed, share=share),
         config=loop.TrainConfig(
             task=recipe.task,
             epochs=recipe.epochs,
@@ -182,105 +182,108 @@ def learn(
     )
 
 
-def forget_unmet_users(users: RowTable, learnt: Lessons) -> None:
+def forget_unmet_users(users: RowTable, learnt: TrainingSet) -> None:
     """A user whom training never met must be read as unknown, not as the noise his row started from."""
-    unmet = np.ones(learnt.layout.users, bool)
-    unmet[np.concatenate([rows.user[rows.user < learnt.layout.users] for rows, _ in learnt.train])] = False
+    unmet = np.ones(learnt.encoder.users, bool)
+    unmet[np.concatenate([rows.user[rows.user < learnt.encoder.users] for rows, _ in learnt.train])] = False
     with torch.no_grad():
         users.weight[torch.from_numpy(unmet)] = users.weight[0].clone()
 
 
-def new_rival(
-    make: Callable[[RivalConfig, torch.Tensor | None], Rival],
-    layout: Layout,
+def new_baseline(
+    make: Callable[[BaselineConfig, torch.Tensor | None], Baseline],
+    encoder: FeatureEncoder,
     recipe: Recipe,
     *,
     source: ItemTable,
     own: Sequence[ItemTable | None],
     source_values: torch.Tensor,
     mean_label: float,
-) -> Rival:
-    """A fresh rival that reads what the ranker reads: the same items with the same means, as wide, with the same head.
+) -> Baseline:
+    """A fresh baseline that reads what the ranker reads: the same items with the same means, as wide, with the same
+    head.
 
     Args:
         source: the source items, their codes and means; ``own`` those of each slot, None where they are source items.
     """
     torch.manual_seed(recipe.seed)
     tables = [source, *(items for items in own if items is not None)]
-    rival = make(
-        RivalConfig(
+    baseline = make(
+        BaselineConfig(
             source_items=len(source),
             domain_items=tuple(0 if items is None else len(items) for items in own),
-            item_fields=tuple(field.size for field in layout.item_fields),
-            user_fields=tuple(field.size for field in layout.user_fields),
-            context_fields=tuple(field.size for field in layout.context_fields),
+            item_fields=tuple(field.size for field in encoder.item_fields),
+            user_fields=tuple(field.size for field in encoder.user_fields),
+            context_fields=tuple(field.size for field in encoder.context_fields),
             actions=len(ACTIONS),
-            users=layout.users,
+            users=encoder.users,
             width=recipe.width,
             hidden=recipe.head,
-            short=layout.short,
+            short=encoder.short,
             mean_label=mean_label,
             task=recipe.task,
         ),
-        torch.cat([items.codes for items in tables]) if layout.item_fields else None,
+        torch.cat([items.codes for items in tables]) if encoder.item_fields else None,
     )
-    rival.inputs.set_means(torch.cat([items.means for items in tables]), source_values)
-    return rival
+    baseline.inputs.set_means(torch.cat([items.means for items in tables]), source_values)
+    return baseline
 
 
-def new_ranker(workspace: Workspace, layout: Layout, recipe: Recipe, *, mean_label: float) -> Ranker:
-    """A fresh network for a layout, with a slot for each of its domains."""
+def new_ranker(workspace: Workspace, encoder: FeatureEncoder, recipe: Recipe, *, mean_label: float) -> Ranker:
+    """A fresh network for a encoder, with a slot for each of its domains."""
     torch.manual_seed(recipe.seed)
     rating = recipe.task == "rating"
     ranker = Ranker(
         RankerConfig(
-            source_items=layout.source_rows_total,
-            item_fields=tuple(field.size for field in layout.item_fields),
-            user_fields=tuple(field.size for field in layout.user_fields),
-            context_fields=tuple(field.size for field in layout.context_fields),
-            domain_fields=tuple(field.size for field in layout.domain_fields),
-            users=layout.users,
+            source_items=encoder.source_rows_total,
+            item_fields=tuple(field.size for field in encoder.item_fields),
+            user_fields=tuple(field.size for field in encoder.user_fields),
+            context_fields=tuple(field.size for field in encoder.context_fields),
+            domain_fields=tuple(field.size for field in encoder.domain_fields),
+            users=encoder.users,
             width=recipe.width,
             actions=len(ACTIONS),
             task=recipe.task,
-            interest=recipe.interest,
+            architecture=recipe.architecture,
             pyramid=pyramid_of(recipe),
-            wide=rating or _wide(workspace, layout, recipe),
+            wide=rating or _wide(workspace, encoder, recipe),
             encoder_hidden=32 if rating else 128,
             head=recipe.head,
             mean_label=mean_label,
             contrast=ContrastConfig() if recipe.contrastive_weight else None,
         ),
-        torch.from_numpy(workspace.source_item_codes(layout)),
+        torch.from_numpy(workspace.source_item_codes(encoder)),
     )
-    for name in layout.slots:
-        add_domain(ranker, workspace, layout, name)
+    for name in encoder.slots:
+        add_domain(ranker, workspace, encoder, name)
     return ranker
 
 
 def pyramid_of(recipe: Recipe) -> PyramidConfig:
-    """The pyramid that a recipe names, or that fits its interest and the length of its histories."""
+    """The pyramid that a recipe names, or that fits its architecture and the length of its histories."""
     usual, none = PyramidConfig.named("LCN-200-50"), PyramidConfig(levels=())
     if recipe.pyramid == "auto":
-        return none if recipe.interest == "both" and recipe.lifelong <= usual.k1 else usual
+        return none if recipe.architecture == "dacdr+lcn" and recipe.lifelong <= usual.k1 else usual
     return none if recipe.pyramid == "none" else PyramidConfig.named(recipe.pyramid)
 
 
-def _wide(workspace: Workspace, layout: Layout, recipe: Recipe) -> bool:
+def _wide(workspace: Workspace, encoder: FeatureEncoder, recipe: Recipe) -> bool:
     """Whether clicks are expected from wide facts: by default where all of them come of finer values, as of stars."""
-    specs = [workspace.domain(name).spec for name in layout.slots]
+    specs = [workspace.domain(name).spec for name in encoder.slots]
     return recipe.facts == "wide" or (
         recipe.facts == "auto" and all(spec.interactions.positive_above is not None for spec in specs)
     )
 
 
-def set_means(ranker: Ranker, layout: Layout, means: dict[str, np.ndarray], values: dict[str, np.ndarray]) -> None:
+def set_means(
+    ranker: Ranker, encoder: FeatureEncoder, means: dict[str, np.ndarray], values: dict[str, np.ndarray]
+) -> None:
     """Tell the network each item's mean label, and each source item's mean value as histories hold it."""
-    source = np.full((2, layout.source_rows_total), ranker.config.mean_label, np.float32)
-    source[1] = float(np.mean([values[held.domain][0] for held in layout.sources]))
-    slots = np.full(layout.source_rows_total, -1)
-    for slot, name in enumerate(layout.slots):
-        held = layout.source(name)
+    source = np.full((2, encoder.source_rows_total), ranker.config.mean_label, np.float32)
+    source[1] = float(np.mean([values[held.domain][0] for held in encoder.sources]))
+    slots = np.full(encoder.source_rows_total, -1)
+    for slot, name in enumerate(encoder.slots):
+        held = encoder.source(name)
         if held is not None:
             rows = slice(held.offset + 1, held.offset + held.size)
             source[0, rows], source[1, rows] = means[name][1 : held.size], values[name][1 : held.size]
@@ -334,22 +337,24 @@ def searched_parameters(ranker: Ranker) -> list[torch.nn.Parameter]:
     return [part for part in ranker.parameters() if part.requires_grad and id(part) not in solved]
 
 
-def add_domain(ranker: Ranker, workspace: Workspace, layout: Layout, name: str, *, like: int | None = None) -> int:
+def add_domain(
+    ranker: Ranker, workspace: Workspace, encoder: FeatureEncoder, name: str, *, like: int | None = None
+) -> int:
     """A fresh slot for a domain; sources read the backbone's item table, targets own theirs."""
     domain = workspace.domain(name)
-    codes = None if layout.source(name) else torch.from_numpy(workspace.item_codes(layout, name))
-    config = DomainConfig(items=0 if codes is None else len(codes), feature_codes=layout.domain_codes(domain.spec))
+    codes = None if encoder.source(name) else torch.from_numpy(workspace.item_codes(encoder, name))
+    config = DomainConfig(items=0 if codes is None else len(codes), feature_codes=encoder.domain_codes(domain.spec))
     return ranker.add_domain(config, codes, like=like)
 
 
-def score_rows(ranker: Ranker, assembler: Any, rows: Examples, slot: int) -> np.ndarray:
+def score_rows(ranker: Ranker, batch_builder: Any, rows: Examples, slot: int) -> np.ndarray:
     """Calibrated predictions of rows in their order, (N,)."""
     ranker.eval()
     scores = []
     with torch.inference_mode():
         for at in range(0, len(rows), 4096):
             part = rows.take(np.arange(at, min(at + 4096, len(rows))))
-            scores.append(ranker.probability(assembler.batch(part, slot)).float().numpy())
+            scores.append(ranker.probability(batch_builder.batch(part, slot)).float().numpy())
     return np.concatenate(scores) if scores else np.zeros(0, np.float32)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 RATING = {
-    "interest": "dacdr",
+    "architecture": "dacdr",
     "facts": "wide",
     "head": (64, 32),
     "width": 16,
@@ -21,7 +21,7 @@ RATING = {
 """Where ratings differ from clicks: warm users are few, so the network is small and stops early."""
 
 OF_THE_SHARED_MODEL = (
-    "interest",
+    "architecture",
     "pyramid",
     "width",
     "facts",
@@ -30,7 +30,7 @@ OF_THE_SHARED_MODEL = (
     "short",
     "user_embedding",
     "contrastive_weight",
-    "borrowing",
+    "source_weighting",
 )
 """Choices that shared training makes and a launch takes over: what the network is built of and learns by."""
 
@@ -51,12 +51,12 @@ class Recipe(BaseModel):
     """Domains to keep out of shared training."""
     task: Literal["ctr", "rating"] = "ctr"
     """Clicks or ratings; a shared model has one head."""
-    interest: Literal["dacdr", "lcn", "both", "domain_over_pyramid"] = "both"
+    architecture: Literal["dacdr", "lcn", "dacdr+lcn", "domain_over_pyramid"] = "dacdr+lcn"
     """How the source history is read: cross-attention, lifelong pyramid, both views side by side, or cross-attention
     over the events that the pyramid selects, beside the pyramid's view. All but the first read the latest events of
     both sides as well."""
     pyramid: Literal["auto", "LCN-200-50", "LCN-500-100", "none"] = "auto"
-    """Events that the pyramid's second and third level read, where the interest has a pyramid. By itself it is
+    """Events that the pyramid's second and third level read, where the architecture has a pyramid. By itself it is
     LCN-200-50, but none beside cross-attention over histories so short that it would leave nothing out."""
     width: int = Field(default=32, ge=4, le=512)
     """Embedding width."""
@@ -65,8 +65,9 @@ class Recipe(BaseModel):
     short: int = Field(default=24, ge=1, le=200)
     """Latest events in the short views."""
     facts: Literal["auto", "plain", "wide"] = "auto"
-    """What is expected before any interest is read: from a few numbers whose weights descent finds, or from a wider row
-    of them whose weights are solved for. By itself, ratings and clicks that come of ratings take the wide row."""
+    """What is expected before any architecture is read: from a few numbers whose weights descent finds, or from a
+    wider row of them whose weights are solved for. By itself, ratings and clicks that come of ratings take the wide
+    row."""
     head: tuple[int, ...] = (256, 128)
     """Widths of the head. Beside wide facts little is left to learn, from fewer people: a small one finds it too."""
     user_embedding: bool = False
@@ -77,7 +78,7 @@ class Recipe(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0)
     patience: int = Field(default=1, ge=0)
     """Epochs without a better validation score before training stops."""
-    borrowing: Literal["uniform", "weighed"] = "uniform"
+    source_weighting: Literal["uniform", "weighed"] = "uniform"
     """How source rows count in shared training: all alike, or each by what it gives the targets (CCTL)."""
     contrastive_weight: float = Field(default=0.0, ge=0)
     """Weight of LCN's cross representation production; 0 leaves it out."""
@@ -86,13 +87,13 @@ class Recipe(BaseModel):
     fine_tune_items: bool = True
     """Whether fine-tuning moves the rows of the domain's own items; without, a few thousand numbers are all it has."""
     fine_tune_batch_size: int = Field(default=256, ge=8)
-    rivals: tuple[Literal["single_domain", "shared_bottom", "full_fine_tune", "scratch"], ...] = ()
-    """Rivals to train for a launch's report, beside those that the policy and the domain's gate name."""
-    rival_source_rows: int = Field(default=100_000, ge=1)
-    """Rows of each source that the shared-bottom rival learns from, at most, so that a launch takes minutes."""
+    baselines: tuple[Literal["single_domain", "shared_bottom", "full_fine_tune", "scratch"], ...] = ()
+    """Baselines to train for a launch's report, beside those that the policy and the domain's gate name."""
+    baseline_source_rows: int = Field(default=100_000, ge=1)
+    """Rows of each source that the shared-bottom baseline learns from, at most, so that a launch takes minutes."""
     seeds: int = Field(default=1, ge=1, le=20)
-    """How often a launch fine-tunes and trains its rivals, under seeds that follow each other, where that is more than
-    the policy asks; the version offered is always the first seed's."""
+    """How often a launch fine-tunes and trains its baselines, under seeds that follow each other, where that is more
+    than the policy asks; the version offered is always the first seed's."""
     bf16: bool = False
     """Make the products of training in bfloat16; weights, losses, optimisers and all scores stay float32."""
     seed: int = 0
@@ -102,14 +103,18 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _weighed_in_one_process(self) -> Self:
-        if self.borrowing == "weighed" and self.processes > 1:
-            raise ValueError("weighed borrowing trains in one process: choose borrowing=uniform or processes=1")
+        if self.source_weighting == "weighed" and self.processes > 1:
+            raise ValueError(
+                "source_weighting=weighed trains in one process: choose source_weighting=uniform or processes=1"
+            )
         return self
 
     @model_validator(mode="after")
     def _selects_before_it_reads(self) -> Self:
-        if self.interest == "domain_over_pyramid" and self.pyramid == "none":
-            raise ValueError("interest=domain_over_pyramid reads what a pyramid selects: choose one, or interest=both")
+        if self.architecture == "domain_over_pyramid" and self.pyramid == "none":
+            raise ValueError(
+                "architecture=domain_over_pyramid reads what a pyramid selects: choose one, or architecture=dacdr+lcn"
+            )
         return self
 
     @classmethod

@@ -16,7 +16,7 @@ from scipy.special import expit
 
 from models.layers.wide import FIRM_FACTS
 from models.ranker.network import Ranker
-from orchestrator.data.batches import Assembler, Examples
+from orchestrator.data.batches import BatchBuilder, Examples
 
 PENALTIES = (100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 100_000.0, 1e9)
 """Ridges on standardised facts that are tried; the last leaves a fact out."""
@@ -26,9 +26,11 @@ NEWTON_STEPS = 8
 ROWS_AT_MOST = 400_000
 
 
-def fit_evidence(ranker: Ranker, assembler: Assembler, parts: Sequence[tuple[Examples, int]], *, seed: int) -> None:
+def fit_evidence(
+    ranker: Ranker, batch_builder: BatchBuilder, parts: Sequence[tuple[Examples, int]], *, seed: int
+) -> None:
     """Solve for the shared weights of the facts on training rows of several domains, each with its slot."""
-    facts, expected, label, user = _gathered(ranker, assembler, parts, seed)
+    facts, expected, label, user = _gathered(ranker, batch_builder, parts, seed)
     if ranker.config.task == "ctr":
         found = solve_clicks(facts, expected, label, user, seed=seed)
     else:
@@ -37,9 +39,9 @@ def fit_evidence(ranker: Ranker, assembler: Assembler, parts: Sequence[tuple[Exa
         ranker.evidence.add_(torch.from_numpy(found).to(ranker.evidence))
 
 
-def fit_own_evidence(ranker: Ranker, assembler: Assembler, rows: Examples, slot: int, *, seed: int) -> None:
+def fit_own_evidence(ranker: Ranker, batch_builder: BatchBuilder, rows: Examples, slot: int, *, seed: int) -> None:
     """Solve for what a domain's own weights add to the shared ones, often nothing, on its training rows."""
-    facts, expected, label, user = _gathered(ranker, assembler, [(rows, slot)], seed)
+    facts, expected, label, user = _gathered(ranker, batch_builder, [(rows, slot)], seed)
     own = ranker.owned(slot).evidence
     if ranker.config.task == "ctr":
         found = solve_clicks(facts, expected, label, user, seed=seed, penalties=PENALTIES)
@@ -147,7 +149,7 @@ def _standardised(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _gathered(
-    ranker: Ranker, assembler: Assembler, parts: Sequence[tuple[Examples, int]], seed: int
+    ranker: Ranker, batch_builder: BatchBuilder, parts: Sequence[tuple[Examples, int]], seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Facts (N, F) of training rows, what is expected so far (N,), labels (N,) and users (N,)."""
     facts, sofar, labels, users = [], [], [], []
@@ -159,10 +161,10 @@ def _gathered(
                 rows = rows.take(np.sort(np.random.default_rng([seed, part]).permutation(len(rows))[:most]))
             rows = rows.take(np.argsort(rows.user, kind="stable"))
             for at in range(0, len(rows), 8192):
-                batch = assembler.batch(rows.take(np.arange(at, min(at + 8192, len(rows)))), slot)
+                batch = batch_builder.batch(rows.take(np.arange(at, min(at + 8192, len(rows)))), slot)
                 known, expected = ranker.facts(batch)
                 facts.append(known.numpy())
-                sofar.append((batch.prior + expected).numpy())
+                sofar.append((batch.offset + expected).numpy())
                 labels.append(batch.label.numpy())
                 users.append(rows.user[at : at + 8192])
     return np.concatenate(facts), np.concatenate(sofar), np.concatenate(labels), np.concatenate(users)

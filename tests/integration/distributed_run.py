@@ -69,7 +69,7 @@ def a_batch(rows: int, *, slot: int, seed: int) -> Batch:
         time=torch.full((rows,), 10**8),
         label=((item + draw(4, rows) // 3) % 2).double(),
         weight=torch.rand(rows, generator=chance).double() + 0.5,
-        prior=torch.zeros(rows).double(),
+        offset=torch.zeros(rows).double(),
         lifelong=lifelong,
         short_source=events(SOURCE_ITEMS),
         short_target=events(OWN_ITEMS if slot else SOURCE_ITEMS),

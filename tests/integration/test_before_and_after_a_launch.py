@@ -13,7 +13,7 @@ from orchestrator.console import terminal
 from orchestrator.evaluation import gate, measure
 from orchestrator.jobs import cold_start
 from orchestrator.jobs import launch as launching
-from orchestrator.jobs.launch_state import OpenedLaunch
+from orchestrator.jobs.launch_state import LaunchState
 from orchestrator.jobs.runner import RunContext
 
 QUICK = {"epochs": 1, "fine_tune_epochs": 1, "width": 4, "lifelong": 10, "batch_size": 512, "fine_tune_batch_size": 512}
@@ -81,7 +81,7 @@ def test_several_seeds_are_told_and_the_first_is_offered(market, launched):
     assert seeds["value"] == pytest.approx(np.mean(each))
     assert each[0] == pytest.approx(launched.report["rows"]["adapter"]["auc"]["value"])
     _, registry = market
-    assert [version.id for version in registry.versions("live") if version.rung == "adapter"] == [launched.id]
+    assert [version.id for version in registry.versions("live") if version.level == "adapter"] == [launched.id]
 
 
 def test_later_rows_of_known_users_are_shown_and_decide_nothing(launched):
@@ -125,12 +125,12 @@ def scanned(market, launched):
     context = RunContext(run.id, run.kind, "live", run.params, "test", registry, settings)
 
     def scan(change=lambda rows, split: None, new_items=()):
-        launch = OpenedLaunch.of(context)
-        _, layout, _ = launch.shared_model()
-        rows, split = launch.rows(layout), dict(launch.split)
+        launch = LaunchState.of(context)
+        _, encoder, _ = launch.shared_model()
+        rows, split = launch.rows(encoder), dict(launch.split)
         change(rows, split)
         launch.__dict__["split"] = split
-        return cold_start.leak_scan(launch, layout, rows, new_items=np.asarray(new_items, np.int64))[0]
+        return cold_start.leak_scan(launch, encoder, rows, new_items=np.asarray(new_items, np.int64))[0]
 
     return scan
 
@@ -186,7 +186,7 @@ def test_an_item_called_new_that_training_met_is_found(scanned, market, launched
     """The segment of new items must hold only such as nobody learnt from."""
     settings, registry = market
     run = next(run for run in registry.runs("live") if run.kind == "launch-domain")
-    launch = OpenedLaunch.of(RunContext(run.id, run.kind, "live", run.params, "test", registry, settings))
+    launch = LaunchState.of(RunContext(run.id, run.kind, "live", run.params, "test", registry, settings))
     rows = launch.rows(launch.shared_model()[1])
     found = scanned(new_items=rows.item[launch.split["train"]][:1])
     assert "1 items that are called new have rows in train" in found

@@ -50,7 +50,7 @@ def fill(settings: Settings, registry: Registry, **config) -> None:
         declared = simulated.spec
         if declared.role == "target":
             too_many = 10**6 if declared.name == "grocery" else 3
-            gate = {"rival": "zero_shot", "minimum_cold_users": too_many, "maximum_calibration_error": 9.0}
+            gate = {"baseline": "zero_shot", "minimum_cold_users": too_many, "maximum_calibration_error": 9.0}
             declared = DomainSpec.from_mapping({**declared.model_dump(mode="json"), "gate": gate})
         use_cases.register(declared, registry=registry, by="test")
         use_cases.ingest_data(
@@ -72,7 +72,7 @@ def launched(tmp_path_factory):
     fill(settings, registry, size="tiny")
     backbone = use_cases.train_shared(registry=registry, settings=settings, by="test", leave_out=["live"], **QUICK)
     before = registry.live("live")
-    version = use_cases.launch("live", registry=registry, settings=settings, by="test", **QUICK, rivals=TRAINED)
+    version = use_cases.launch("live", registry=registry, settings=settings, by="test", **QUICK, baselines=TRAINED)
     return settings, registry, backbone, before, version
 
 
@@ -80,7 +80,7 @@ def test_a_domain_with_data_answers_at_zero_shot_before_its_launch(launched):
     """Shared training gives every target that it left out a first version."""
     _, registry, backbone, before, _ = launched
     held = registry.version(before.version_id)
-    assert (held.rung, held.backbone_id) == ("zero_shot", backbone.id)
+    assert (held.level, held.backbone_id) == ("zero_shot", backbone.id)
 
 
 def test_a_launch_trains_a_small_part_and_certifies_the_rest(launched):
@@ -90,12 +90,12 @@ def test_a_launch_trains_a_small_part_and_certifies_the_rest(launched):
     assert certificate["before"] == certificate["after"]
     assert certificate["frozen_tensors"] > 20
     assert certificate["predictions_moved"] == []
-    assert set(certificate["witnesses"]) >= {"video", "shop", "grocery"}
+    assert set(certificate["probe_rows"]) >= {"video", "shop", "grocery"}
     assert certificate["trained_parameters"] < certificate["all_parameters"] / 4
 
 
 def test_a_report_carries_the_plain_rows_and_the_best_reachable_with_intervals(launched):
-    """No table without train mean, popularity and item mean, nor the rivals asked for; intervals enclose values."""
+    """No table without train mean, popularity and item mean, nor the baselines asked for; intervals enclose values."""
     report = launched[-1].report
     plain = {"train_mean", "popularity", "item_mean", "zero_shot", "adapter", "best_reachable"}
     assert {*plain, *TRAINED} == set(report["rows"])

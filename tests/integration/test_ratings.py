@@ -43,7 +43,9 @@ def write_ratings(folder: Path, name: str, *, users: int, rows: int, seed: int) 
 def market(tmp_path_factory) -> tuple[Settings, Registry]:
     """Books lend, music is new; nothing is trained."""
     home = tmp_path_factory.mktemp("ratings")
-    settings = Settings(home=home, required_rivals=FIVE, required_seeds=2, price_per_processor_hour=3.6, currency="EUR")
+    settings = Settings(
+        home=home, required_baselines=FIVE, required_seeds=2, price_per_processor_hour=3.6, currency="EUR"
+    )
     registry = Registry(settings.registry_url)
     registry.migrate()
     for name, rows, seed in (("books", 6_000, 1), ("music", 3_000, 2)):
@@ -54,7 +56,7 @@ def market(tmp_path_factory) -> tuple[Settings, Registry]:
 
 
 def test_a_preview_of_ratings_values_sources_by_their_rmse_and_says_how_often_it_held(market, capsys):
-    """Users who are generous with books are so with music: the source is worth borrowing from."""
+    """Users who are generous with books are so with music: the source is worth borrowing from from."""
     settings, registry = market
     found = use_cases.preview("music", registry=registry, settings=settings, by="test", **SMALLEST)
     assert (found["task"], found["metric"]) == ("rating", "rmse")
@@ -77,17 +79,17 @@ def test_a_preview_of_ratings_values_sources_by_their_rmse_and_says_how_often_it
 
 @pytest.fixture(scope="module")
 def launched(market):
-    """Music, launched under the policy of five rivals and two seeds."""
+    """Music, launched under the policy of five baselines and two seeds."""
     settings, registry = market
     use_cases.train_shared(registry=registry, settings=settings, by="test", leave_out=["music"], **QUICK)
     return use_cases.launch("music", registry=registry, settings=settings, by="test", fine_tune_epochs=1)
 
 
-def test_the_policys_rivals_are_in_the_report_of_ratings(launched):
+def test_the_policys_baselines_are_in_the_report_of_ratings(launched):
     """The item's mean stands for popularity, which ratings do not know; every row has its interval and its seeds."""
     report = launched.report
-    assert set(report["required"]["rivals"]) == {"item_mean", *FIVE[1:]}
-    assert report["required"]["rivals"]["item_mean"] == ["policy", "gate"]
+    assert set(report["required"]["baselines"]) == {"item_mean", *FIVE[1:]}
+    assert report["required"]["baselines"]["item_mean"] == ["policy", "gate"]
     assert set(report["rows"]) == {"train_mean", "item_mean", *FIVE[1:], "zero_shot", "adapter"}
     assert set(report["gain_over_seeds"]) == set(report["rows"]) - {"adapter"}
     for row in report["rows"].values():
@@ -96,13 +98,13 @@ def test_the_policys_rivals_are_in_the_report_of_ratings(launched):
     assert any("no times" in note for note in report["notes"])
 
 
-def test_the_gate_ships_a_rating_domain_that_names_no_rival(launched):
+def test_the_gate_ships_a_rating_domain_that_names_no_baseline(launched):
     """Generous users are told by their books: that beats the item's mean for certain."""
     assert launched.report["decision"]["promote"], launched.report["decision"]
     assert "item_mean" in launched.report["decision"]["reasons"][0]
 
 
-def test_no_rival_is_handicapped_on_ratings(launched):
+def test_no_baseline_is_handicapped_on_ratings(launched):
     """Full fine-tuning and scratch solve for the plain facts as the adapter does, so both beat the item's mean."""
     rows = launched.report["rows"]
     assert rows["full_fine_tune"]["rmse"]["value"] < rows["item_mean"]["rmse"]["value"]

@@ -63,7 +63,7 @@ def spec(name: str = "live-rooms", **other: object) -> DomainSpec:
 
 
 def adapter(id: str, domain: str = "live-rooms") -> Version:
-    return Version(id=id, kind="adapter", domain=domain, backbone_id="shared", rung="adapter", artifact=f"tag:{id}")
+    return Version(id=id, kind="adapter", domain=domain, backbone_id="shared", level="adapter", artifact=f"tag:{id}")
 
 
 def ready(registry: Registry, *ids: str, name: str = "live-rooms") -> Registry:
@@ -400,8 +400,8 @@ class TestVersions:
 
     def test_an_id_names_one_artifact(self, registry: Registry) -> None:
         ready(registry, "a")
-        with pytest.raises(Conflict, match="another rung"):
-            registry.add_version(replace(adapter("a"), rung="zero_shot"))
+        with pytest.raises(Conflict, match="another level"):
+            registry.add_version(replace(adapter("a"), level="zero_shot"))
 
     def test_numbers_that_are_none_come_back_as_none(self, registry: Registry) -> None:
         """JSON knows no not-a-number, and PostgreSQL insists: both databases give null."""
@@ -470,7 +470,7 @@ class TestPromotion:
         assert registry.domain("live-rooms").state is State.LIVE
 
     def test_a_zero_shot_version_answers_and_the_domain_is_still_to_be_launched(self, registry: Registry) -> None:
-        ready(registry, "a").add_version(replace(adapter("z"), rung="zero_shot"))
+        ready(registry, "a").add_version(replace(adapter("z"), level="zero_shot"))
         registry.promote("live-rooms", "z", expect=None, who="ann", why="")
         assert registry.live("live-rooms").version_id == "z"
         assert registry.domain("live-rooms").state is State.DATA_READY
@@ -666,13 +666,13 @@ class TestJudgingAgain:
         """The weights are the same, so it is the same version; the audit says that the verdict changed."""
         ready(registry, "a")
         judged = {"metrics": {"auc": 1}, "report": {"decision": {"verdict": "hold"}}, "certificate": {"ok": True}}
-        again = registry.judge_again("a", **judged, config={"seed": 1}, by="ann")
+        again = registry.reevaluate("a", **judged, config={"seed": 1}, by="ann")
         assert (again.report, again.config, again.id) == (judged["report"], {"seed": 1}, "a")
         assert registry.version("a") == again
-        (entry,) = [entry for entry in registry.audit() if entry["what"] == "judge_again"]
+        (entry,) = [entry for entry in registry.audit() if entry["what"] == "reevaluate"]
         assert (entry["who"], entry["details"]["after"]) == ("ann", "hold")
         with pytest.raises(UnknownVersion):
-            registry.judge_again("nobody", **judged, config={}, by="ann")
+            registry.reevaluate("nobody", **judged, config={}, by="ann")
 
 
 class TestPredictionLog:

@@ -32,7 +32,7 @@ from models.ranker import adapters, checkpoint
 from orchestrator import use_cases
 from orchestrator.data.batches import Examples
 from orchestrator.data.dataset import Workspace
-from orchestrator.data.encoding import Layout
+from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.data.model_store import Artifacts
 from orchestrator.settings import Settings
 
@@ -65,7 +65,7 @@ class Market:
         self.registry.promote(name, version_id, expect=expect, who="tests", why="a flip")
 
     def versions(self, name: str = "live") -> dict[str, str]:
-        return {version.rung: version.id for version in self.registry.versions(name, "adapter")}
+        return {version.level: version.id for version in self.registry.versions(name, "adapter")}
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def assert_is_error(answer: httpx.Response, status: int, code: str) -> dict:
 
 
 def test_a_ranking_names_what_it_rests_on(market, client):
-    """Sorted scores between 0 and 1, the version, the rung, the time, and the request's own id."""
+    """Sorted scores between 0 and 1, the version, the level, the time, and the request's own id."""
     body = ask(client, market.user(), market.items("live"), request_id="mine", top_k=5).json()
     assert body["request_id"] == "mine"
     assert body["domain"] == "live"
@@ -157,19 +157,19 @@ def test_a_ranking_names_what_it_rests_on(market, client):
     assert all("reason" not in item for item in body["items"])
 
 
-@pytest.mark.parametrize("rung", ["zero_shot", "adapter"])
-def test_scores_served_are_those_that_evaluation_computes(market, serving, rung):
+@pytest.mark.parametrize("level", ["zero_shot", "adapter"])
+def test_scores_served_are_those_that_evaluation_computes(market, serving, level):
     """The same user, items and moment through Feast and the service, and through training's own batches: equal."""
-    market.flip("live", market.versions()[rung])
-    eventually(lambda: serving.snapshot.domains["live"].served_by == rung)
+    market.flip("live", market.versions()[level])
+    eventually(lambda: serving.snapshot.domains["live"].served_by == level)
     registry, settings = market.registry, market.settings
-    version = registry.version(market.versions()[rung])
+    version = registry.version(market.versions()[level])
     store = Artifacts(settings.artifacts_dir)
     ranker = checkpoint.load_backbone(store.path(registry.version(version.backbone_id).artifact))
     slot = adapters.attach(ranker, checkpoint.load_adapter(store.path(version.artifact)))
-    layout = Layout.load(store.path(version.artifact))
+    encoder = FeatureEncoder.load(store.path(version.artifact))
     workspace = Workspace(settings, tuple(registry.domains()))
-    rows = workspace.examples(layout, "live")
+    rows = workspace.examples(encoder, "live")
     moment = int(rows.time_us.max()) + 60_000_000
     items = market.items("live")
     users = np.unique(rows.user)[:10]
@@ -183,12 +183,12 @@ def test_scores_served_are_those_that_evaluation_computes(market, serving, rung)
             time_us=np.full(count, moment),
             label=np.zeros(count, np.float32),
             value=np.zeros(count, np.float32),
-            context=layout.codes(layout.context_fields, None, count),
+            context=encoder.codes(encoder.context_fields, None, count),
             weight=np.ones(count, np.float32),
-            prior=np.zeros(count, np.float32),
+            offset=np.zeros(count, np.float32),
         )
         with torch.inference_mode():
-            offline = ranker.probability(workspace.assembler(layout, ["live"]).batch(asked, slot)).numpy()
+            offline = ranker.probability(workspace.batch_builder(encoder, ["live"]).batch(asked, slot)).numpy()
         user_id = market.data("live").user_vocabulary.name(int(user))
         online = scorer.score(
             serving.snapshot.domains["live"],
@@ -196,7 +196,7 @@ def test_scores_served_are_those_that_evaluation_computes(market, serving, rung)
             user=serving._online.read_user(user_id, "live"),
             now_us=moment,
         )
-        assert online.served_by == rung
+        assert online.served_by == level
         np.testing.assert_allclose(online.score, offline, rtol=1e-5)
 
 
@@ -218,7 +218,7 @@ def test_every_domain_is_listed_with_its_rung(market, client):
     assert body["generation"] == market.registry.generation()
 
 
-# Lower rungs
+# Lower levels
 
 
 def test_an_unknown_user_gets_the_popular_items(market, client):
@@ -425,7 +425,7 @@ def test_a_model_that_fails_on_a_request_answers_by_popularity(market, client, m
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(scorer, "_assembler", broken)
+    monkeypatch.setattr(scorer, "_batch_builder", broken)
     body = ask(client, market.user(), market.items("live")).json()
     assert (body["served_by"], body["reason"]) == ("prior", "model_fault")
 

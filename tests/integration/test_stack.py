@@ -214,7 +214,7 @@ def test_no_server_calls_home(tmp_path):
 
 def test_the_environment_says_the_same_as_the_settings(tmp_path, monkeypatch):
     """A server that builds its own settings builds these."""
-    settings = settings_in(tmp_path).model_copy(update={"required_rivals": ("scratch", "popularity")})
+    settings = settings_in(tmp_path).model_copy(update={"required_baselines": ("scratch", "popularity")})
     for name, value in servers.environment(settings).items():
         monkeypatch.setenv(name, value)
     assert Settings() == settings

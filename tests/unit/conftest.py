@@ -66,7 +66,7 @@ def make_batch(chance: torch.Generator, make_events: Callable[..., Events]) -> C
             time=torch.full((rows,), 2 * 10**6 * SECOND_US) + draw(10**6, rows) * SECOND_US,
             label=draw(2, rows).double(),
             weight=torch.ones(rows, dtype=torch.float64),
-            prior=torch.zeros(rows, dtype=torch.float64),
+            offset=torch.zeros(rows, dtype=torch.float64),
             lifelong=make_events(users, length, row, SOURCE_ITEMS, stop=torch.full((rows,), length) if full else None),
             short_source=make_events(users, 5, row, SOURCE_ITEMS),
             short_target=make_events(rows, 4, torch.arange(rows), OWN_ITEMS),

@@ -1,4 +1,4 @@
-"""The plots of a version: rivals with their intervals, calibration, learning curve, overlap."""
+"""The plots of a version: baselines with their intervals, calibration, learning curve, overlap."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pandas as pd
 
 from ui.components.wording import LOWER_IS_BETTER, METRICS, ROWS, words
 
-OWN, OTHER, RIVAL, BOUND = "#0f766e", "#94a3b8", "#d97706", "#7c3aed"
-KINDS = {"This version": OWN, "Rival of the gate": RIVAL, "Others": OTHER, "Best reachable": BOUND}
+OWN, OTHER, BASELINE, BOUND = "#0f766e", "#94a3b8", "#d97706", "#7c3aed"
+KINDS = {"This version": OWN, "Baseline of the gate": BASELINE, "Others": OTHER, "Best reachable": BOUND}
 
 
-def forest(rows: Mapping[str, Any], metric: str, *, subject: str, rival: str | None = None) -> alt.LayerChart:
+def forest(rows: Mapping[str, Any], metric: str, *, subject: str, baseline: str | None = None) -> alt.LayerChart:
     """Each row of a results table as a point with its 95 % interval, best on top."""
     table = pd.DataFrame(
         [
             {
                 "row": words(ROWS, name),
-                "kind": _kind(name, subject, rival),
+                "kind": _kind(name, subject, baseline),
                 "value": measured[metric]["value"],
                 "low": measured[metric]["low"],
                 "high": measured[metric]["high"],
@@ -33,11 +33,11 @@ def forest(rows: Mapping[str, Any], metric: str, *, subject: str, rival: str | N
     return _intervals(table, f"{words(METRICS, metric)} ({better}), with 95% interval over users")
 
 
-def gains(gain: Mapping[str, Any], metric: str, *, rival: str | None = None) -> alt.LayerChart:
+def gains(gain: Mapping[str, Any], metric: str, *, baseline: str | None = None) -> alt.LayerChart:
     """How much better the version is than each row, with intervals; right of the line it is better for certain."""
     table = pd.DataFrame(
         [
-            {"row": words(ROWS, name), "kind": _kind(name, None, rival), **measured}
+            {"row": words(ROWS, name), "kind": _kind(name, None, baseline), **measured}
             for name, measured in gain.items()
             if name != "train_mean"
         ]
@@ -93,7 +93,7 @@ def growing(curve: Mapping[str, Any], metric: str) -> alt.LayerChart:
     )
     colour = alt.Color(
         "model:N",
-        scale=alt.Scale(domain=list(dict.fromkeys(table["model"])), range=[OWN, RIVAL, OTHER]),
+        scale=alt.Scale(domain=list(dict.fromkeys(table["model"])), range=[OWN, BASELINE, OTHER]),
         legend=alt.Legend(title=None, orient="bottom"),
     )
     across = alt.X("rows:Q", title="training rows", scale=alt.Scale(type="log"))
@@ -133,11 +133,11 @@ def _curve(table: pd.DataFrame, column: str, title: str, colour: str) -> alt.Cha
     )
 
 
-def _kind(name: str, subject: str | None, rival: str | None) -> str:
+def _kind(name: str, subject: str | None, baseline: str | None) -> str:
     if name == subject:
         return "This version"
-    if name == rival:
-        return "Rival of the gate"
+    if name == baseline:
+        return "Baseline of the gate"
     return "Best reachable" if name == "best_reachable" else "Others"
 
 

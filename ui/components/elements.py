@@ -112,12 +112,12 @@ def empty(title: str, text: str, *, page: str | None = None, link: str = "", **q
         st.space("small")
 
 
-def rung_of(domain: Domain, live: Version | None) -> Label:
+def level_of(domain: Domain, live: Version | None) -> Label:
     """What a domain's answers rest on."""
-    rung = use_cases.rung(domain.name, registry=session.registry())
-    if rung == "prior" and not domain.counts.get("rows_added"):
-        rung = "none"
-    return wording.label(wording.RUNGS, rung)
+    level = use_cases.level(domain.name, registry=session.registry())
+    if level == "prior" and not domain.counts.get("rows_added"):
+        level = "none"
+    return wording.label(wording.FALLBACK_LEVELS, level)
 
 
 def live_version(live: Live | None) -> Version | None:

@@ -1,4 +1,5 @@
-"""What short runs said before a launch: is each source worth borrowing, and how much data the domain still needs."""
+"""What short runs said before a launch: is each source worth borrowing from, and how much data the domain still
+needs."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from ui import session
 from ui.components import charts, elements, wording
 
 VERDICTS = {
-    "borrow": "worth borrowing",
+    "borrow": "worth borrowing from",
     "do not borrow": "do not borrow: it makes answers worse",
     "no clear gain": "no clear gain: the interval reaches both sides of zero",
 }
@@ -22,7 +23,7 @@ def show(domain: Domain) -> None:
     """The newest preview of a domain, and the button that makes one."""
     found = use_cases.latest_preview(domain.name, registry=session.registry())
     going = [run for run in elements.active(session.registry().runs(domain.name)) if run.kind == "preview"]
-    st.subheader("Worth borrowing? Tried on short runs", anchor=False)
+    st.subheader("Worth source_weighting? Tried on short runs", anchor=False)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(
             _told(found) if found else "Not tried yet. A few minutes of short runs tell, before any launch.",
@@ -70,8 +71,8 @@ def _sources(found: dict[str, Any]) -> None:
 
 def _curve(found: dict[str, Any]) -> None:
     fewest = found["curve"]["rows"][0]
-    for rival, needed in found["needed"].items():
-        name = wording.words(wording.ROWS, rival).lower()
+    for baseline, needed in found["needed"].items():
+        name = wording.words(wording.ROWS, baseline).lower()
         low, rows, high = (_rows(needed[part], fewest) for part in ("low", "rows", "high"))
         st.markdown(f"An adapter is ahead of **{name}** with **{rows}** :gray[(95% interval: {low} to {high})]")
     test = found["backtest"]

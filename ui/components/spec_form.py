@@ -39,8 +39,8 @@ interactions:
 items:
   id: item_id
   features: {category: category, price: number}
-domain_features: {surface: live, layout: feed}
-gate: {rival: popularity, metric: auc}
+domain_features: {surface: live, encoder: feed}
+gate: {baseline: popularity, metric: auc}
 """
 
 
@@ -116,7 +116,7 @@ def form(columns: Columns, *, key: str = "form") -> DomainSpec | None:
     traits = st.text_input(
         "Traits of the domain itself (optional)",
         key=f"{key}-traits",
-        placeholder="surface=live, layout=feed",
+        placeholder="surface=live, encoder=feed",
         help="A new domain starts near the domains whose traits it shares.",
     )
     declared["domain_features"] = _traits(traits)
@@ -221,14 +221,14 @@ def _features(
 def _rules(task: str, key: str) -> dict[str, Any]:
     gate, history = st.columns(2)
     usual = Gate()
-    rivals = list(get_args(Gate.model_fields["rival"].annotation))
+    baselines = list(get_args(Gate.model_fields["baseline"].annotation))
     rule = {
-        "rival": gate.selectbox(
+        "baseline": gate.selectbox(
             "A version must beat",
-            [rival for rival in rivals if not (task == "rating" and rival == "popularity")],
+            [baseline for baseline in baselines if not (task == "rating" and baseline == "popularity")],
             index=0,
-            format_func=lambda rival: wording.words(wording.ROWS, rival),
-            key=f"{key}-rival-{task}",
+            format_func=lambda baseline: wording.words(wording.ROWS, baseline),
+            key=f"{key}-baseline-{task}",
         ),
         "metric": gate.selectbox(
             "judged by",

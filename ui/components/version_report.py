@@ -26,14 +26,14 @@ def show(domain: Domain, live: Version | None) -> None:
             "Version": wording.short(version.id),
             "": "live" if version.id == live_id else "",
             "Made": wording.when(version.created_at),
-            "Kind": wording.label(wording.RUNGS, version.rung or "").text,
+            "Kind": wording.label(wording.FALLBACK_LEVELS, version.level or "").text,
             wording.words(wording.METRICS, metric): _headline(version, metric),
             "Gate": _verdict(version),
         }
         for version in versions
     ]
     st.dataframe(table, hide_index=True)
-    judged = [version for version in versions if version.rung == "adapter"]
+    judged = [version for version in versions if version.level == "adapter"]
     if not judged:
         st.caption("The shared model answers here without any training on this domain; a launch makes its own version.")
         return
@@ -56,7 +56,7 @@ def show(domain: Domain, live: Version | None) -> None:
         _quality(version)
         _leaks(version)
         _cost(version)
-        borrowing(version.report.get("borrowing"))
+        source_weighting(version.report.get("source_weighting"))
     else:
         _trained_together(domain, version)
     _certificate(version)
@@ -146,12 +146,14 @@ def _comparison(domain: Domain, version: Version) -> None:
         label_visibility="collapsed",
         key=f"metric-{version.id}",
     )
-    rival = gate.rival_of(report, domain.spec.gate)
-    st.altair_chart(charts.forest(report["rows"], metric, subject=report["subject"], rival=rival), width="stretch")
+    baseline = gate.baseline_of(report, domain.spec.gate)
+    st.altair_chart(
+        charts.forest(report["rows"], metric, subject=report["subject"], baseline=baseline), width="stretch"
+    )
     if report["gain"]:
-        st.altair_chart(charts.gains(report["gain"], report["metric"], rival=rival), width="stretch")
+        st.altair_chart(charts.gains(report["gain"], report["metric"], baseline=baseline), width="stretch")
     with st.expander("The same as a table, and who asked for each row"):
-        st.dataframe(_table(report["rows"], report.get("required", {}).get("rivals", {})), hide_index=True)
+        st.dataframe(_table(report["rows"], report.get("required", {}).get("baselines", {})), hide_index=True)
 
 
 def _table(rows: dict[str, Any], required: dict[str, list[str]]) -> list[dict[str, str]]:
@@ -170,9 +172,9 @@ def _segments(domain: Domain, version: Version) -> None:
     if not report["segments"]:
         return
     metric, subject = report["metric"], report["subject"]
-    rival = gate.rival_of(report, domain.spec.gate)
-    asked = report.get("required", {}).get("rivals", {})
-    rows = [name for name in dict.fromkeys([subject, rival, *asked, "zero_shot"]) if name in report["rows"]]
+    baseline = gate.baseline_of(report, domain.spec.gate)
+    asked = report.get("required", {}).get("baselines", {})
+    rows = [name for name in dict.fromkeys([subject, baseline, *asked, "zero_shot"]) if name in report["rows"]]
     st.subheader(f"For whom it works: {wording.words(wording.METRICS, metric)}", anchor=False)
     st.dataframe(
         [
@@ -221,7 +223,7 @@ def _cost(version: Version) -> None:
             st.caption("In money too, once `GRAFT_PRICE_PER_PROCESSOR_HOUR` says what an hour of a processor costs.")
 
 
-def borrowing(told: dict[str, Any] | None) -> None:
+def source_weighting(told: dict[str, Any] | None) -> None:
     """What the shared model learned of its sources, where it weighed them: verdicts, and weights over time."""
     if not told or not told.get("verdicts"):
         return
@@ -284,7 +286,7 @@ def _certificate(version: Version) -> None:
     if not certificate:
         return
     st.subheader("Freeze certificate", anchor=False)
-    others = certificate.get("witnesses", {})
+    others = certificate.get("probe_rows", {})
     if certificate["ok"]:
         st.success(
             f"Nothing else moved: all {certificate['frozen_tensors']:,} frozen tensors have the same hash before and "
@@ -297,7 +299,7 @@ def _certificate(version: Version) -> None:
     if trained and total:
         st.markdown(f"It trained **{trained:,}** of {total:,} weights ({trained / total:.1%}).")
     st.caption(f"Loads only on shared model `{wording.short(version.backbone_id)}`. Content hash `{version.id}`.")
-    with st.expander("Hashes and witnesses"):
+    with st.expander("Hashes and probe_rows"):
         if others:
             st.caption("Rows of each other domain whose predictions were compared")
             st.dataframe([{"Domain": name, "Rows": rows} for name, rows in others.items()], hide_index=True)

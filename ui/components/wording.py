@@ -1,4 +1,4 @@
-"""What the pages say: states, rungs, metrics, reasons and times in plain words. Pure, so that it is tested as text."""
+"""What the pages say: states, levels, metrics, reasons and times in plain words. Pure, so that it is tested as text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STATES: dict[str, Label] = {
     "paused": Label("Paused", "yellow", "Answers come from popularity until somebody resumes the domain."),
     "retired": Label("Retired", "red", "Closed for good."),
 }
-RUNGS: dict[str, Label] = {
+FALLBACK_LEVELS: dict[str, Label] = {
     "none": Label("No answers yet", "gray", "There is nothing to answer from: no data."),
     "prior": Label("Popularity", "gray", "Answers rest on popularity; no model scores this domain yet."),
     "zero_shot": Label("Shared model", "blue", "The shared model answers; nothing was trained on this domain yet."),
@@ -61,7 +61,7 @@ ROWS = {
     "full_fine_tune": "Full fine-tune",
     "scratch": "Trained from scratch",
     "live": "Version live before",
-    "strongest": "The strongest of the required rivals",
+    "strongest": "The strongest of the required baselines",
     "best_reachable": "Best reachable",
 }
 SEGMENTS = {
@@ -92,13 +92,13 @@ DEEDS = {
     "add_version": "new version",
     "promote": "put a version live",
     "roll_back": "rolled back",
-    "judge_again": "judged a version again",
+    "reevaluate": "judged a version again",
     "resume_run": "resumed a run",
 }
-INTERESTS = {
+ARCHITECTURES = {
     "dacdr": "cross-attention: what of it matters to this domain and item",
     "lcn": "a lifelong pyramid: ever fewer events, ever closer",
-    "both": "both views, side by side",
+    "dacdr+lcn": "both views, side by side",
     "domain_over_pyramid": "cross-attention over what the pyramid selects",
 }
 PYRAMIDS = {
@@ -111,7 +111,7 @@ TASKS = {"ctr": "Clicks", "rating": "Ratings"}
 
 
 def label(words: Mapping[str, Label], key: str) -> Label:
-    """The label of a state or rung; one that is not in the table is shown as it is."""
+    """The label of a state or level; one that is not in the table is shown as it is."""
     return words.get(key, Label(key.replace("_", " ").capitalize(), "gray", ""))
 
 
@@ -177,7 +177,7 @@ def interval(measured: Mapping[str, float], digits: int = 4) -> str:
 
 
 def said(reason: str) -> str:
-    """A reason of the gate as a sentence: metrics and rivals by their names, not their keys."""
+    """A reason of the gate as a sentence: metrics and baselines by their names, not their keys."""
     names = {
         **METRICS,
         **{key: name.lower() for key, name in ROWS.items() if key not in ("adapter", "shared", "live", "strongest")},
@@ -208,10 +208,10 @@ def event(seen: Mapping[str, Any], spec: DomainSpec | None) -> str:
     return "clicked" if value > 0 else "passed"
 
 
-def policy(rivals: Sequence[str], seeds: int) -> str:
+def policy(baselines: Sequence[str], seeds: int) -> str:
     """What every launch of this installation is compared with, as one sentence."""
-    named = ", ".join(words(ROWS, rival).lower() for rival in rivals)
-    compared = f"Every launch here is compared with {named}" if named else "No rival is required of launches here"
+    named = ", ".join(words(ROWS, baseline).lower() for baseline in baselines)
+    compared = f"Every launch here is compared with {named}" if named else "No baseline is required of launches here"
     return f"{compared}, under {plural(seeds, 'seed')}; a launch cannot leave any of it out."
 
 
@@ -220,6 +220,6 @@ def gate(spec: DomainSpec) -> str:
     rule = spec.gate
     return (
         f"A version goes live only if its {words(METRICS, rule.metric)} on at least {rule.minimum_cold_users} held-out "
-        f"cold users beats **{words(ROWS, rule.rival).lower()}** with 95% certainty, and its predictions are off by at "
-        f"most {rule.maximum_calibration_error:.0%} on average."
+        f"cold users beats **{words(ROWS, rule.baseline).lower()}** with 95% certainty, and its predictions are off by "
+        f"at most {rule.maximum_calibration_error:.0%} on average."
     )

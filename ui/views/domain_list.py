@@ -47,7 +47,7 @@ def _summary(domains: list[Domain], lives: dict[str | None, Live]) -> None:
         domain
         for domain in domains
         if (live := lives.get(domain.name)) is not None
-        and session.registry().version(live.version_id).rung == "adapter"
+        and session.registry().version(live.version_id).level == "adapter"
     ]
     columns = st.columns([1, 1, 1, 1, 1.2], vertical_alignment="center")
     columns[0].metric("Sources", len(sources))
@@ -87,7 +87,7 @@ def _shared_model(domains: list[Domain], live: Live | None) -> None:
         if live is not None and version.metrics:
             with st.expander("How good is it?"):
                 _shared_metrics(version)
-                version_report.borrowing(version.report.get("borrowing"))
+                version_report.source_weighting(version.report.get("source_weighting"))
 
 
 def _shared_metrics(version: Version) -> None:
@@ -143,17 +143,17 @@ def _train_dialog(ready: list[Domain]) -> None:
 def _choices(task: str) -> dict[str, Any]:
     """What differs from the task's usual recipe, which is what evidence favoured."""
     usual = Recipe.model_validate({"task": task})
-    interests = list(wording.INTERESTS)
-    interest = st.selectbox(
+    architectures = list(wording.ARCHITECTURES)
+    architecture = st.selectbox(
         "A history is read by",
-        interests,
-        index=interests.index(usual.interest),
-        format_func=lambda name: wording.words(wording.INTERESTS, name),
+        architectures,
+        index=architectures.index(usual.architecture),
+        format_func=lambda name: wording.words(wording.ARCHITECTURES, name),
     )
-    chosen: dict[str, Any] = {"interest": interest}
-    if interest != "dacdr":
+    chosen: dict[str, Any] = {"architecture": architecture}
+    if architecture != "dacdr":
         sizes = get_args(Recipe.model_fields["pyramid"].annotation)
-        if interest == "domain_over_pyramid":  # which reads what a pyramid selects
+        if architecture == "domain_over_pyramid":  # which reads what a pyramid selects
             sizes = tuple(size for size in sizes if size != "none")
         chosen["pyramid"] = st.selectbox(
             "Pyramid", sizes, format_func=lambda name: wording.words(wording.PYRAMIDS, name)
@@ -161,7 +161,7 @@ def _choices(task: str) -> dict[str, Any]:
     if st.checkbox("Bring tastes of two domains together while learning (CRP); costs nothing when answering"):
         chosen["contrastive_weight"] = CONTRASTIVE_WEIGHT
     if st.checkbox("Weigh each source by what it gives the targets (CCTL); takes longer"):
-        chosen["borrowing"] = "weighed"
+        chosen["source_weighting"] = "weighed"
     if st.checkbox("Know users by their id too; helps only those whom training knows"):
         chosen["user_embedding"] = True
     return {name: value for name, value in chosen.items() if value != getattr(usual, name)}
@@ -209,15 +209,15 @@ def _row(domain: Domain, live: Live | None, run: Run | None) -> None:
     version = elements.live_version(live)
     counts = domain.counts
     with st.container(key=f"row-{domain.name}"):
-        name, state, rung, data, since, last = st.columns(WIDTHS, vertical_alignment="top")
+        name, state, level, data, since, last = st.columns(WIDTHS, vertical_alignment="top")
         with name.container(gap=None):
             st.page_link(elements.DOMAIN, label=domain.name, query_params={"name": domain.name})
             st.caption(f"{wording.TASKS[domain.spec.task].lower()} · {domain.owner}")
         with state:
             elements.badge(wording.label(wording.STATES, domain.state))
-        with rung:
+        with level:
             if domain.role == "target":
-                elements.badge(elements.rung_of(domain, version))
+                elements.badge(elements.level_of(domain, version))
             else:
                 st.caption("lends its histories")
         if counts.get("rows_added"):

@@ -68,7 +68,7 @@ def _header(domain: Domain, version: Version | None) -> None:
         st.title(domain.name, anchor=False, width="content")
         elements.badge(wording.label(wording.STATES, domain.state))
         if domain.role == "target":
-            elements.badge(elements.rung_of(domain, version))
+            elements.badge(elements.level_of(domain, version))
     kind = "A new surface to launch" if domain.role == "target" else "A source that lends its histories"
     predicts = "click probabilities" if domain.spec.task == "ctr" else "ratings"
     st.markdown(
@@ -95,9 +95,9 @@ def _next_step(domain: Domain, version: Version | None) -> None:
         text = f"**{wording.words(wording.KINDS, going[0].kind)} is going on.** Follow it below."
     elif candidates and domain.state == "challenger":
         text = f"**Next: decide on version `{wording.short(candidates[0].id)}`.** It passed the gate and waits."
-    elif (version is None or version.rung != "adapter") and _held_back(domain):
+    elif (version is None or version.level != "adapter") and _held_back(domain):
         text = "**The gate held the last launch back.** The tab *Versions* says why; more data may change it."
-    elif version is None or version.rung != "adapter":
+    elif version is None or version.level != "adapter":
         text = "**Next: launch it.** Graft trains a few weights of its own and proves them on held-out cold users."
     else:
         text = f"**Version `{wording.short(version.id)}` answers.** Launch again when there is new data to learn from."
@@ -105,7 +105,7 @@ def _next_step(domain: Domain, version: Version | None) -> None:
         st.markdown(text, width="stretch")
         launching = any(run.kind != "ingest" for run in going)
         if st.button(
-            "Launch" if version is None or version.rung != "adapter" else "Launch again",
+            "Launch" if version is None or version.level != "adapter" else "Launch again",
             type="primary" if not candidates and not launching else "secondary",
             disabled=registry.live(None) is None or launching,
             key="launch",
@@ -124,7 +124,7 @@ def _promotable(domain: Domain, live: Version | None) -> list[Version]:
     return [
         version
         for version in session.registry().versions(domain.name, "adapter")
-        if version.rung == "adapter"
+        if version.level == "adapter"
         and (live is None or version.id != live.id)
         and version.report.get("decision", {}).get("promote", True)
     ]
@@ -152,7 +152,7 @@ def _launch(domain: Domain) -> None:
             "likely hold the version back."
         )
     st.caption(wording.gate(domain.spec))
-    st.caption(wording.policy(session.settings().required_rivals, session.settings().required_seeds))
+    st.caption(wording.policy(session.settings().required_baselines, session.settings().required_seeds))
     elements.start_button("launch-domain", domain=domain.name, params={"task": domain.spec.task}, label="Launch")
 
 
@@ -236,10 +236,10 @@ def _overview(domain: Domain, version: Version | None) -> None:
 
 def _what_answers(domain: Domain, version: Version | None) -> None:
     st.subheader("What answers now", anchor=False)
-    rung = elements.rung_of(domain, version)
+    level = elements.level_of(domain, version)
     live = session.registry().live(domain.name)
     since = f" Version `{wording.short(live.version_id)}`, since {wording.when(live.since)}." if live else ""
-    st.markdown(f"{rung.meaning}{since}")
+    st.markdown(f"{level.meaning}{since}")
     st.code(f"POST {session.settings().service_url}/v1/domains/{domain.name}/rank", language=None)
 
 
@@ -270,7 +270,7 @@ def _sources(readiness: Readiness) -> None:
                 "Source": source.name,
                 "Shared users": source.shared_users,
                 "of this domain's users": source.shared_share * 100,
-                "Events they bring": source.lent_events,
+                "Events they bring": source.source_events,
                 "Label shift": source.label_shift,
                 "Shifted features": ", ".join(
                     f"{name} ({'strongly' if index > STRONG_SHIFT else 'somewhat'})" for name, index in shifted.items()

@@ -51,10 +51,10 @@ def _chosen(domains: list[Domain]) -> Domain:
     chosen = left.selectbox("Domain", names, index=at, key="playground-domain")
     domain = next(domain for domain in domains if domain.name == chosen)
     version = elements.live_version(session.registry().live(domain.name))
-    rung = elements.rung_of(domain, version)
+    level = elements.level_of(domain, version)
     with right, st.container(horizontal=True, vertical_alignment="center"):
-        elements.badge(rung)
-        st.caption(rung.meaning, width="content")
+        elements.badge(level)
+        st.caption(level.meaning, width="content")
     return domain
 
 
@@ -150,9 +150,9 @@ def _ask(domain: Domain, user_id: str, item_ids: list[str], top_k: int) -> None:
 
 
 def _answer(domain: Domain, answer: dict[str, Any]) -> None:
-    rung = wording.label(wording.RUNGS, answer["served_by"])
+    level = wording.label(wording.FALLBACK_LEVELS, answer["served_by"])
     with st.container(horizontal=True, vertical_alignment="center"):
-        elements.badge(rung)
+        elements.badge(level)
         st.markdown(
             f"version `{wording.short(answer['model_version'])}` · took **{answer['took_ms']:.1f} ms**", width="content"
         )

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import cold_start_ratings as ratings
 from benchmarks.rating_bridges import HISTORY, LIKED_ABOVE, Ready
-from benchmarks.results_table import Entrant, Table
+from benchmarks.results_table import Method, Table
 from domains.errors import InvalidData
 from models.baselines.factors import latest_liked
 from models.baselines.plain import MappedSourceBias, Rows
@@ -69,7 +69,7 @@ def test_bridges_read_the_same_likes_from_less(case):
     """Batches that keep the latest likes alone say what the whole history says of them."""
     given = case.given
     rows = given.known.take(np.arange(100))
-    whole = given.bridges.assembler.batch(rows, 1)
+    whole = given.bridges.batch_builder.batch(rows, 1)
     kept = next(Ready(given.bridges, rows, 1, size=100, seed=0, shuffle=False).batches(0))
     wanted, real = latest_liked(whole.lifelong, LIKED_ABOVE, HISTORY)
     items, found = latest_liked(kept.lifelong, LIKED_ABOVE, HISTORY)
@@ -85,9 +85,9 @@ def test_the_tuned_bias_is_the_best_of_all_that_were_tried(case):
     held, errors = given.validation, {}
     for smoothing in ratings.SMOOTHINGS:
         for ridge in ratings.SMOOTHINGS:
-            rival = MappedSourceBias(smoothing, ridge)
-            rival.fit(given.known.user, given.known.item, given.known.label, source=lent)
-            told = np.clip(rival.predict(held.user, held.item), 1, 5)
+            baseline = MappedSourceBias(smoothing, ridge)
+            baseline.fit(given.known.user, given.known.item, given.known.label, source=lent)
+            told = np.clip(baseline.predict(held.user, held.item), 1, 5)
             errors[smoothing, ridge] = float(np.sqrt(np.square(told - held.label).mean()))
     assert found.detail["validation_rmse"] == pytest.approx(min(errors.values()), abs=1e-9)
     assert errors[found.detail["smoothing"], found.detail["source_ridge"]] == min(errors.values())
@@ -100,19 +100,19 @@ def test_every_row_answers_and_a_second_run_trains_nothing(data, out, monkeypatc
     monkeypatch.setattr(ratings, "EPOCHS_AT_MOST", 1)
     ratings.measure(data, out, settings=[SETTING], seeds=1, recipe=recipe)
     table = Table(out)
-    names = [name for entrant in ratings.entrants(recipe) for name in entrant.names]
+    names = [name for method in ratings.methods(recipe) for name in method.names]
     assert table.models() == names
     errors = {name: table.values(SETTING, name, "rmse")[0] for name in names}
-    assert errors[ratings.RIVAL] < errors["item mean"]
+    assert errors[ratings.BASELINE] < errors["item mean"]
     assert errors[ratings.ADAPTER] < errors["item mean"]
     assert ratings.FACTS in (out / "cold-start-ratings.md").read_text()
 
     def refuse(*_):
         raise AssertionError("a cell was trained again")
 
-    ready = [replace(entrant, fit=refuse) for entrant in ratings.entrants(recipe)]
-    monkeypatch.setattr(ratings, "entrants", lambda recipe: ready)
+    ready = [replace(method, fit=refuse) for method in ratings.methods(recipe)]
+    monkeypatch.setattr(ratings, "methods", lambda recipe: ready)
     before = (out / "cells.jsonl").read_bytes()
     ratings.measure(data, out, settings=[SETTING], seeds=1, recipe=recipe)
     assert (out / "cells.jsonl").read_bytes() == before
-    assert all(isinstance(one, Entrant) for one in ready)
+    assert all(isinstance(one, Method) for one in ready)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.item_vectors import item_vectors
-from benchmarks.lifelong_ctr import FOLDER, Given, before, entrants, measure, open_case, prepare
+from benchmarks.lifelong_ctr import FOLDER, Given, before, measure, methods, open_case, prepare
 from benchmarks.lifelong_networks import networks
 from benchmarks.logged_clicks import DAY_US, TAUGHT_DAYS, cut
 from benchmarks.results_table import Case
@@ -63,7 +63,7 @@ def steps(users: int, each: int, items: int) -> Examples:
         value=np.ones(rows, np.float32),
         context=np.zeros((rows, 0), np.int64),
         weight=np.ones(rows, np.float32),
-        prior=np.zeros(rows, np.float32),
+        offset=np.zeros(rows, np.float32),
     )
 
 
@@ -121,14 +121,14 @@ def test_a_case_tells_no_answers_and_nothing_of_the_future(case: Case) -> None:
     given: Given = case.given
     assert np.isnan(given.asked.label).all()
     assert not given.asked.value.any()
-    assert given.asked.prior.max() == 0
+    assert given.asked.offset.max() == 0
     rows = given.school.lessons
     for part, _ in [*rows.train, *rows.validation]:
         assert part.time_us.max() < NEVER
         for user in np.unique(given.asked.user):
             mine = part.user == user
             assert not mine.any() or part.time_us[mine].max() < given.asked.time_us[given.asked.user == user].min()
-    batch = given.school.assembler.batch(given.asked, given.school.slot)
+    batch = given.school.batch_builder.batch(given.asked, given.school.slot)
     for events in (batch.lifelong, batch.short_target):
         assert events is not None
         shown = events.time[events.row].masked_fill(~events.mask(), -1)
@@ -145,13 +145,13 @@ def test_what_is_counted_was_taken_before_a_users_own_moment() -> None:
 
 
 def test_every_claim_has_a_row() -> None:
-    """All lifelong rivals with and without CRP, every self-supervised loss that items without features allow."""
-    names = [name for one in entrants() for name in one.names]
+    """All lifelong baselines with and without CRP, every self-supervised loss that items without features allow."""
+    names = [name for one in methods() for name in one.names]
     assert len(names) == len(set(names))
-    for rival in LIFELONG:
-        assert {rival, f"{rival} + CRP"} <= set(names)
+    for baseline in LIFELONG:
+        assert {baseline, f"{baseline} + CRP"} <= set(names)
     assert {f"LCN + {loss}" for loss in SELF_SUPERVISED if loss != "SSL"} <= set(names)
-    assert len({one.fingerprint for one in entrants()}) == len(names)
+    assert len({one.fingerprint for one in methods()}) == len(names)
 
 
 def test_a_stopped_table_goes_on_and_judges_every_kind_of_row(made: Path, workspace: Workspace) -> None:
@@ -170,20 +170,20 @@ def test_a_stopped_table_goes_on_and_judges_every_kind_of_row(made: Path, worksp
 
 
 def test_networks_start_from_the_given_vectors(case: Case) -> None:
-    """Ours and a rival alike."""
+    """Ours and a baseline alike."""
     from benchmarks.lifelong_networks import built
 
     school = case.given.school
-    own = school.lessons.layout.source_rows_total
+    own = school.lessons.encoder.source_rows_total
     known = np.abs(school.vectors).sum(1) > 0
-    ranker = built(networks()["both"], school, school.recipe)
-    rival = built(networks()["TWIN"], school, school.recipe)
+    ranker = built(networks()["dacdr+lcn"], school, school.recipe)
+    baseline = built(networks()["TWIN"], school, school.recipe)
     mine = np.concatenate(
         [ranker.source_items.rows.weight.detach(), ranker.owned(school.slot).items.rows.weight.detach()]  # type: ignore
     )
     assert len(mine) == len(school.vectors)
     assert own < len(mine)
-    for table in (mine, rival.inputs.items.rows.weight.detach().numpy()):  # type: ignore[union-attr]
+    for table in (mine, baseline.inputs.items.rows.weight.detach().numpy()):  # type: ignore[union-attr]
         assert np.allclose(table[known], school.vectors[known])
 
 
@@ -203,7 +203,7 @@ def test_logged_impressions_are_cut_by_days() -> None:
 
 
 def test_original_impressions_fill_the_same_table(tmp_path: Path) -> None:
-    """Taobao's files as they come, in small: rivals and ours, with clicks and non-clicks as logged."""
+    """Taobao's files as they come, in small: baselines and ours, with clicks and non-clicks as logged."""
     folder, random = tmp_path / "taobao_ads", np.random.default_rng(3)
     folder.mkdir()
     last, people, ads = 1_494_700_000, 40, 30
@@ -232,7 +232,7 @@ def test_original_impressions_fill_the_same_table(tmp_path: Path) -> None:
     }
     for name, lines in files.items():
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
-    rows = ["popularity", "item vectors alone", "both", "TWIN"]
+    rows = ["popularity", "item vectors alone", "dacdr+lcn", "TWIN"]
     table = measure(tmp_path, tmp_path / "out", settings=["taobao-ads"], seeds=1, models=rows)
     assert table.settings() == ["taobao-ads"]
     assert {cell.model for cell in table.cells()} == set(rows)

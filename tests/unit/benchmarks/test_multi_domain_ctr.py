@@ -85,8 +85,8 @@ def test_a_training_row_never_sees_itself_and_a_judged_one_sees_all_of_its_user(
 
 def test_rows_of_the_table_are_trained_once_and_taken_up_again(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch):
     """Ours answers in two rows from one training; a second call finds all of them done."""
-    rows = multi_domain_ctr.entrants("douban", QUICK, QUICK)
-    monkeypatch.setattr(multi_domain_ctr, "entrants", lambda _: rows)
+    rows = multi_domain_ctr.methods("douban", QUICK, QUICK)
+    monkeypatch.setattr(multi_domain_ctr, "methods", lambda _: rows)
     names = ["item + user bias of stars", SHARED, "MMoE", "DNN-single"]
     table = measure(data, out, settings=["douban"], seeds=1, models=names)
     assert {cell.model for cell in table.cells()} == {*names, FACTS}
@@ -100,8 +100,8 @@ def test_rows_of_the_table_are_trained_once_and_taken_up_again(data: Path, out: 
 def test_a_new_domain_leaves_the_old_one_as_it_was(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch):
     """The adapter moves no score of the old domain by a bit; tuning everything does."""
     quick = QUICK.model_copy(update={"short": 50, "fine_tune_epochs": 1, "fine_tune_learning_rate": 1e-2})
-    rows = new_domain.entrants(quick)
-    monkeypatch.setattr(new_domain, "entrants", lambda: rows)
+    rows = new_domain.methods(quick)
+    monkeypatch.setattr(new_domain, "methods", lambda: rows)
     table = measure(data, out, settings=["douban-new-music-10", "douban-new-music-100"], seeds=1)
     few, whole = (table.cell(f"douban-new-music-{share}", 0, new_domain.ADAPTER) for share in (10, 100))
     assert few is not None

@@ -11,7 +11,7 @@ from benchmarks.next_item import Sizes, Training, case_of
 from benchmarks.ranking_facts import Counts, facts, others_facts, weigh
 from benchmarks.ranking_network import Bins, Lists, Reach, answers, batch_of, new_network
 from benchmarks.ranking_questions import DAY_US, TEST, TRAIN, VALIDATION, Log, Market, ask, food_kitchen, game_video
-from benchmarks.results_table import Case, Entrant, Scored, Table, run
+from benchmarks.results_table import Case, Method, Scored, Table, run
 from models.ranking_metrics import places, reciprocal_rank
 
 USERS, ITEMS = 60, 40  # items of each domain
@@ -178,7 +178,7 @@ def test_the_network_orders_the_first_and_the_others_keep_their_order_behind(cas
     given = case.given
     prior = np.random.default_rng(0).normal(size=given.asked.candidates.shape).astype(np.float32)
     lists = Lists(given.asked, prior, np.zeros((*prior.shape, 0), np.int64))
-    ranker = new_network(given.items, (), {"interest": "dacdr", "width": 8}, 0)
+    ranker = new_network(given.items, (), {"architecture": "dacdr", "width": 8}, 0)
     score = answers(ranker, lists, Reach(8, 4), first=5)
     first = np.argsort(-prior, 1)[:, :5]
     behind = np.argsort(-prior, 1)[:, 5:]
@@ -194,7 +194,7 @@ def test_lists_that_are_learnt_from_hold_the_best_where_the_right_one_is_among_t
     best = np.sort(np.argsort(-prior, 1)[:, :4], 1)
     among = (best == 0).any(1)
     assert (kept.questions.candidates[:, 0] == given.training.candidates[among, 0]).all()
-    assert (np.sort(kept.prior, 1) == np.sort(np.take_along_axis(prior, best, 1), 1)[among]).all()
+    assert (np.sort(kept.offset, 1) == np.sort(np.take_along_axis(prior, best, 1), 1)[among]).all()
     assert 0 < len(kept.questions) < len(lists.questions)
 
 
@@ -203,13 +203,13 @@ def test_a_ranker_with_no_level_of_the_pyramid_still_reads_short_histories(case)
     some = case.given.training.take(np.arange(4))
     nothing = np.zeros((*some.candidates.shape, 0), np.int64)
     lists = Lists(some, np.zeros(some.candidates.shape, np.float32), nothing)
-    ranker = new_network(case.given.items, (), {"interest": "lcn", "pyramid": {"levels": ()}}, 0).eval()
+    ranker = new_network(case.given.items, (), {"architecture": "lcn", "pyramid": {"levels": ()}}, 0).eval()
     assert ranker.pyramid is None
     with torch.inference_mode():
         one, three = (ranker(batch_of(lists, Reach(lifelong=8, short=short))) for short in (1, 3))
     assert not torch.equal(one, three)
     with pytest.raises(ValueError, match="no level"):
-        new_network(9, (), {"interest": "domain_over_pyramid", "pyramid": {"levels": ()}}, 0)
+        new_network(9, (), {"architecture": "domain_over_pyramid", "pyramid": {"levels": ()}}, 0)
 
 
 def test_a_page_has_a_column_only_for_settings_that_know_the_measure(tmp_path):
@@ -223,8 +223,8 @@ def test_a_page_has_a_column_only_for_settings_that_know_the_measure(tmp_path):
         return {"guess": Scored(rng.normal(size=(8, 5)))}
 
     table = Table(tmp_path)
-    row = Entrant(("guess",), guess)
-    run(table, settings=["one", "two"], seeds=[0, 1], entrants=[row], open_case=open_case, task="ranking")
+    row = Method(("guess",), guess)
+    run(table, settings=["one", "two"], seeds=[0, 1], methods=[row], open_case=open_case, task="ranking")
     page = results_page.markdown(table, subject="guess", measures=("one/mrr", "two/mrr"))
     assert "| model | one |" in page
     assert "| model | two |" in page
@@ -250,12 +250,12 @@ def test_a_network_row_is_filled_once_and_says_what_validation_thought(market, t
 
     rows = [
         one
-        for one in next_item.entrants(how, SMALL)
+        for one in next_item.methods(how, SMALL)
         if one.names[0] in (next_item.SUBJECT, "popularity", "network on facts alone")
     ]
     for _ in range(2):
         table = Table(tmp_path / "table")
-        run(table, settings=["food-kitchen"], seeds=[0], entrants=rows, open_case=open_case, task="ranking")
+        run(table, settings=["food-kitchen"], seeds=[0], methods=rows, open_case=open_case, task="ranking")
     assert opened == [0]
     cell = table.cell("food-kitchen", 0, next_item.SUBJECT)
     assert cell is not None
@@ -266,7 +266,7 @@ def test_a_network_row_is_filled_once_and_says_what_validation_thought(market, t
 
 
 def test_every_row_has_a_name_of_its_own_and_a_config_that_tells_it_apart():
-    rows: list[Entrant] = next_item.entrants()
+    rows: list[Method] = next_item.methods()
     assert len({row.names for row in rows}) == len(rows)
     networks = [row for row in rows if "network" in row.config]
     assert len({row.fingerprint for row in networks}) == len(networks)

@@ -44,9 +44,9 @@ def test_scenes_without_times_become_domains_that_lend_alike(tmp_path, monkeypat
     case = clicks.open_case(tmp_path, tmp_path / "out", "ali-ccp-twentieth", 0)
     assert {f"ali-ccp-{scene} {kind}" for scene in (10, 11) for kind in ("warm", "cold")} <= set(case.segments)
     workspace, asked = case.given.workspace, case.given.asked[0]
-    layout = workspace.fit_layout(
+    encoder = workspace.fit_encoder(
         task="ctr", slots=case.given.slots, lifelong=20, short=5, with_users=False, until_us=None
     )
-    batch = workspace.assembler(layout, case.given.slots).batch(asked, 0)
+    batch = workspace.batch_builder(encoder, case.given.slots).batch(asked, 0)
     events = int((batch.lifelong.stop - batch.lifelong.start).max())
     assert 0 < events <= max(np.bincount(np.concatenate([rows.user for rows in case.given.known])))

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import results_page
 from benchmarks.results_table import (
     Case,
-    Entrant,
+    Method,
     Scored,
     Table,
     judge,
@@ -34,11 +34,11 @@ class Guesser:
     def __init__(self, name: str, error: float, **config: float) -> None:
         self.asked: list[int] = []
         self.error = error
-        self.entrant = Entrant((name,), self.fit, {"error": error, **config})
+        self.method = Method((name,), self.fit, {"error": error, **config})
 
     def fit(self, case: Case, seed: int) -> dict[str, Scored]:
         self.asked.append(seed)
-        return {self.entrant.names[0]: Scored(a_case(case.given).label + self.error, {"parameters": 7})}
+        return {self.method.names[0]: Scored(a_case(case.given).label + self.error, {"parameters": 7})}
 
 
 def filled(folder, *guessers: Guesser, seeds: int = 3) -> Table:
@@ -47,7 +47,7 @@ def filled(folder, *guessers: Guesser, seeds: int = 3) -> Table:
         table,
         settings=["one"],
         seeds=range(seeds),
-        entrants=[guesser.entrant for guesser in guessers],
+        methods=[guesser.method for guesser in guessers],
         open_case=open_case,
     )
     return table
@@ -65,7 +65,7 @@ def test_a_second_run_trains_nothing_again(tmp_path):
 def test_a_killed_run_continues_with_the_seed_it_died_in(tmp_path):
     """A model that raises leaves the cells before it whole, and a half-written line is dropped."""
     first, broken = Guesser("a", 0.5), Guesser("b", 0.1)
-    broken.entrant = Entrant(("b",), lambda case, seed: 1 / 0)
+    broken.method = Method(("b",), lambda case, seed: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         filled(tmp_path, first, broken)
     with (tmp_path / "cells.jsonl").open("a") as file:
@@ -87,7 +87,7 @@ def test_another_config_is_trained_anew_and_replaces_the_old_cell(tmp_path):
 
 
 def test_one_training_may_fill_several_rows(tmp_path):
-    """An entrant with two names is fitted once a seed."""
+    """An method with two names is fitted once a seed."""
     fits = []
 
     def fit(case: Case, seed: int) -> dict[str, Scored]:
@@ -95,7 +95,7 @@ def test_one_training_may_fill_several_rows(tmp_path):
         return {"x": Scored(case.label), "y": Scored(case.label + 1)}
 
     table = Table(tmp_path)
-    run(table, settings=["one"], seeds=[4], entrants=[Entrant(("x", "y"), fit)], open_case=open_case)
+    run(table, settings=["one"], seeds=[4], methods=[Method(("x", "y"), fit)], open_case=open_case)
     assert fits == [4]
     assert table.values("one", "x", "mae") == {4: 0.0}
     assert table.models() == ["x", "y"]
@@ -144,7 +144,7 @@ def test_time_and_memory_are_measured():
     assert used.megabytes > 25
 
 
-def test_the_page_sets_the_best_in_bold_and_names_the_rival(tmp_path):
+def test_the_page_sets_the_best_in_bold_and_names_the_baseline(tmp_path):
     """The table, the tests and the cost stand on one page; a plot stands beside it."""
     table = filled(tmp_path, Guesser("good", 0.1), Guesser("bad", 0.3))
     page = results_page.markdown(table, subject="good", plain="bad", measures=("mae", "rmse"), bounds=(1.0, 5.0))
@@ -186,12 +186,12 @@ def test_segments_of_questions_are_paired_over_users(tmp_path):
         return {"good": Scored(right), "bad": Scored(np.where(case.segments["first half"][:, None], -right, right))}
 
     table = Table(tmp_path)
-    entrants = [Entrant(("good", "bad"), fit)]
+    methods = [Method(("good", "bad"), fit)]
     run(
         table,
         settings=["one"],
         seeds=range(2),
-        entrants=entrants,
+        methods=methods,
         open_case=lambda _, seed: questions(seed),
         task="ranking",
     )

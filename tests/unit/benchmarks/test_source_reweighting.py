@@ -11,7 +11,7 @@ import benchmarks.source_reweighting as benchmark
 from benchmarks.injected_harm import GOOD, RANDOM, REVERSED, drawn_kinds
 from benchmarks.refused_feeds import Given, feeds_of, judge, told, without
 from benchmarks.results_table import Case
-from benchmarks.source_reweighting import ALONE, BORROWING, INFLUENCE, UNIFORM, SideBySide, measure, open_case
+from benchmarks.source_reweighting import ALONE, INFLUENCE, SOURCE_WEIGHTING, UNIFORM, SideBySide, measure, open_case
 from orchestrator.data.dataset import Workspace
 
 
@@ -47,12 +47,12 @@ def test_a_quarter_of_the_feeds_is_random_and_a_quarter_reversed_and_the_seed_dr
 def test_reversed_feeds_tell_the_opposite_random_ones_nothing_and_the_target_the_truth(case):
     given: Given = case.given
     true = Workspace(given.workspace.settings, given.workspace.domains)
-    for name in given.layout.slots:
-        told, held = given.workspace.examples(given.layout, name), true.examples(given.layout, name)
+    for name in given.encoder.slots:
+        told, held = given.workspace.examples(given.encoder, name), true.examples(given.encoder, name)
         kinds = given.workspace.kinds_of(told)
         assert np.array_equal(told.label[kinds == GOOD], held.label[kinds == GOOD])
         assert np.array_equal(told.label[kinds == REVERSED], 1 - held.label[kinds == REVERSED])
-        if name == given.layout.slots[-1]:
+        if name == given.encoder.slots[-1]:
             assert (kinds == GOOD).all()
         else:
             assert abs(np.corrcoef(told.label[kinds == RANDOM], held.label[kinds == RANDOM])[0, 1]) < 0.15
@@ -61,8 +61,8 @@ def test_reversed_feeds_tell_the_opposite_random_ones_nothing_and_the_target_the
 def test_histories_hear_what_the_training_rows_hear(case):
     """The values of one source's events, as rows and as histories, are the same multiset."""
     given: Given = case.given
-    name = given.layout.slots[0]
-    rows = given.workspace.examples(given.layout, name)
+    name = given.encoder.slots[0]
+    rows = given.workspace.examples(given.encoder, name)
     store = given.workspace.histories.source
     here = store.domain == given.workspace.domain(name).number
     in_store = np.lexsort((store.value[here], store.item[here], store.time_us[here]))
@@ -82,20 +82,20 @@ def test_no_model_is_given_a_test_label_or_a_source_row_from_after_the_first_tes
 def test_no_network_sees_the_feed_of_an_event_and_the_weigher_does(case):
     """Neither user nor item tells the feed, so there is nothing for a ranker to learn it by."""
     given: Given = case.given
-    assert "feed" not in [field.name for field in given.layout.item_fields]
+    assert "feed" not in [field.name for field in given.encoder.item_fields]
     rows = given.parts[0]
     feeds = given.workspace.feeds(rows.domain, rows.user, rows.item, rows.time_us)
     assert set(feeds) == set(range(16))
     for who in (rows.user, rows.item):
         most = np.bincount(who).argmax()
         assert len(np.unique(feeds[who == most])) > 8
-    batch = given.assembler.batch(rows, 0)
+    batch = given.batch_builder.batch(rows, 0)
     assert np.array_equal(feeds_of(given, batch)[:, 0].numpy(), feeds + 1)
 
 
 def test_where_feeds_are_catalogues_they_stand_beside_the_item(tiny, folder):
     given: Given = open_case(None, folder, "simulator-seen", 3).given
-    assert "feed" in [field.name for field in given.layout.item_fields]
+    assert "feed" in [field.name for field in given.encoder.item_fields]
     rows = given.parts[0]
     feeds = given.workspace.feeds(rows.domain, rows.user, rows.item, rows.time_us)
     assert all(len(np.unique(feeds[rows.item == item])) == 1 for item in np.unique(rows.item)[:20])
@@ -104,7 +104,7 @@ def test_where_feeds_are_catalogues_they_stand_beside_the_item(tiny, folder):
 def test_of_a_refused_feed_nothing_is_taken(case):
     """No training row, no event of a history, no share in an item's mean; all else stays as it was."""
     given: Given = case.given
-    name = given.layout.slots[0]
+    name = given.encoder.slots[0]
     left = without(given, [(name, 2), (name, 5)])
     before, after = given.parts[0], left.parts[0]
     feeds = given.workspace.feeds(name, before.user, before.item, before.time_us)
@@ -116,7 +116,7 @@ def test_of_a_refused_feed_nothing_is_taken(case):
     held = []
     for one in (given, left):
         held.append(int((np.asarray(one.workspace.histories.source.domain) == number).sum()))
-        assert held[-1] == len(one.workspace.examples(one.layout, name))
+        assert held[-1] == len(one.workspace.examples(one.encoder, name))
     assert held[1] < held[0]
     assert np.array_equal(left.parts[1].label, given.parts[1].label)
     assert np.array_equal(left.parts[-1].label, given.parts[-1].label)
@@ -134,12 +134,12 @@ def test_what_the_scouts_refuse_is_left_out_and_they_look_again_until_nothing_is
         return dict.fromkeys(still[:4], 0.1) | {("video", 99): 0.9, ("shop", 99): 0.9}
 
     monkeypatch.setattr(refused_feeds, "feed_weights", four_of_the_reversed)
-    found = judge(given, BORROWING)
+    found = judge(given, SOURCE_WEIGHTING)
     assert looks == [8, 4, 0]
     assert len(found.refused) == 8
     assert found.last is not None
     assert len(found.certainties) == 3
-    assert judge(given, BORROWING) is found
+    assert judge(given, SOURCE_WEIGHTING) is found
 
 
 def test_a_source_of_which_every_feed_is_refused_teaches_nobody_and_stays_in_histories(case, monkeypatch):
@@ -150,8 +150,8 @@ def test_a_source_of_which_every_feed_is_refused_teaches_nobody_and_stays_in_his
         return {(part.domain, feed): 0.1 for part, _ in left.lent for feed in range(16)}
 
     monkeypatch.setattr(refused_feeds, "feed_weights", all_of_them)
-    found = judge(given, BORROWING)
-    assert found.left.untaught == set(given.layout.slots[:-1])
+    found = judge(given, SOURCE_WEIGHTING)
+    assert found.left.untaught == set(given.encoder.slots[:-1])
     assert not found.refused
     assert found.left.lent == ()
     assert len(found.left.workspace.histories.source.item) == len(given.workspace.histories.source.item)

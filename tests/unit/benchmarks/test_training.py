@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from benchmarks.peers import as_fuxictr
+from benchmarks.fuxictr_models import as_fuxictr
 from benchmarks.roofline import Ceilings, on_gpu
 from benchmarks.training import Bench, Line, race
 from benchmarks.workload import FineTuning, Ours, Shape, Workload, shared
@@ -49,7 +49,7 @@ def test_the_peer_gets_each_row_with_its_whole_history_and_candidate(work):
 
 def test_a_floor_is_the_steps_products_and_rows_at_the_devices_speeds(work):
     """Twice the speed, half the floor; rows are 8 histories of 20 events, read and written once."""
-    slow, fast = (Ceilings(speed * 1e9, speed * 1e9).floor(shared(work, "both")) for speed in (1, 2))
+    slow, fast = (Ceilings(speed * 1e9, speed * 1e9).floor(shared(work, "dacdr+lcn")) for speed in (1, 2))
     assert slow[0] == pytest.approx(2 * fast[0])
     assert slow[1] == pytest.approx(2 * 8 * 20 * 64 * 4 / 1e6)
 
@@ -60,13 +60,13 @@ def test_without_a_gpu_the_roofline_says_so():
 
 
 def test_contenders_train_and_a_fine_tuned_backbone_stays(work):
-    contenders: dict[str, Ours] = {"whole": shared(work, "both"), "adapter": FineTuning(work, "both")}
-    before = [{n: p.clone() for n, p in each.model.named_parameters()} for each in contenders.values()]
-    took = race(contenders, 1)
+    model_zoo: dict[str, Ours] = {"whole": shared(work, "dacdr+lcn"), "adapter": FineTuning(work, "dacdr+lcn")}
+    before = [{n: p.clone() for n, p in each.model.named_parameters()} for each in model_zoo.values()]
+    took = race(model_zoo, 1)
     assert all(figures.cpu > 0 and figures.wall > 0 for figures in took.values())
     moved = [
         {name for name, parameter in each.model.named_parameters() if not torch.equal(parameter, old[name])}
-        for each, old in zip(contenders.values(), before, strict=True)
+        for each, old in zip(model_zoo.values(), before, strict=True)
     ]
     assert "source_items.rows.weight" in moved[0]
     assert moved[1]

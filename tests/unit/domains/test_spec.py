@@ -26,10 +26,10 @@ interactions:
   context: {hour: category}
 items: {id: item_id, features: {category: category, price: number}}
 users: {id: user_id, features: {age_band: category}}
-domain_features: {surface: live, layout: feed, rows: 3}
+domain_features: {surface: live, encoder: feed, rows: 3}
 history: {lifelong: 500, short: 24}
 schedule: "0 3 * * *"
-gate: {rival: popularity, metric: auc, minimum_cold_users: 30}
+gate: {baseline: popularity, metric: auc, minimum_cold_users: 30}
 """
 
 
@@ -49,7 +49,7 @@ class TestAccepted:
         spec = DomainSpec.from_yaml(PAGE)
         assert (spec.name, spec.role, spec.sources) == ("live-rooms", "target", ("video", "shop"))
         assert spec.interactions.context == {"hour": "category"}
-        assert spec.domain_features == {"surface": "live", "layout": "feed", "rows": 3}
+        assert spec.domain_features == {"surface": "live", "encoder": "feed", "rows": 3}
 
     def test_the_shortest_page(self) -> None:
         """A source of implicit positives needs its name, its role, its task, an owner and two columns."""
@@ -57,7 +57,7 @@ class TestAccepted:
             "{name: shop, role: source, task: ctr, owner: us, interactions: {user: u, item: i}}"
         )
         assert (spec.interactions.label, spec.interactions.time, spec.items, spec.schedule) == (None, None, None, None)
-        assert spec.gate == Gate(rival="popularity", metric="auc")
+        assert spec.gate == Gate(baseline="popularity", metric="auc")
 
     def test_it_comes_back_equal_from_its_own_yaml(self) -> None:
         spec = DomainSpec.from_yaml(PAGE)
@@ -122,7 +122,7 @@ class TestExplained:
             ("owner:", "positive_above: 3\nowner:", 5, "positive_above", "did you mean 'interactions.positive_above'?"),
             ("role: target", "role: targt", 2, "role", "did you mean 'target'?"),
             ("price: number", "price: numeric", 15, "items.features.price", "must be 'category' or 'number'"),
-            ("rival: popularity", "rival: popular", 20, "gate.rival", "did you mean 'popularity'?"),
+            ("baseline: popularity", "baseline: popular", 20, "gate.baseline", "did you mean 'popularity'?"),
             ("live-rooms", "Live Rooms", 1, "name", "a-z, 0-9 and '-'"),
             ("live-rooms", "users", 1, "name", "'users' is reserved"),
             ("live-rooms", "x", 1, "name", "2 to 48"),

@@ -36,7 +36,7 @@ def batch_of(users: list[int], domains: list[int]) -> Batch:
         time=number,
         label=number.float(),
         weight=number.float(),
-        prior=number.float(),
+        offset=number.float(),
         lifelong=events,
     )
 

@@ -37,7 +37,7 @@ REPORT = {
     "reliability": [{"predicted": 0.1, "observed": 0.12, "examples": 450}, {"predicted": 0.4, "observed": 0.38}],
     "leaks": [],
     "leak_scan": ["900 rows: none on two sides of the split"],
-    "required": {"rivals": {"popularity": ["policy", "gate"]}, "seeds": 2, "seeds_by": "policy"},
+    "required": {"baselines": {"popularity": ["policy", "gate"]}, "seeds": 2, "seeds_by": "policy"},
     "seeds": {"auc": {"value": 0.70, "low": 0.6, "high": 0.8, "each": {"0": 0.71, "1": 0.69}}},
     "gain_over_seeds": {"popularity": {"value": 0.1, "low": 0.0, "high": 0.2, "each": {"0": 0.11, "1": 0.09}}},
     "cost": {
@@ -47,7 +47,7 @@ REPORT = {
         "currency": "EUR",
         "money": 0.05,
     },
-    "borrowing": {
+    "source_weighting": {
         "verdicts": {"video": {"weight": 0.9, "verdict": "borrow", "reason": "its samples help the target"}},
         "weights": [
             {"step": step, "source": "video", "rows": 9, "mean": 0.5, "p10": 0.2, "p50": 0.5, "p90": 0.9}
@@ -68,7 +68,7 @@ CERTIFICATE = {
     "before": "ab" * 32,
     "after": "ab" * 32,
     "hashes": {"head.weight": "cd" * 32},
-    "witnesses": {"video": 256},
+    "probe_rows": {"video": 256},
     "predictions_moved": [],
 }
 
@@ -134,13 +134,13 @@ def full(registry, settings, tmp_path) -> Registry:
     )
     registry.promote(None, "b" * 64, expect=None, who="ann", why="first")
     common = {"kind": "adapter", "domain": "live", "backbone_id": "b" * 64}
-    registry.add_version(Version(id="1" * 64, artifact="x:2", rung="zero_shot", **common))
+    registry.add_version(Version(id="1" * 64, artifact="x:2", level="zero_shot", **common))
     registry.promote("live", "1" * 64, expect=None, who="ann", why="first answers")
     registry.add_version(
         Version(
             id="a" * 64,
             artifact="x:3",
-            rung="adapter",
+            level="adapter",
             report=REPORT,
             metrics=REPORT["rows"]["adapter"],
             certificate=CERTIFICATE,
@@ -257,15 +257,15 @@ def test_the_shared_model_can_be_chosen_in_the_dialog(full):
     def box(label: str) -> list:
         return [found for found in app.selectbox if found.label == label]
 
-    def pyramids_beside(interest: str) -> list[int]:
-        box("A history is read by")[0].set_value(interest)
+    def pyramids_beside(architecture: str) -> list[int]:
+        box("A history is read by")[0].set_value(architecture)
         press(app, "train-shared")
         return [len(found.options) for found in box("Pyramid")]
 
     app = press(open_page("domain_list"), "train-shared")
     assert len(box("A history is read by")[0].options) == 4
-    assert box("A history is read by")[0].value == "both"
-    assert pyramids_beside("both") == [4]
+    assert box("A history is read by")[0].value == "dacdr+lcn"
+    assert pyramids_beside("dacdr+lcn") == [4]
     assert pyramids_beside("domain_over_pyramid") == [3], "it reads what a pyramid selects"
     assert pyramids_beside("dacdr") == []
 

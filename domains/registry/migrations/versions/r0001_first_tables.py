@@ -117,7 +117,7 @@ def upgrade() -> None:
         sa.Column("kind", sa.String(length=20), nullable=False),
         sa.Column("domain", sa.String(length=48), nullable=True),
         sa.Column("backbone_id", sa.String(length=200), nullable=True),
-        sa.Column("rung", sa.String(length=20), nullable=True),
+        sa.Column("level", sa.String(length=20), nullable=True),
         sa.Column("artifact", sa.Text(), nullable=False),
         sa.Column("metrics", Json, nullable=False),
         sa.Column("report", Json, nullable=False),

@@ -1,4 +1,4 @@
-"""The scorer: rungs, reasons, and rows that are exactly those of training."""
+"""The scorer: levels, reasons, and rows that are exactly those of training."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from deployment.engine.scorer import CodeBook, LiveDomain, LiveModel, Popularity
 from deployment.messages import Candidate
 from feature_repo.online import Events, UserFeatures
 from models.ranker.network import DomainConfig, Ranker, RankerConfig
-from orchestrator.data.encoding import Field, Layout, SourceRange
+from orchestrator.data.encoding import FeatureEncoder, Field, SourceRange
 
 NOW = 1_700_000_000_000_000
 ITEMS = 6
 
 
 @pytest.fixture
-def layout() -> Layout:
-    return Layout(
+def encoder() -> FeatureEncoder:
+    return FeatureEncoder(
         task="ctr",
         item_fields=(Field("brand", "category", values=("a", "b")), Field("price", "number", edges=(1.0, 10.0))),
         user_fields=(Field("age", "category", values=("young", "old")),),
@@ -38,19 +38,19 @@ def layout() -> Layout:
 
 
 @pytest.fixture
-def domain(layout: Layout) -> LiveDomain:
+def domain(encoder: FeatureEncoder) -> LiveDomain:
     torch.manual_seed(3)
     ranker = Ranker(
         RankerConfig(
-            source_items=layout.source_rows_total,
-            item_fields=tuple(field.size for field in layout.item_fields),
-            user_fields=tuple(field.size for field in layout.user_fields),
-            context_fields=tuple(field.size for field in layout.context_fields),
-            domain_fields=tuple(field.size for field in layout.domain_fields),
+            source_items=encoder.source_rows_total,
+            item_fields=tuple(field.size for field in encoder.item_fields),
+            user_fields=tuple(field.size for field in encoder.user_fields),
+            context_fields=tuple(field.size for field in encoder.context_fields),
+            domain_fields=tuple(field.size for field in encoder.domain_fields),
             actions=16,
             width=8,
         ),
-        torch.zeros(layout.source_rows_total, 2, dtype=torch.long),
+        torch.zeros(encoder.source_rows_total, 2, dtype=torch.long),
     )
     ranker.add_domain(DomainConfig(items=0, feature_codes=(0,)))
     codes = np.array([[0, 0], [1, 1], [2, 2], [1, 3], [2, 1], [1, 2]])
@@ -67,7 +67,7 @@ def domain(layout: Layout) -> LiveDomain:
         state="live",
         item_index={f"item-{at}": at for at in range(1, ITEMS + 2)},
         popularity=Popularity(np.array([0.1, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.12])),
-        model=LiveModel("v1", "adapter", ranker, slot, layout, ITEMS, stack),
+        model=LiveModel("v1", "adapter", ranker, slot, encoder, ITEMS, stack),
         item_codes=np.vstack([codes, [1, 1]]),
     )
 

@@ -133,11 +133,11 @@ def test_the_liar_cannot_be_told_by_its_click_rate(marketplace: dict[str, Simula
 def test_targets_have_cold_users_with_source_history(marketplace: dict[str, SimulatedDomain]) -> None:
     """A good part of a target's users arrive in the last fifth of time, and bring source events of before."""
     config = SimulatorConfig(size="tiny", seed=7)
-    arrival = config.start_us + int(0.8 * config.days * simulator.DAY_US)
+    arbaseline = config.start_us + int(0.8 * config.days * simulator.DAY_US)
     shopped = set(_column(marketplace["video"].interactions, "user_id"))
     for name in ("live", "grocery", "reading"):
         users, ts = (_column(marketplace[name].interactions, column) for column in ("user_id", "ts"))
-        cold = set(users) - set(users[ts < arrival])
+        cold = set(users) - set(users[ts < arbaseline])
         assert len(cold) > 0.25 * len(set(users))
         assert len(cold & shopped) > 0.8 * len(cold)
         assert ts[0] >= config.start_us + int(0.5 * config.days * simulator.DAY_US)
@@ -161,8 +161,8 @@ def test_the_catalogue_shows_taste_but_not_perfectly(tmp_path: Path) -> None:
         grouped = grouped.filter(pc.greater_equal(grouped["click_count"], 4)).drop_columns("click_count")
         rates[name] = grouped.rename_columns(["user_id", "category", name])
     both = rates["video"].join(rates["live"], keys=["user_id", "category"], join_type="inner")
-    agreement = np.corrcoef(both["video"].to_numpy(), both["live"].to_numpy())[0, 1]
-    assert 0.1 < agreement < 0.8
+    influence = np.corrcoef(both["video"].to_numpy(), both["live"].to_numpy())[0, 1]
+    assert 0.1 < influence < 0.8
 
 
 def test_best_reachable_auc_is_that_of_a_hand_count() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.baselines.bridges import CMF, EMCDR, PTUPCDR, TMCDR, _MetaStep, _ShareWeigher, fit_map, user_map
-from models.baselines.factors import BridgeConfig, Interleaved, Lessons, OnlySharedUsers, latest_liked
+from models.baselines.factors import BridgeConfig, Interleaved, OnlySharedUsers, TrainingSet, latest_liked
 from models.baselines.metric_bridge import SSCDR, _Points, in_unit_ball, triplet
 from models.batch import Batch, Events
 from models.training.loop import TrainConfig
@@ -48,7 +48,7 @@ def rows(user, item, label, slot, history):
         time=torch.ones(count, dtype=torch.long),
         label=torch.as_tensor(label, dtype=torch.float32),
         weight=torch.ones(count),
-        prior=torch.zeros(count),
+        offset=torch.zeros(count),
         lifelong=replace(
             history,
             row=torch.as_tensor(user),
@@ -164,7 +164,7 @@ def test_the_mapping_stage_leaves_all_factors_bit_equal(kind, world):
     model = kind(CONFIG)
     config = TrainConfig(epochs=1, learning_rate=1e-2, task="rating")
     model._remember_users(Batches(world["source"]), Batches(world["target"]))
-    given = Lessons(Batches(world["source"]), Batches(world["target"]), {}, config)
+    given = TrainingSet(Batches(world["source"]), Batches(world["target"]), {}, config)
     model.train_factors(given)
     before = {n: p.clone() for n, p in model.named_parameters()}
     model.stage = "map"

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.baselines.inputs import RivalConfig
+from models.baselines.inputs import BaselineConfig
 from models.baselines.lifelong import ETA, SDIM, TWIN, ExactSearch, SIMSoft, best
 from models.batch import Batch, Events
 from models.layers.contrast import ContrastConfig
 
-CONFIG = RivalConfig(
+CONFIG = BaselineConfig(
     source_items=40, domain_items=(0, 15), actions=3, users=6, width=8, hidden=(16, 8, 4), user_dropout=0.0
 )
 EVERY = [SIMSoft, ETA, SDIM, TWIN]
@@ -47,7 +47,7 @@ def some_batch(rows=12, length=30, seed=0):
         time=torch.full((rows,), 10**9),
         label=draw(2, rows).float(),
         weight=torch.ones(rows),
-        prior=torch.zeros(rows),
+        offset=torch.zeros(rows),
         lifelong=events(40, length),
         short_source=events(40, 6),
         short_target=events(15, 6),
@@ -62,7 +62,7 @@ def built(kind, **options):
 
 
 @pytest.mark.parametrize("kind", EVERY)
-class TestEveryLifelongRival:
+class TestEveryLifelongBaseline:
     def test_padding_never_changes_a_score(self, kind):
         options = {} if kind is SDIM else {"handed_on": 5}
         model, batch = built(kind, **options), some_batch()
@@ -98,7 +98,7 @@ class TestEveryLifelongRival:
         model, batch = built(kind), some_batch()
         batch.lifelong.stop.copy_(batch.lifelong.start)
         read = model.inputs(batch, lifelong=True)
-        assert model.interest(read, batch).abs().max() == 0
+        assert model.architecture(read, batch).abs().max() == 0
         assert torch.isfinite(model(batch)).all()
 
     def test_scores_are_the_same_twice_and_after_a_reload(self, kind):
@@ -214,7 +214,7 @@ def test_sdim_by_hand_adds_what_falls_into_the_candidates_bucket():
     q = torch.zeros(1, 8)
     q[0, :2] = torch.tensor([1.0, 1.0])
     # sign of the first entry: event 0 alone; of the second: event 1 alone; each brought to length one, then the mean
-    out = model.interest(type("", (), {"candidate": q, "lifelong": events})(), batch)
+    out = model.architecture(type("", (), {"candidate": q, "lifelong": events})(), batch)
     expected = torch.zeros(1, 8)
     expected[0, :2] = 0.5
     torch.testing.assert_close(out, expected)
@@ -224,7 +224,7 @@ def test_an_empty_bucket_of_sdim_is_zero():
     model = built(SDIM, signs=1, bits=1)
     batch = some_batch(rows=1, length=3)
     events = torch.ones(1, 3, 8)
-    out = model.interest(type("", (), {"candidate": -torch.ones(1, 8), "lifelong": events})(), batch)
+    out = model.architecture(type("", (), {"candidate": -torch.ones(1, 8), "lifelong": events})(), batch)
     assert out.tolist() == [[0.0] * 8]
 
 
@@ -248,7 +248,7 @@ def test_twin_selects_by_the_very_score_that_weighs_and_covers_all_when_k_is_lar
     tokens = model.inputs.tokens(read.lifelong, batch.lifelong, batch)
     heads = torch.einsum("bhl,bld->bhd", weight, tokens)
     values = torch.stack([model.value(heads[:, h])[:, 2 * h : 2 * h + 2] for h in range(4)], 1)
-    torch.testing.assert_close(model.interest(read, batch), model.out(values.flatten(1)))
+    torch.testing.assert_close(model.architecture(read, batch), model.out(values.flatten(1)))
 
 
 def test_twins_relevance_by_hand_reads_item_and_context():

@@ -1,4 +1,4 @@
-"""The multi-domain rivals: hand-computed cases, and what must hold for all of them."""
+"""The multi-domain baselines: hand-computed cases, and what must hold for all of them."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.baselines.inputs import Inputs, RivalConfig, latest, masked_softmax
+from models.baselines.inputs import BaselineConfig, Inputs, latest, masked_softmax
 from models.baselines.multi_domain import (
     PLE,
     STAR,
@@ -21,7 +21,7 @@ from models.baselines.multi_domain import (
 from models.batch import Batch, Events
 from models.layers.wide import history_evidence
 
-CONFIG = RivalConfig(
+CONFIG = BaselineConfig(
     source_items=20,
     domain_items=(0, 12, 9),
     item_fields=(5, 4),
@@ -71,7 +71,7 @@ def some_batch(rows=24, seed=0, domain=None):
         time=torch.full((rows,), 10**9),
         label=codes(2, rows).float(),
         weight=torch.ones(rows),
-        prior=torch.rand(rows, generator=generator),
+        offset=torch.rand(rows, generator=generator),
         lifelong=some_events(rows, 5, 16, 20, generator),
         short_source=some_events(rows, 5, 8, 20, generator),
         short_target=some_events(rows, 5, 8, 9, generator),
@@ -88,7 +88,7 @@ def built(kind, seed=0):
 
 
 @pytest.mark.parametrize("kind", EVERY)
-class TestEveryRival:
+class TestEveryBaseline:
     def test_padding_and_the_future_never_change_a_score(self, kind):
         model, batch = built(kind).eval(), some_batch()
         score = model(batch)
@@ -126,7 +126,7 @@ class TestEveryRival:
     def test_the_prior_is_added_to_the_score(self, kind):
         model, batch = built(kind).eval(), some_batch()
         score = model(batch)
-        batch.prior.add_(2.0)
+        batch.offset.add_(2.0)
         torch.testing.assert_close(model(batch), score + 2.0)
 
     def test_every_parameter_that_a_full_batch_may_use_gets_a_gradient(self, kind):
@@ -167,7 +167,7 @@ def test_a_mixed_batch_scores_as_its_domains_do_apart(kind):
         torch.testing.assert_close(model(batch.rows(rows)), mixed[rows])
 
 
-def test_the_single_domain_rival_reads_no_source_history():
+def test_the_single_domain_baseline_reads_no_source_history():
     model, batch = built(DNNSingle).eval(), some_batch()
     score = model(batch)
     batch.short_source.item.add_(1).remainder_(20)
@@ -180,7 +180,7 @@ def test_mmoe_by_hand_mixes_experts_by_the_softmax_of_its_own_gate():
     x = model.inputs(batch).features[0]
     share = torch.softmax(model.gates[2].weight @ x, 0)
     mixed = sum(share[e] * expert(x) for e, expert in enumerate(model.experts))
-    torch.testing.assert_close(model.towers.of[2](mixed) + model.inputs.expected(batch) + batch.prior, model(batch))
+    torch.testing.assert_close(model.towers.of[2](mixed) + model.inputs.expected(batch) + batch.offset, model(batch))
 
 
 def test_mmoe_starts_with_every_expert_heard_alike():
@@ -265,7 +265,7 @@ def test_the_short_view_falls_back_on_the_end_of_the_long_history():
     assert latest(batch.lifelong, 2).mask().sum(1).max() == 2
 
 
-def test_a_rival_starts_from_the_items_mean_and_the_users_own_evidence():
+def test_a_baseline_starts_from_the_items_mean_and_the_users_own_evidence():
     inputs, batch = Inputs(replace(CONFIG, task="rating"), item_codes()), some_batch(domain=1)
     means = torch.arange(CONFIG.item_rows).float()
     inputs.set_means(means, torch.full((20,), 0.5))
@@ -277,7 +277,7 @@ def test_a_rival_starts_from_the_items_mean_and_the_users_own_evidence():
     torch.testing.assert_close(inputs.expected(batch), known + 2 * evidence)
 
 
-def test_without_evidence_a_rival_starts_from_the_mean_label_alone():
+def test_without_evidence_a_baseline_starts_from_the_mean_label_alone():
     config = replace(CONFIG, evidence=False, mean_label=0.2)
     start = Inputs(config, item_codes()).expected(some_batch())
     torch.testing.assert_close(start.sigmoid(), torch.full((24,), 0.2))

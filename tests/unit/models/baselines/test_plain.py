@@ -1,4 +1,4 @@
-"""The rivals with no network, against sums done by hand and against maintained libraries."""
+"""The baselines with no network, against sums done by hand and against maintained libraries."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ ITEM = np.array([0, 1, 0, 2, 1])
 LABEL = np.array([5.0, 3.0, 4.0, 1.0, 2.0])
 
 
-def every_rival():
+def every_baseline():
     return [TrainMean(), ItemMean(), ItemUserBias(), MappedSourceBias(), Popularity(), CoOccurrence(), BiasedFactors()]
 
 
@@ -138,18 +138,18 @@ def test_permuted_rows_give_permuted_predictions_and_batch_mates_do_not_matter()
     user, item, label, _ = random_rows()
     source = Rows.of(user, item, label)
     order = np.random.default_rng(1).permutation(len(user))
-    for rival in every_rival():
-        fitted = rival.fit(user, item, label, source)
+    for baseline in every_baseline():
+        fitted = baseline.fit(user, item, label, source)
         whole = fitted.predict(user, item)
-        assert fitted.predict(user[order], item[order]) == pytest.approx(whole[order]), rival
-        assert fitted.predict(user[:1], item[:1]) == pytest.approx(whole[:1]), rival
+        assert fitted.predict(user[order], item[order]) == pytest.approx(whole[order]), baseline
+        assert fitted.predict(user[:1], item[:1]) == pytest.approx(whole[:1]), baseline
 
 
-def test_unseen_users_and_items_get_a_finite_answer_from_every_rival():
+def test_unseen_users_and_items_get_a_finite_answer_from_every_baseline():
     user, item, label, _ = random_rows()
-    for rival in every_rival():
-        fitted = rival.fit(user, item, label, Rows.of(user, item, label))
-        assert np.isfinite(fitted.predict(np.array([10_000, 0]), np.array([0, 10_000]))).all(), rival
+    for baseline in every_baseline():
+        fitted = baseline.fit(user, item, label, Rows.of(user, item, label))
+        assert np.isfinite(fitted.predict(np.array([10_000, 0]), np.array([0, 10_000]))).all(), baseline
 
 
 @pytest.mark.parametrize(
@@ -177,8 +177,8 @@ def test_on_douban_the_mapped_bias_beats_the_item_mean_for_cold_users(public_dat
     errors = []
     for seed in range(3):
         cold = np.isin(user, np.random.default_rng(seed).permutation(shared)[: len(shared) // 2])
-        for rival in (TrainMean(), ItemMean(), MappedSourceBias()):
-            fitted = rival.fit(user[~cold], item[~cold], label[~cold], source)
+        for baseline in (TrainMean(), ItemMean(), MappedSourceBias()):
+            fitted = baseline.fit(user[~cold], item[~cold], label[~cold], source)
             errors.append(np.abs(fitted.predict(user[cold], item[cold]).clip(1, 5) - label[cold]).mean())
     train_mean, item_mean, mapped = np.mean(np.reshape(errors, (3, 3)), axis=0)
     assert mapped < item_mean - 0.01 < train_mean - 0.04

@@ -1,4 +1,4 @@
-"""The self-supervised rivals: each loss by hand, and what an auxiliary task must leave alone."""
+"""The self-supervised baselines: each loss by hand, and what an auxiliary task must leave alone."""
 
 import math
 from dataclasses import replace
@@ -65,7 +65,7 @@ def a_backbone():
         context_fields=(4,),
         actions=3,
         width=D,
-        interest="lcn",
+        architecture="lcn",
         pyramid=PyramidConfig(k1=6, k2=4, heads=2),
         head=(12, 6),
     )
@@ -109,7 +109,7 @@ def some_batch(rows=16, users=9, seed=0, slots=(1, 2)):
         time=draw(10**9, 2 * 10**9, rows),
         label=draw(0, 2, rows).float(),
         weight=torch.ones(rows),
-        prior=torch.zeros(rows),
+        offset=torch.zeros(rows),
         lifelong=events(30, 12),
         short_source=events(30, 9),
         short_target=events(15, 8),

@@ -1,4 +1,4 @@
-"""A scout that never sees a source tells how far source labels agree with what the target teaches."""
+"""A target_tower that never sees a source tells how far source labels agree with what the target teaches."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import Batch, Events
-from models.cctl.influence import Ledger, Scout
+from models.cctl.influence import SourceValues, TargetTower
 from models.cctl.information_flow import ANY_SOURCE, Traits
 from models.cctl.weigher import CollaborativeTransfer, TransferConfig
 from models.training.loop import TrainConfig, train
@@ -28,14 +28,14 @@ def a_batch(domain: int, taste: Tensor, label: Tensor, feed: Tensor | None = Non
 
 
 class Taste(nn.Module):
-    """Clicks grow with what stands in ``prior``, once that is learned."""
+    """Clicks grow with what stands in ``offset``, once that is learned."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1, 1))
 
     def forward(self, batch: Batch) -> Tensor:
-        return batch.prior * self.weight[0, 0]
+        return batch.offset * self.weight[0, 0]
 
 
 def rows_of(seed: int, domain: int, sign: Tensor | float, feed: Tensor | None = None, rows: int = 256) -> Batch:
@@ -63,36 +63,39 @@ def target(batches: int = 12, rows: int = 256) -> Listed:
     return Listed([rows_of(seed, TARGET, 1.0, rows=rows) for seed in range(batches)])
 
 
-def a_scout(data: Listed, passes: int = 4) -> Scout:
+def a_target_tower(data: Listed, passes: int = 4) -> TargetTower:
     net = Taste()
-    scout = Scout(net, Optimisers(net, learning_rate=0.05), CONFIG)
-    scout.learn_ahead(data, passes)
-    return scout
+    target_tower = TargetTower(net, Optimisers(net, learning_rate=0.05), CONFIG)
+    target_tower.learn_ahead(data, passes)
+    return target_tower
 
 
 def test_agreement_is_one_for_rows_like_the_targets_zero_for_chance_and_negative_for_the_opposite():
-    scout = a_scout(target())
-    assert scout.certainty > 10
-    worth = [float(scout.agreement(rows_of(99, 1, sign, rows=4000)).mean()) / scout.unit for sign in (1.0, 0.0, -1.0)]
+    target_tower = a_target_tower(target())
+    assert target_tower.certainty > 10
+    worth = [
+        float(target_tower.influence(rows_of(99, 1, sign, rows=4000)).mean()) / target_tower.unit
+        for sign in (1.0, 0.0, -1.0)
+    ]
     assert worth == pytest.approx([1, 0, -1], abs=0.15)
 
 
 def test_a_scout_that_never_learned_anything_certain_says_nothing():
     """Labels of chance: no fresh row agrees for certain, so there is no unit to judge a source by."""
     noise = Listed([rows_of(seed, TARGET, 0.0, rows=64) for seed in range(4)])
-    assert a_scout(noise).unit == 0.0
+    assert a_target_tower(noise).unit == 0.0
 
 
 def test_the_ledger_lowers_a_bad_feed_and_leaves_the_others_with_their_source():
     """Four feeds, one reversed: its key moves down, the source is judged without it, codes of chance are not moved."""
-    scout, ledger = a_scout(target()), Ledger(0.2)
+    target_tower, source_values = a_target_tower(target()), SourceValues(0.2)
     feed = torch.arange(4096) % 4 + 1
     for seed in range(3):
         rows = rows_of(50 + seed, 1, torch.where(feed == 3, -1.0, 1.0), feed, rows=4096)
-        ledger.add(Traits.of(rows), scout.agreement(rows), scout.unit)
-    moved = ledger.solve()
+        source_values.add(Traits.of(rows), target_tower.influence(rows), target_tower.unit)
+    moved = source_values.solve()
     one_each = Traits.of(a_batch(1, torch.zeros(4), torch.zeros(4), torch.arange(1, 5)))
-    worth = ledger.expected + moved[one_each.keys()].sum(1)
+    worth = source_values.expected + moved[one_each.keys()].sum(1)
     assert worth[[0, 1, 3]].tolist() == pytest.approx([1, 1, 1], abs=0.25)
     assert worth[2] < -0.6
     assert int((moved != 0).sum()) == 2
@@ -106,12 +109,12 @@ def test_a_source_of_which_nothing_is_known_keeps_its_starting_weight():
 
 
 def test_weights_are_known_from_the_first_step_and_the_report_names_the_bad_feed():
-    """Scout and ledger come first: the lying feed is a part that harms, its source as a whole is worth borrowing."""
+    """Target tower and source values come first: the lying feed is harmful, its source as a whole is worth it."""
     feed = torch.arange(512) % 4 + 1
     lent = [rows_of(70 + seed, 1, torch.where(feed == 3, -1.0, 1.0), feed, rows=512) for seed in range(12)]
     data = Listed([batch for pair in zip(target().held, lent, strict=True) for batch in pair])
     transfer = CollaborativeTransfer(TransferConfig(targets=(TARGET,), sync_every=4, companion=False))
-    transfer.scout_from(target(), Listed(lent))
+    transfer.target_tower_from(target(), Listed(lent))
     train(Taste(), data, config=CONFIG, sample_weigher=transfer)
     report = transfer.report()
     weight = transfer.weights_of(lent[0])
@@ -128,7 +131,7 @@ def lying_partner() -> tuple[CollaborativeTransfer, Listed]:
     lent = Listed([rows_of(70 + seed, 1, signs, rows=512) for seed in range(12)])
     config = TransferConfig(targets=(TARGET,), sync_every=4, companion=False)
     transfer = CollaborativeTransfer(config, provenance=lambda batch: batch.user[:, None] % 4 + 1)
-    transfer.scout_from(target(), lent)
+    transfer.target_tower_from(target(), lent)
     return transfer, lent
 
 
@@ -151,19 +154,19 @@ def test_sources_are_judged_before_training_which_then_goes_on_from_there():
     assert torch.equal(net.weight, torch.zeros(1, 1))
     assert report.verdicts[1].word == "borrow"
     assert report.weights[0]["p10"] < 0.1 < 0.9 < report.weights[0]["p90"]
-    judged, scout = transfer.weights_of(lent.held[0]), transfer.scout
+    judged, target_tower = transfer.weights_of(lent.held[0]), transfer.target_tower
     train(net, Listed([target().held[0], lent.held[0]] * 4), config=CONFIG, sample_weigher=transfer)
-    assert transfer.scout is scout
+    assert transfer.target_tower is target_tower
     assert torch.equal(transfer.weights_of(lent.held[0]), judged)
 
 
 def test_a_scout_that_is_not_sure_of_its_target_judges_only_where_nobody_guards_it():
     net = Taste()
     optimisers = Optimisers(net, learning_rate=0.05)
-    guarded, unguarded = Scout(net, optimisers, CONFIG), Scout(net, optimisers, CONFIG, sure=0.0)
-    for scout in (guarded, unguarded):
-        scout.seen = [100.0, 20.0, 105.0]  # t = 2
-        assert 1 < scout.certainty < 3
+    guarded, unguarded = TargetTower(net, optimisers, CONFIG), TargetTower(net, optimisers, CONFIG, sure=0.0)
+    for target_tower in (guarded, unguarded):
+        target_tower.seen = [100.0, 20.0, 105.0]  # t = 2
+        assert 1 < target_tower.certainty < 3
     assert guarded.unit == 0
     assert unguarded.unit == pytest.approx(0.2)
 

@@ -14,7 +14,7 @@ from models.cctl.domain_encoder import EnhancementConfig, RepresentationEnhancem
 from models.cctl.information_flow import BucketBandit, Influence, InformationFlow, ShowsHidden, Traits
 from models.cctl.weigher import CollaborativeTransfer, Companion, TransferConfig, TransferReport
 from models.metrics import auc
-from models.training.loop import Moment, TrainConfig, predict, row_losses, task_loss, train
+from models.training.loop import TrainConfig, TrainingStep, predict, row_losses, task_loss, train
 from models.training.optimisers import Optimisers
 
 USERS, ITEMS, TARGET = 100, 80, 0
@@ -192,7 +192,7 @@ def test_many_passes_over_a_tiny_target_do_not_fool_the_guarded_network(influenc
 
 
 def test_unguarded_the_influence_at_a_point_turns_upside_down_and_along_a_path_it_does_not():
-    """A memorised target pushes all sources away from the model's point; a scout's path still tells them apart."""
+    """A memorised target pushes all sources away from the model's point; the target tower's path tells them apart."""
     config = replace(BASE, companion=False, warm_up_steps=30, sync_every=36, guarded=False)
     fooled, at_a_point = fitted(replace(config, influence="point"), **MANY_PASSES)
     told, along_a_path = fitted(config, **MANY_PASSES)
@@ -351,11 +351,11 @@ def test_target_rows_always_weigh_one_in_a_mixed_batch():
         item=torch.cat([one.item, two.item]),
         label=torch.cat([one.label, two.label]),
     )
-    factor = transfer.weigh(mixed, Moment(0, 0))
+    factor = transfer.weigh(mixed, TrainingStep(0, 0))
     assert factor is not None
     assert torch.equal(factor[:8], torch.ones(8))
     assert ((factor[8:] > 0) & (factor[8:] < 0.5)).all()
-    transfer.after_step(mixed, Moment(0, 0))
+    transfer.after_step(mixed, TrainingStep(0, 0))
 
 
 class Part:
@@ -393,7 +393,7 @@ def test_a_stopped_run_continues_to_the_same_bits_weights_and_record(mode, influ
     def run(folder, on_progress=None):
         market, model, transfer = Market(0, 60, HARMED), net(), CollaborativeTransfer(config)
         if ahead:
-            transfer.scout_from(Part(market, 0), Part(market, 1))
+            transfer.target_tower_from(Part(market, 0), Part(market, 1))
         train(model, market, config=training, sample_weigher=transfer, checkpoint_dir=folder, on_progress=on_progress)
         return model, transfer
 

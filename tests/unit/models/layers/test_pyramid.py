@@ -200,16 +200,16 @@ def test_the_threshold_is_the_last_of_the_best(count: int) -> None:
 
 def test_a_recipe_without_a_pyramid_leaves_nothing_to_select_from() -> None:
     """Said when the recipe is written, before anything starts."""
-    assert Recipe(interest="both", pyramid="none").pyramid == "none"
-    with pytest.raises(ValueError, match="interest=both"):
-        Recipe(interest="domain_over_pyramid", pyramid="none")
+    assert Recipe(architecture="dacdr+lcn", pyramid="none").pyramid == "none"
+    with pytest.raises(ValueError, match=r"architecture=dacdr\+lcn"):
+        Recipe(architecture="domain_over_pyramid", pyramid="none")
 
 
 def test_a_pyramid_stands_by_itself_where_it_has_something_to_leave_out() -> None:
     """Beside cross-attention only over long histories; always where nothing else reads them."""
-    assert not pyramid_of(Recipe(interest="both", lifelong=200)).levels
-    assert pyramid_of(Recipe(interest="both", lifelong=201)).levels
-    assert pyramid_of(Recipe(interest="lcn", lifelong=50)) == PyramidConfig.named("LCN-200-50")
+    assert not pyramid_of(Recipe(architecture="dacdr+lcn", lifelong=200)).levels
+    assert pyramid_of(Recipe(architecture="dacdr+lcn", lifelong=201)).levels
+    assert pyramid_of(Recipe(architecture="lcn", lifelong=50)) == PyramidConfig.named("LCN-200-50")
     assert pyramid_of(Recipe(pyramid="LCN-500-100")).k1 == 500
     assert not pyramid_of(Recipe(pyramid="none", lifelong=800)).levels
 

@@ -58,7 +58,7 @@ def test_an_unknown_item_is_compared_with_the_overall_mean():
 
 
 def test_a_mean_click_rate_becomes_its_logit_and_a_mean_rating_stays():
-    """The prior stands in the unit of the network's output."""
+    """The offset stands in the unit of the network's output."""
     torch.testing.assert_close(as_score(torch.tensor([0.5, 0.25]), "ctr").sigmoid(), torch.tensor([0.5, 0.25]))
     assert as_score(torch.tensor([3.5]), "rating").item() == 3.5
 
@@ -89,7 +89,7 @@ def test_of_a_user_of_whom_nothing_is_seen_every_wide_fact_is_silent():
 
 
 def test_wide_facts_stand_beside_a_network_that_begins_at_nothing():
-    """A fresh rating network answers with its facts alone; the prior of a training row leaves it out of its facts."""
+    """A fresh rating network answers with its facts alone; the offset of a training row leaves it out of its facts."""
     torch.manual_seed(0)
     ranker = Ranker(RankerConfig(source_items=4, task="rating", width=8, wide=True, mean_label=3.0)).eval()
     slot = ranker.add_domain(DomainConfig(items=3))
@@ -109,11 +109,11 @@ def test_wide_facts_stand_beside_a_network_that_begins_at_nothing():
         time=torch.ones(3).long(),
         label=torch.zeros(3),
         weight=torch.ones(3),
-        prior=torch.tensor([0.0, 0.0, -0.4]),
+        offset=torch.tensor([0.0, 0.0, -0.4]),
         lifelong=some_events(),
     )
     torch.testing.assert_close(ranker(batch), torch.tensor([4.5, 4.0, 3.6 + 0.5 * 0.6]))
-    torch.testing.assert_close(ranker.facts(batch)[1] + batch.prior, ranker(batch))
+    torch.testing.assert_close(ranker.facts(batch)[1] + batch.offset, ranker(batch))
 
 
 def test_events_that_do_not_count_have_no_part_in_the_sums():

@@ -26,7 +26,7 @@ from models.ranker.network import DomainConfig, Ranker
 
 MakeBatch = Callable[..., Batch]
 MakeRanker = Callable[..., Ranker]
-INTERESTS = ["dacdr", "lcn", "both", "domain_over_pyramid"]
+ARCHITECTURES = ["dacdr", "lcn", "dacdr+lcn", "domain_over_pyramid"]
 TARGET = 2
 
 
@@ -39,13 +39,13 @@ def fine_tune(ranker: Ranker, batches: Iterator[Batch], parameters: list[torch.n
         optimiser.step()
 
 
-@pytest.mark.parametrize("interest", INTERESTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("give_all", [False, True])
 def test_fine_tuning_moves_nothing_that_is_frozen(
-    interest: str, give_all: bool, make_ranker: MakeRanker, make_batch: MakeBatch
+    architecture: str, give_all: bool, make_ranker: MakeRanker, make_batch: MakeBatch
 ) -> None:
     """Every frozen tensor and every other domain's prediction is bit-equal, even if the optimiser holds all tensors."""
-    ranker = make_ranker(interest=interest)
+    ranker = make_ranker(architecture=architecture)
     others = [make_batch(20, domain=0), make_batch(20, domain=1)]
     own = make_batch(20, domain=TARGET)
     scores = [ranker(batch) for batch in others]
@@ -196,12 +196,12 @@ def test_a_source_domain_belongs_to_the_backbone(make_ranker: MakeRanker) -> Non
     assert backbone_hash(ranker) != before
 
 
-@pytest.mark.parametrize("interest", INTERESTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_one_pass_over_mixed_domains_equals_a_loop_over_them(
-    interest: str, make_ranker: MakeRanker, make_batch: MakeBatch
+    architecture: str, make_ranker: MakeRanker, make_batch: MakeBatch
 ) -> None:
     """Stacked adapters against each domain's rows alone, several targets among them."""
-    ranker = make_ranker(interest=interest)
+    ranker = make_ranker(architecture=architecture)
     second = attach(ranker, extract(ranker, TARGET))
     with torch.no_grad():
         ranker.owned(second).tokens.add_(0.5)

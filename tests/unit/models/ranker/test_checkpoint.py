@@ -26,12 +26,12 @@ MakeRanker = Callable[..., Ranker]
 TARGET = 2
 
 
-@pytest.mark.parametrize("interest", ["dacdr", "both"])
+@pytest.mark.parametrize("architecture", ["dacdr", "dacdr+lcn"])
 def test_a_published_domain_answers_as_it_did(
-    interest: str, tmp_path: Path, make_ranker: MakeRanker, make_batch: MakeBatch
+    architecture: str, tmp_path: Path, make_ranker: MakeRanker, make_batch: MakeBatch
 ) -> None:
     """Backbone and adapter to disk and back: bit-equal scores of source and target rows."""
-    ranker, batch = make_ranker(interest=interest).float(), make_batch(30)
+    ranker, batch = make_ranker(architecture=architecture).float(), make_batch(30)
     batch = batch.to("cpu")
     backbone = save_backbone(ranker, tmp_path / "backbone")
     save_adapter(ranker, TARGET, tmp_path / "adapter")
@@ -82,7 +82,7 @@ def test_a_failed_publication_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
 
 def test_tensors_that_share_memory_are_saved_whole(tmp_path: Path) -> None:
-    """Views and transposes come back as what they showed."""
+    """RowGroups and transposes come back as what they showed."""
     base = torch.arange(6.0).view(2, 3)
     save(tmp_path / "a", {"base": base, "turned": base.t(), "row": base[0]}, {})
     tensors, _ = load(tmp_path / "a")

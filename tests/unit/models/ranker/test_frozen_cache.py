@@ -28,11 +28,11 @@ def rows(make_batch: MakeBatch, request: pytest.FixtureRequest) -> Batch:
     return replace(batch, key=torch.arange(ROWS))
 
 
-@pytest.fixture(params=[("both", False), ("dacdr", False), ("lcn", True), ("domain_over_pyramid", False)])
+@pytest.fixture(params=[("dacdr+lcn", False), ("dacdr", False), ("lcn", True), ("domain_over_pyramid", False)])
 def tuned(make_ranker: MakeRanker, request: pytest.FixtureRequest) -> Ranker:
     """A ranker of which only the target's adapter trains; one has wide facts."""
-    interest, wide = request.param
-    ranker = make_ranker(interest=interest, wide=wide)
+    architecture, wide = request.param
+    ranker = make_ranker(architecture=architecture, wide=wide)
     adapters.freeze_all_but(ranker, TARGET)
     return ranker
 
@@ -109,7 +109,7 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_same_bits(tuned: Ranker, rows: B
 
 def test_moments_are_kept_as_far_as_there_is_room(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
     """Rows beyond the limit are read event by event, and nothing about their scores is different."""
-    ranker = make_ranker(interest="both")
+    ranker = make_ranker(architecture="dacdr+lcn")
     adapters.freeze_all_but(ranker, TARGET)
     batch = replace(make_batch(rows=ROWS, users=4, length=LENGTH, domain=TARGET, full=True), key=torch.arange(ROWS))
     anew = ranker(batch)
@@ -126,7 +126,7 @@ def test_moments_are_kept_as_far_as_there_is_room(make_ranker: MakeRanker, make_
 
 
 def test_nothing_is_kept_of_weights_that_train(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
-    ranker = make_ranker(interest="both")
+    ranker = make_ranker(architecture="dacdr+lcn")
     with pytest.raises(ValueError, match="freeze all but one domain"):
         keep(ranker, [], 0, limit=PLENTY)
     adapters.freeze_all_but(ranker, TARGET)

@@ -10,7 +10,7 @@ from torch import nn
 from models.layers.contrast import ContrastConfig, CrossRepresentation
 from models.ranker.network import Ranker
 
-INTERESTS = ["dacdr", "lcn", "both", "domain_over_pyramid"]
+ARCHITECTURES = ["dacdr", "lcn", "dacdr+lcn", "domain_over_pyramid"]
 
 
 class Scoring(nn.Module):
@@ -37,11 +37,11 @@ def graph(ranker: Ranker, batch) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("interest", INTERESTS)
-def test_scoring_with_contrast_runs_the_same_operators_on_the_same_weights(interest, make_ranker, make_batch):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_scoring_with_contrast_runs_the_same_operators_on_the_same_weights(architecture, make_ranker, make_batch):
     """Same tensors under the same names, same operators, same shapes, and the same scores to the bit."""
-    plain = make_ranker(interest=interest)
-    contrasted = make_ranker(interest=interest, contrast=ContrastConfig(negatives=64))
+    plain = make_ranker(architecture=architecture)
+    contrasted = make_ranker(architecture=architecture, contrast=ContrastConfig(negatives=64))
     assert {name: tensor.shape for name, tensor in plain.state_dict().items()} == {
         name: tensor.shape for name, tensor in contrasted.state_dict().items()
     }
@@ -55,14 +55,14 @@ def test_scoring_with_contrast_runs_the_same_operators_on_the_same_weights(inter
 def test_a_graph_that_does_more_is_told_apart(make_ranker, make_batch):
     """The comparison is no empty one: another way to read the history is another graph."""
     batch = make_batch(20)
-    assert graph(make_ranker(interest="lcn"), batch) != graph(make_ranker(interest="both"), batch)
+    assert graph(make_ranker(architecture="lcn"), batch) != graph(make_ranker(architecture="dacdr+lcn"), batch)
 
 
 def test_only_training_comes_to_the_contrast(make_ranker, make_batch, monkeypatch):
     """Scoring never calls it; the training loss does."""
     called = []
     monkeypatch.setattr(CrossRepresentation, "loss", lambda self, **given: called.append(1))
-    ranker, batch = make_ranker(interest="lcn", contrast=ContrastConfig(negatives=64)), make_batch(20, domain=2)
+    ranker, batch = make_ranker(architecture="lcn", contrast=ContrastConfig(negatives=64)), make_batch(20, domain=2)
     with torch.inference_mode():
         ranker.probability(batch)
     assert called == []

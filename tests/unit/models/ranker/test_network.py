@@ -17,7 +17,7 @@ from models.ranker.network import DomainConfig, Ranker, RankerConfig, TargetAtte
 
 MakeBatch = Callable[..., Batch]
 MakeRanker = Callable[..., Ranker]
-INTERESTS = ["dacdr", "lcn", "both", "domain_over_pyramid"]
+ARCHITECTURES = ["dacdr", "lcn", "dacdr+lcn", "domain_over_pyramid"]
 TIGHT = {"atol": 1e-10, "rtol": 1e-9}
 
 
@@ -48,7 +48,7 @@ def seen_by(ranker: Ranker, events: Events, row: int, now: Tensor, items: Tensor
 
 
 def textbook(ranker: Ranker, batch: Batch, row: int) -> Tensor:
-    """One row through DACDR and LCN side by side (interest "both", concat), each event projected."""
+    """One row through DACDR and LCN side by side (architecture "dacdr+lcn", concat), each event projected."""
     assert ranker.attention is not None
     assert ranker.attention.domain_step is not None
     assert ranker.attention.item_step is not None
@@ -139,12 +139,12 @@ def textbook(ranker: Ranker, batch: Batch, row: int) -> Tensor:
     )
     mean = (owned.items or ranker.source_items).mean_of(batch.item[row])
     expected = torch.logit(mean) + evidence @ (ranker.evidence + owned.evidence)
-    return ranker.head(torch.cat([*parts, evidence]))[0] + expected + batch.prior[row]
+    return ranker.head(torch.cat([*parts, evidence]))[0] + expected + batch.offset[row]
 
 
 def test_a_mixed_batch_equals_the_textbook(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
     """Grouped rows, folded projections and looked-up context against plain loops, in float64 and in float32."""
-    ranker = make_ranker(interest="both")
+    ranker = make_ranker(architecture="dacdr+lcn")
     batch = make_batch(40)
     expected = torch.stack([textbook(ranker, batch, row) for row in range(len(batch))])
     torch.testing.assert_close(ranker(batch), expected, atol=1e-8, rtol=1e-8)
@@ -158,23 +158,23 @@ def in_float32(batch: Batch) -> Batch:
     return every_history(replace(batch, **parts), lambda events: replace(events, value=events.value.float()))
 
 
-@pytest.mark.parametrize("interest", INTERESTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_row_does_not_depend_on_its_batch_mates(
-    interest: str, make_ranker: MakeRanker, make_batch: MakeBatch
+    architecture: str, make_ranker: MakeRanker, make_batch: MakeBatch
 ) -> None:
     """Alone, in a batch of mixed domains and shared users, in a batch of one domain: the same score."""
-    ranker = make_ranker(interest=interest)
+    ranker = make_ranker(architecture=architecture)
     for batch in (make_batch(25), make_batch(9, users=9, domain=1), make_batch(30, users=2, domain=2)):
         torch.testing.assert_close(ranker(batch), one_by_one(ranker, batch), **TIGHT)
 
 
-@pytest.mark.parametrize("interest", INTERESTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("rows", [5, 20])
 def test_candidates_of_one_request_share_the_user_side(
-    interest: str, rows: int, make_ranker: MakeRanker, make_batch: MakeBatch
+    architecture: str, rows: int, make_ranker: MakeRanker, make_batch: MakeBatch
 ) -> None:
     """One user, one moment, many candidates: read once, scored as if each came alone."""
-    ranker = make_ranker(interest=interest)
+    ranker = make_ranker(architecture=architecture)
     batch = make_batch(rows, users=1, domain=2)
     same = torch.zeros(rows, dtype=torch.long)
     batch = replace(
@@ -189,21 +189,23 @@ def test_candidates_of_one_request_share_the_user_side(
     torch.testing.assert_close(ranker(batch), one_by_one(ranker, batch), **TIGHT)
 
 
-@pytest.mark.parametrize("interest", INTERESTS)
-def test_permuting_candidates_permutes_scores(interest: str, make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_permuting_candidates_permutes_scores(
+    architecture: str, make_ranker: MakeRanker, make_batch: MakeBatch
+) -> None:
     """No row has a place."""
-    ranker, batch = make_ranker(interest=interest), make_batch(20)
+    ranker, batch = make_ranker(architecture=architecture), make_batch(20)
     order = torch.randperm(20)
     torch.testing.assert_close(ranker(batch.rows(order)), ranker(batch)[order], **TIGHT)
 
 
-@pytest.mark.parametrize("interest", INTERESTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("memory", ["concat", "cascade", "rescale"])
 def test_padding_and_its_amount_never_change_a_score(
-    interest: str, memory: str, make_ranker: MakeRanker, make_batch: MakeBatch
+    architecture: str, memory: str, make_ranker: MakeRanker, make_batch: MakeBatch
 ) -> None:
     """Any number of columns before and after, filled with anything, and the future after ``stop``."""
-    ranker, batch = make_ranker(interest=interest, ia_memory=memory), make_batch(20)
+    ranker, batch = make_ranker(architecture=architecture, ia_memory=memory), make_batch(20)
 
     def padded(events: Events, before: int, after: int) -> Events:
         def wider(part: Tensor, high: int) -> Tensor:
@@ -225,12 +227,12 @@ def test_padding_and_its_amount_never_change_a_score(
         torch.testing.assert_close(ranker(wide), ranker(batch), **TIGHT)
 
 
-@pytest.mark.parametrize("interest", INTERESTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_events_outside_a_rows_window_do_not_matter(
-    interest: str, make_ranker: MakeRanker, make_batch: MakeBatch
+    architecture: str, make_ranker: MakeRanker, make_batch: MakeBatch
 ) -> None:
     """The future of a shared history is not read by the row that may not see it."""
-    ranker, batch = make_ranker(interest=interest), make_batch(12, users=12)
+    ranker, batch = make_ranker(architecture=architecture), make_batch(12, users=12)
     before = ranker(batch)
 
     def scrambled(events: Events) -> Events:
@@ -247,12 +249,12 @@ def test_events_outside_a_rows_window_do_not_matter(
     torch.testing.assert_close(ranker(every_history(batch, scrambled)), before, **TIGHT)
 
 
-@pytest.mark.parametrize("interest", INTERESTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_order_of_events_at_one_moment_does_not_matter(
-    interest: str, make_ranker: MakeRanker, make_batch: MakeBatch
+    architecture: str, make_ranker: MakeRanker, make_batch: MakeBatch
 ) -> None:
     """Ties in time have no order of their own."""
-    ranker, batch = make_ranker(interest=interest), make_batch(12, full=True)
+    ranker, batch = make_ranker(architecture=architecture), make_batch(12, full=True)
     events = batch.lifelong
     events = replace(
         events, time=events.time[:, :1] + torch.arange(17) // 6 * 10**9, start=torch.zeros_like(events.start)
@@ -265,10 +267,10 @@ def test_the_order_of_events_at_one_moment_does_not_matter(
     torch.testing.assert_close(ranker(replace(batch, lifelong=shuffled)), ranker(batch), **TIGHT)
 
 
-@pytest.mark.parametrize("interest", INTERESTS)
-def test_an_empty_history_is_scored(interest: str, make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_empty_history_is_scored(architecture: str, make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
     """A user without events, or without any stored column: a finite score and finite gradients."""
-    ranker, batch = make_ranker(interest=interest), make_batch(8)
+    ranker, batch = make_ranker(architecture=architecture), make_batch(8)
     for length in (17, 0):
         nothing = every_history(
             batch,
@@ -290,7 +292,7 @@ def test_gradients_reach_everything_that_should_learn(
     memory: str, make_ranker: MakeRanker, make_batch: MakeBatch
 ) -> None:
     """Both attention steps, shared and owned, all pyramid levels, every table; the calibrator alone is fitted apart."""
-    ranker = make_ranker(interest="both", ia_memory=memory)
+    ranker = make_ranker(architecture="dacdr+lcn", ia_memory=memory)
     ranker(make_batch(64)).square().sum().backward()
     silent = [name for name, p in ranker.named_parameters() if p.grad is None or not (p.grad != 0).any()]
     assert all("calibrator" in name for name in silent), silent
@@ -312,10 +314,12 @@ def test_the_first_step_of_a_fresh_adapter_moves_both_attention_steps(
     assert (adapter.tokens.grad.abs().sum(1) > 0).all()
 
 
-@pytest.mark.parametrize("interest", INTERESTS)
-def test_a_fresh_domain_scores_like_the_backbone(interest: str, make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_fresh_domain_scores_like_the_backbone(
+    architecture: str, make_ranker: MakeRanker, make_batch: MakeBatch
+) -> None:
     """Bit-equal to a source slot of the same features whose owned part is taken away, items being unknown to both."""
-    ranker = make_ranker(interest=interest)
+    ranker = make_ranker(architecture=architecture)
     plain = ranker.add_domain(DomainConfig(3, (1, 1)))
     with torch.no_grad():
         for parameter in ranker.owned(0).parameters():
@@ -342,8 +346,8 @@ def test_a_fresh_domain_may_start_like_another(make_ranker: MakeRanker, make_bat
 def test_the_prior_is_added_to_the_score(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
     """The bias track."""
     ranker, batch = make_ranker(), make_batch(10)
-    prior = torch.linspace(-1, 1, 10, dtype=torch.float64)
-    torch.testing.assert_close(ranker(replace(batch, prior=prior)), ranker(batch) + prior)
+    offset = torch.linspace(-1, 1, 10, dtype=torch.float64)
+    torch.testing.assert_close(ranker(replace(batch, offset=offset)), ranker(batch) + offset)
 
 
 def test_clicks_are_probabilities_and_ratings_are_not(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
@@ -369,10 +373,10 @@ def test_hidden_users_appear_in_training_only(make_ranker: MakeRanker, make_batc
     assert not torch.equal(ranker.train()(batch), ranker.eval()(batch))
 
 
-@pytest.mark.parametrize("interest", INTERESTS)
-def test_bfloat16_stays_near_float32(interest: str, make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_bfloat16_stays_near_float32(architecture: str, make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
     """Under autocast a score moves by at most 3 % of the scores' spread: top-K may then choose other near-ties."""
-    ranker, batch = make_ranker(interest=interest).float(), in_float32(make_batch(200, domain=2))
+    ranker, batch = make_ranker(architecture=architecture).float(), in_float32(make_batch(200, domain=2))
     exact = ranker(batch)
     with torch.autocast("cpu", torch.bfloat16):
         rough = ranker(batch).float()
@@ -398,7 +402,7 @@ def test_a_domain_must_fit_the_ranker(make_ranker: MakeRanker) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"interest": "sim"}, {"ia_memory": "stack"}, {"task": "rank"}, {"user_dropout": 1.0}, {"source_items": 0}],
+    [{"architecture": "sim"}, {"ia_memory": "stack"}, {"task": "rank"}, {"user_dropout": 1.0}, {"source_items": 0}],
 )
 def test_a_setting_out_of_range_is_refused(settings: dict, make_ranker: MakeRanker) -> None:
     """At construction, by name."""
@@ -434,7 +438,7 @@ def test_a_config_survives_json() -> None:
     import json
 
     config = RankerConfig(
-        9, (3, 4), interest="both", pyramid=PyramidConfig(k1=8, k2=4).without("msa"), contrast=ContrastConfig()
+        9, (3, 4), architecture="dacdr+lcn", pyramid=PyramidConfig(k1=8, k2=4).without("msa"), contrast=ContrastConfig()
     )
     assert RankerConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
     with pytest.raises(ValueError, match="wdith"):
@@ -444,11 +448,11 @@ def test_a_config_survives_json() -> None:
 def test_the_cascades_share_is_told_for_rows_of_a_batch(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
     """A share of events, which does not depend on a row's batch mates; no pyramid, no share."""
     batch = make_batch(40)
-    ranker = make_ranker(interest="lcn")
+    ranker = make_ranker(architecture="lcn")
     share, counts = ranker.consistency(batch, top=2)
     assert share.shape == counts.shape == (40,)
     assert set(share.tolist()) == {0.0, 0.5, 1.0}
     alone = torch.cat([ranker.consistency(batch.rows(torch.tensor([row])), top=2)[0] for row in range(40)])
     assert torch.equal(share, alone)
     with pytest.raises(ValueError, match="pyramid"):
-        make_ranker(interest="dacdr").consistency(batch)
+        make_ranker(architecture="dacdr").consistency(batch)

@@ -137,13 +137,13 @@ def test_the_stand_in_refuses_what_a_gpu_refuses(device: None) -> None:
         elsewhere + here
 
 
-@pytest.mark.parametrize("interest", ["dacdr", "lcn", "both", "domain_over_pyramid"])
+@pytest.mark.parametrize("architecture", ["dacdr", "lcn", "dacdr+lcn", "domain_over_pyramid"])
 @pytest.mark.parametrize("wide", [False, True])
 def test_a_step_of_any_domain_stays_on_the_device(
-    interest: str, wide: bool, make_ranker: MakeRanker, make_batch: MakeBatch, device: None
+    architecture: str, wide: bool, make_ranker: MakeRanker, make_batch: MakeBatch, device: None
 ) -> None:
     """Forward with its answers, all losses, their gradients and their clipping, of mixed domains."""
-    ranker = make_ranker(interest=interest, wide=wide, contrast=ContrastConfig(), user_dropout=0.0)
+    ranker = make_ranker(architecture=architecture, wide=wide, contrast=ContrastConfig(), user_dropout=0.0)
     batch, config = make_batch(rows=24, users=4), loop.TrainConfig(embedding_optimiser="dense")
     expected, probability = ranker(batch).tolist(), ranker.probability(batch).tolist()
     torch.manual_seed(0)  # the contrast draws its negatives
@@ -159,11 +159,11 @@ def test_a_step_of_any_domain_stays_on_the_device(
     Optimisers(ranker, learning_rate=1e-3).clip(1.0)  # the dense update after it is torch's own
 
 
-@pytest.mark.parametrize("interest", ["dacdr", "both"])
+@pytest.mark.parametrize("architecture", ["dacdr", "dacdr+lcn"])
 def test_fine_tuning_with_kept_numbers_stays_on_the_device(
-    interest: str, make_ranker: MakeRanker, make_batch: MakeBatch, device: None
+    architecture: str, make_ranker: MakeRanker, make_batch: MakeBatch, device: None
 ) -> None:
-    ranker = make_ranker(interest=interest)
+    ranker = make_ranker(architecture=architecture)
     adapters.freeze_all_but(ranker, 2)
     rows = replace(make_batch(rows=24, users=4, length=40, domain=2, full=True), key=torch.arange(24))
     expected = ranker(rows).tolist()
@@ -207,10 +207,10 @@ def test_a_gpu_trains_to_what_a_cpu_does(bf16: bool, make_ranker: MakeRanker, ma
             return iter(batches[start:])
 
     batches = [make_batch(rows=24, users=4) for _ in range(4)]
-    batches = [replace(b, label=b.label.float(), weight=b.weight.float(), prior=b.prior.float()) for b in batches]
+    batches = [replace(b, label=b.label.float(), weight=b.weight.float(), offset=b.offset.float()) for b in batches]
     found = []
     for device in ("cpu", "cuda"):
-        ranker = make_ranker(interest="both", user_dropout=0.0).float()
+        ranker = make_ranker(architecture="dacdr+lcn", user_dropout=0.0).float()
         loop.train(ranker, Source(), config=loop.TrainConfig(epochs=2, device=device, bf16=bf16))
         found.append(loop.predict(ranker, batches)["score"])
     assert found[1] == pytest.approx(found[0], abs=0.01 if bf16 else 1e-4)

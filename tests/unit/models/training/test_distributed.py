@@ -59,12 +59,12 @@ def test_tables_that_cannot_be_spread_are_refused():
 
 def test_weighed_borrowing_and_several_processes_exclude_each_other():
     """Said when the recipe is written, before anything starts."""
-    with pytest.raises(ValueError, match="choose borrowing=uniform or processes=1"):
-        Recipe(borrowing="weighed", processes=2)
+    with pytest.raises(ValueError, match="choose source_weighting=uniform or processes=1"):
+        Recipe(source_weighting="weighed", processes=2)
 
 
 def test_the_settings_of_a_run_reach_its_processes_as_they_are(monkeypatch, tmp_path):
-    settings = Settings(home=tmp_path, required_rivals=("popularity", "scratch"), threads=3)
+    settings = Settings(home=tmp_path, required_baselines=("popularity", "scratch"), threads=3)
     for name, value in _environment(settings, 2).items():
         monkeypatch.setenv(name, value)
     assert Settings() == settings

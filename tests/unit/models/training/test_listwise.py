@@ -56,7 +56,7 @@ class Scorer(torch.nn.Module):
         self.worth = torch.nn.Parameter(torch.zeros(12))
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        return self.worth[batch.item] + batch.prior
+        return self.worth[batch.item] + batch.offset
 
 
 class Questions:

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domains.events.histories import HistoryStore
-from orchestrator.data.batches import Assembler, EpochOfDomains, EventSource, Examples, OneUser
-from orchestrator.data.encoding import Layout, SourceRange
+from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, EventSource, Examples, OneUser
+from orchestrator.data.encoding import FeatureEncoder, SourceRange
 
-LAYOUT = Layout(
+LAYOUT = FeatureEncoder(
     task="ctr",
     item_fields=(),
     user_fields=(),
@@ -50,12 +50,12 @@ def rows_of(user, time_us, domain="live", number=3) -> Examples:
         value=np.ones(size, np.float32),
         context=np.zeros((size, 0), np.int64),
         weight=np.ones(size, np.float32),
-        prior=np.zeros(size, np.float32),
+        offset=np.zeros(size, np.float32),
     )
 
 
-def an_assembler(source, **changes) -> Assembler:
-    return Assembler(
+def a_batch_builder(source, **changes) -> BatchBuilder:
+    return BatchBuilder(
         LAYOUT,
         user_codes=np.zeros((USERS, 0), np.int64),
         item_codes={"live": np.zeros((300, 0), np.int64), "video": np.zeros((40, 0), np.int64)},
@@ -93,7 +93,7 @@ def naive(store, user: int, before_us: int, most: int, numbers=(1, 2)) -> list[t
 def test_every_row_sees_the_last_events_before_its_own_time_and_no_others(store, rows):
     """However rows are grouped on stored histories, each sees what a plain loop finds."""
     user, time_us = zip(*rows, strict=True)
-    batch = an_assembler(EventSource(store)).batch(rows_of(user, time_us), 0)
+    batch = a_batch_builder(EventSource(store)).batch(rows_of(user, time_us), 0)
     for row, (who, when) in enumerate(rows):
         assert seen(batch.lifelong, row) == naive(store, who, when, LAYOUT.lifelong)
         assert seen(batch.short_source, row) == naive(store, who, when, LAYOUT.short)
@@ -104,8 +104,8 @@ def test_every_row_sees_the_last_events_before_its_own_time_and_no_others(store,
 def test_a_domain_sees_only_the_sources_that_it_borrows_from(store, rows):
     """Events of other sources do not even take a place in the last N."""
     user, time_us = zip(*rows, strict=True)
-    assembler = an_assembler(EventSource(store), borrows={"live": frozenset({2})})
-    batch = assembler.batch(rows_of(user, time_us), 0)
+    batch_builder = a_batch_builder(EventSource(store), borrows={"live": frozenset({2})})
+    batch = batch_builder.batch(rows_of(user, time_us), 0)
     for row, (who, when) in enumerate(rows):
         assert seen(batch.lifelong, row) == naive(store, who, when, LAYOUT.lifelong, numbers=(2,))
 
@@ -118,8 +118,8 @@ def test_a_user_read_online_gives_the_batch_that_training_would_build(store, bor
     at = slice(int(start[0]), int(stop[0]))
     arrays = {name: np.asarray(getattr(store, name)[at]) for name in ("item", "domain", "action", "value", "time_us")}
     rows = rows_of([user] * 4, [now] * 4)
-    trained = an_assembler(EventSource(store), borrows=borrows).batch(rows, 0)
-    served = an_assembler(OneUser(arrays), borrows=borrows).batch(rows, 0)
+    trained = a_batch_builder(EventSource(store), borrows=borrows).batch(rows, 0)
+    served = a_batch_builder(OneUser(arrays), borrows=borrows).batch(rows, 0)
     for row in range(4):
         assert seen(trained.lifelong, row) == seen(served.lifelong, row)
         assert len(seen(served.lifelong, row)) > 0
@@ -127,7 +127,7 @@ def test_a_user_read_online_gives_the_batch_that_training_would_build(store, bor
 
 def test_rows_of_one_user_and_moment_share_one_stored_history(store):
     """A request with 200 candidates stores one history, not 200."""
-    batch = an_assembler(EventSource(store)).batch(rows_of([1] * 200, [45] * 200), 0)
+    batch = a_batch_builder(EventSource(store)).batch(rows_of([1] * 200, [45] * 200), 0)
     assert batch.lifelong.item.shape[0] == 1
 
 
@@ -138,7 +138,7 @@ def test_an_epoch_holds_every_row_once_and_any_step_can_be_resumed(store):
         (rows_of(random.integers(1, USERS, 90), random.integers(0, 60, 90)), 0),
         (rows_of(random.integers(1, USERS, 35), random.integers(0, 60, 35), "video", 1), 1),
     ]
-    epoch = EpochOfDomains(an_assembler(EventSource(store)), parts, batch_size=16, seed=3)
+    epoch = DomainBatchSampler(a_batch_builder(EventSource(store)), parts, batch_size=16, seed=3)
     batches = list(epoch.batches(0))
     assert len(batches) == len(epoch)
     assert all(len(torch.unique(batch.domain)) == 1 for batch in batches)

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 
 from domains.errors import InvalidSpec
-from orchestrator.data.encoding import Field, Layout, SourceRange, fit_fields
+from orchestrator.data.encoding import FeatureEncoder, Field, SourceRange, fit_fields
 
 
-def a_layout(**changes):
+def an_encoder(**changes):
     fields = {
         "task": "ctr",
         "item_fields": (Field("category", "category", values=("food", "toys")),),
@@ -20,7 +20,7 @@ def a_layout(**changes):
         "lifelong": 10,
         "short": 4,
     }
-    return Layout(**{**fields, **changes})
+    return FeatureEncoder(**{**fields, **changes})
 
 
 def test_a_category_has_a_code_of_its_own_and_everything_unseen_shares_zero():
@@ -56,21 +56,21 @@ def test_one_name_cannot_mean_a_number_here_and_a_category_there():
 
 def test_source_rows_follow_their_domains_offset_and_never_reach_a_neighbour():
     """Items newer than the backbone, unknown domains and index 0 all map to the out-of-vocabulary row."""
-    layout = a_layout()
+    encoder = an_encoder()
     number = np.array([1, 1, 1, 1, 3, 3, 3, 2, 99, -1])
     local = np.array([0, 1, 4, 5, 1, 2, 3, 1, 1, 1])
-    assert layout.source_rows(number, local).tolist() == [0, 1, 4, 0, 5, 6, 0, 0, 0, 0]
-    assert layout.source_rows_total == 7
+    assert encoder.source_rows(number, local).tolist() == [0, 1, 4, 0, 5, 6, 0, 0, 0, 0]
+    assert encoder.source_rows_total == 7
 
 
 def test_a_layout_read_back_is_the_same_layout(tmp_path):
     """What training wrote is what serving reads."""
-    layout = a_layout(trained_until_us=17)
-    layout.save(tmp_path)
-    assert Layout.load(tmp_path) == layout
+    encoder = an_encoder(trained_until_us=17)
+    encoder.save(tmp_path)
+    assert FeatureEncoder.load(tmp_path) == encoder
 
 
 def test_columns_that_a_table_lacks_are_missing_values():
     """A domain without the feature gets code 0 for all of its items."""
-    layout = a_layout()
-    assert layout.codes(layout.item_fields, pa.table({"item_id": ["a", "b"]}), 2).tolist() == [[0], [0]]
+    encoder = an_encoder()
+    assert encoder.codes(encoder.item_fields, pa.table({"item_id": ["a", "b"]}), 2).tolist() == [[0], [0]]

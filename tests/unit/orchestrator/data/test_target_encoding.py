@@ -5,7 +5,7 @@ import pytest
 from scipy.special import logit
 
 from orchestrator.data.batches import Examples
-from orchestrator.data.target_encoding import item_means, without_itself
+from orchestrator.data.target_encoding import item_means, leave_one_out
 
 
 def some_rows(stars: np.ndarray, item: np.ndarray) -> Examples:
@@ -21,7 +21,7 @@ def some_rows(stars: np.ndarray, item: np.ndarray) -> Examples:
         value=stars.astype(np.float32),
         context=np.zeros((rows, 0), np.int64),
         weight=np.ones(rows, np.float32),
-        prior=np.zeros(rows, np.float32),
+        offset=np.zeros(rows, np.float32),
     )
 
 
@@ -56,11 +56,11 @@ def test_labels_that_say_all_there_is_to_say_are_heard_alone(rated: Examples):
 def test_a_row_starts_from_its_items_mean_without_itself(rated: Examples):
     """Turning one row's stars round moves what all rows of the item start from, but not that row's own start."""
     found = item_means(rated, 41, "ctr")
-    start = logit(found.means[rated.item]) + without_itself(rated, found).prior
+    start = logit(found.means[rated.item]) + leave_one_out(rated, found).offset
     stars = rated.value.copy()
     stars[0] = 6 - stars[0] if stars[0] != 3 else 5
     other = item_means(some_rows(stars, rated.item), 41, "ctr")
-    after = logit(other.means[rated.item]) + without_itself(rated, other).prior
+    after = logit(other.means[rated.item]) + leave_one_out(rated, other).offset
     same = np.flatnonzero(rated.item == rated.item[0])[1:]
     # The row's user and the two weights hear of it a little; the item's other rows hear of it much more.
     assert abs(after[0] - start[0]) < 0.2 * np.abs(after[same] - start[same]).mean()

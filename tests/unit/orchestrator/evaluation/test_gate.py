@@ -17,7 +17,7 @@ def a_report(**changes):
     return {**report, **changes}
 
 
-def test_a_clear_gain_over_the_named_rival_ships():
+def test_a_clear_gain_over_the_named_baseline_ships():
     """The reason carries the interval."""
     decision = decide(a_report(), Gate())
     assert decision.promote
@@ -31,7 +31,7 @@ def test_a_clear_gain_over_the_named_rival_ships():
         ({"gain": {"popularity": {"value": 0.05, "low": -0.01, "high": 0.1}}}, "does not beat popularity"),
         ({"gain": {"popularity": {"value": 0.0, "low": 0.0, "high": 0.0}}}, "does not beat popularity"),
         ({"gain": {"popularity": {"value": float("nan"), "low": float("nan"), "high": 0.0}}}, "does not beat"),
-        ({"gain": {}}, "no row for the rival"),
+        ({"gain": {}}, "no row for the baseline"),
         ({"cold_users": 3}, "only 3 cold users"),
         ({"calibration_error": 0.9}, "off by 90%"),
         ({"leaks": ["a user is on both sides"]}, "leaks"),
@@ -52,7 +52,7 @@ def test_all_reasons_are_given_at_once():
 
 @pytest.mark.parametrize("alone", ["single_domain", "popularity", "item_mean"])
 def test_what_borrows_nothing_and_is_better_for_certain_says_do_not_borrow(alone):
-    """Beating the named rival is not enough where the domain's own data alone does better."""
+    """Beating the named baseline is not enough where the domain's own data alone does better."""
     gain = {**a_report()["gain"], alone: {"value": -0.03, "low": -0.05, "high": -0.01}}
     decision = decide(a_report(gain=gain), Gate())
     assert not decision.promote
@@ -61,7 +61,7 @@ def test_what_borrows_nothing_and_is_better_for_certain_says_do_not_borrow(alone
 
 
 @pytest.mark.parametrize("borrower", ["full_fine_tune", "shared_bottom", "scratch"])
-def test_a_better_rival_that_borrows_too_is_told_and_is_no_reason_not_to(borrower):
+def test_a_better_baseline_that_borrows_too_is_told_and_is_no_reason_not_to(borrower):
     """It reads the sources' histories too, in a network of its own; an interval that reaches zero proves nothing."""
     near = {"value": -0.01, "low": -0.03, "high": 0.01}
     gain = {**a_report()["gain"], "single_domain": near, borrower: {"value": -0.2, "low": -0.3, "high": -0.1}}
@@ -79,24 +79,24 @@ def test_what_answers_already_and_is_better_for_certain_holds(answering):
     assert answering in decision.reasons[0]
 
 
-def test_a_required_rival_without_a_row_holds():
+def test_a_required_baseline_without_a_row_holds():
     """No verdict rests on a report that somebody left something out of."""
-    report = a_report(required={"rivals": {"popularity": ["policy"], "scratch": ["policy"]}, "seeds": 1})
-    assert decide(report, Gate()).reasons == ("the report has no row for the rival 'scratch'",)
+    report = a_report(required={"baselines": {"popularity": ["policy"], "scratch": ["policy"]}, "seeds": 1})
+    assert decide(report, Gate()).reasons == ("the report has no row for the baseline 'scratch'",)
 
 
-def test_the_strongest_of_the_required_rivals_can_be_the_gates():
+def test_the_strongest_of_the_required_baselines_can_be_the_gates():
     """A team that wants to beat them all says so once; the report then says which one it was."""
     gain = {**a_report()["gain"], "shared_bottom": {"value": 0.02, "low": -0.01, "high": 0.05}}
-    report = a_report(gain=gain, required={"rivals": {"popularity": ["policy"], "shared_bottom": ["policy"]}})
+    report = a_report(gain=gain, required={"baselines": {"popularity": ["policy"], "shared_bottom": ["policy"]}})
     assert decide(report, Gate()).promote
-    held = decide(report, Gate(rival="strongest"))
+    held = decide(report, Gate(baseline="strongest"))
     assert not held.promote
     assert "does not beat shared_bottom" in held.reasons[0]
 
 
 def test_a_lucky_seed_does_not_ship():
-    """Where the mean over seeds does not beat the rival, the one on offer was chance."""
+    """Where the mean over seeds does not beat the baseline, the one on offer was chance."""
     report = a_report(gain_over_seeds={"popularity": {"value": -0.01, "each": {"0": 0.05, "1": -0.07}}})
     assert "lucky" in decide(report, Gate()).reasons[0]
     lost = {**report, "gain": {"popularity": {"value": -0.05, "low": -0.12, "high": 0.02}}}

@@ -46,14 +46,20 @@ def a_report(**changes) -> dict:
 
 
 def a_version(report: dict, **changes) -> Version:
-    certificate = {"ok": True, "frozen_tensors": 73, "before": "ab" * 32, "after": "ab" * 32, "witnesses": {"video": 9}}
+    certificate = {
+        "ok": True,
+        "frozen_tensors": 73,
+        "before": "ab" * 32,
+        "after": "ab" * 32,
+        "probe_rows": {"video": 9},
+    }
     facts = {
         "id": "f" * 64,
         "kind": "adapter",
         "artifact": "graft-adapter:f",
         "domain": "live",
         "backbone_id": "e" * 64,
-        "rung": "adapter",
+        "level": "adapter",
         "certificate": certificate,
         "report": report,
         "config": {"seed": 0},
@@ -92,7 +98,7 @@ class Page(HTMLParser):
 
 def test_the_page_is_whole_and_asks_for_nothing():
     """Every tag is closed; there is no script and no address to fetch anything from."""
-    html = report_page.render(a_version(a_report()), rival="popularity")
+    html = report_page.render(a_version(a_report()), baseline="popularity")
     page = Page(html)
     assert page.addresses == []
     assert {"script", "link", "img", "iframe"}.isdisjoint(page.tags)
@@ -136,13 +142,13 @@ def test_several_seeds_are_shown_with_their_mean_and_interval():
     assert "[0.6800, 0.7200]" in text
 
 
-def test_who_asked_for_each_rival_stands_beside_its_row():
+def test_who_asked_for_each_baseline_stands_beside_its_row():
     """A team reads that it was not chosen for it, and what the same launch gains over each seed."""
     rows = {"popularity": a_row(0.6), "scratch": a_row(0.55)}
     report = a_report(
-        required={"rivals": {"popularity": ["policy", "gate"], "scratch": ["policy"]}, "seeds": 2},
+        required={"baselines": {"popularity": ["policy", "gate"], "scratch": ["policy"]}, "seeds": 2},
         seeds={"auc": {**a_row(0.70), "each": {"0": 0.71, "1": 0.69}}},
-        rivals_over_seeds={"single_domain": {"auc": {**a_row(0.61), "each": {"0": 0.62, "1": 0.60}}}},
+        baselines_over_seeds={"single_domain": {"auc": {**a_row(0.61), "each": {"0": 0.62, "1": 0.60}}}},
         gain_over_seeds={"single_domain": {**a_row(0.09), "each": {"0": 0.0901, "1": 0.0899}}},
     )
     report["rows"] |= {name: {"auc": row} for name, row in rows.items()}
@@ -152,7 +158,7 @@ def test_who_asked_for_each_rival_stands_beside_its_row():
 
 
 def test_every_row_is_shown_for_every_segment():
-    """Cold, warm, new, popular and rare: no rival is left out where it does better."""
+    """Cold, warm, new, popular and rare: no baseline is left out where it does better."""
     part = {"examples": 300, "users": 80, "rows": {"adapter": {"auc": a_row(0.7)}, "popularity": {"auc": a_row(0.81)}}}
     names = ("warm_user", "cold_item", "head_item", "tail_item")
     text = Page(report_page.render(a_version(a_report(segments=dict.fromkeys(names, part))))).text
@@ -195,7 +201,7 @@ def test_what_was_borrowed_of_each_source_is_drawn_over_time():
     }
     harmful = [{"source": "video", "part": "feed partner <7>", "rows": 900, "worth": -0.4, "certainty": -6.0}]
     told = {"verdicts": verdicts, "weights": weights, "windows": [], "harmful_parts": harmful}
-    page = Page(report_page.render(a_version(a_report(borrowing=told))))
+    page = Page(report_page.render(a_version(a_report(source_weighting=told))))
     assert page.tags.count("svg") == 4
     assert page.tags.count("polygon") == 2
     assert "do not borrow" in page.text
@@ -208,7 +214,7 @@ def test_words_of_others_are_text_and_never_markup():
     """A reason, a leak or a name with angle brackets comes out as it was written."""
     nasty = "<script>alert(1)</script>"
     report = a_report(leaks=[nasty], decision={"promote": False, "verdict": "hold", "reasons": [nasty]})
-    html = report_page.render(a_version(report, created_by=nasty, config={"rivals": nasty}))
+    html = report_page.render(a_version(report, created_by=nasty, config={"baselines": nasty}))
     assert "<script" not in html
     assert Page(html).text.count(nasty) == 4
 

@@ -8,8 +8,8 @@ from orchestrator.evaluation.learning_curve import FAR, Curves, backtest, gains,
 ROWS = np.array([500.0, 1_000.0, 2_000.0, 3_500.0, 5_000.0])
 
 
-def planted(*, adapter=(0.50, 1.5, 0.5), rival=(0.55, 0.2, 0.5), people=400, noise=0.02, seed=0) -> Curves:
-    """Errors a + b n^-c of an adapter and a rival, seen by people who differ, in four folds."""
+def planted(*, adapter=(0.50, 1.5, 0.5), baseline=(0.55, 0.2, 0.5), people=400, noise=0.02, seed=0) -> Curves:
+    """Errors a + b n^-c of an adapter and a baseline, seen by people who differ, in four folds."""
     random = np.random.default_rng(seed)
     judged = random.integers(5, 20, people).astype(float)
     person = random.normal(0, 0.1, (people, 1))
@@ -17,7 +17,7 @@ def planted(*, adapter=(0.50, 1.5, 0.5), rival=(0.55, 0.2, 0.5), people=400, noi
     def sums(a: float, b: float, c: float) -> np.ndarray:
         return judged[:, None] * (a + b * ROWS**-c + person + random.normal(0, noise, (people, len(ROWS))))
 
-    return Curves(ROWS, {"adapter": sums(*adapter), "rival": sums(*rival)}, judged, np.arange(people) % 4)
+    return Curves(ROWS, {"adapter": sums(*adapter), "baseline": sums(*baseline)}, judged, np.arange(people) % 4)
 
 
 def test_folds_are_drawn_as_wholes_and_people_within_them():
@@ -32,34 +32,36 @@ def test_folds_are_drawn_as_wholes_and_people_within_them():
 
 def test_a_planted_crossing_lies_in_the_interval():
     """0.50 + 1.5 n^-.5 meets 0.55 + 0.2 n^-.5 at n = 26^2 = 676."""
-    found = rows_needed(planted(), "adapter", "rival")
+    found = rows_needed(planted(), "adapter", "baseline")
     assert found["low"] <= 676 <= found["high"]
     assert found["certain"] > 0.95
 
 
-def test_a_rival_that_stays_better_is_out_of_reach():
+def test_a_baseline_that_stays_better_is_out_of_reach():
     """The adapter's own limit is worse: no amount of data helps, and the forecast says so."""
-    found = rows_needed(planted(adapter=(0.60, 0.5, 0.5), rival=(0.50, 0.2, 0.5)), "adapter", "rival")
+    found = rows_needed(planted(adapter=(0.60, 0.5, 0.5), baseline=(0.50, 0.2, 0.5)), "adapter", "baseline")
     assert found["rows"] is None
     assert found["certain"] < 0.05
 
 
 def test_an_adapter_that_is_ahead_from_the_first_needs_no_more():
     """The smallest amount measured stands for that or less."""
-    found = rows_needed(planted(adapter=(0.40, 0.5, 0.5)), "adapter", "rival")
+    found = rows_needed(planted(adapter=(0.40, 0.5, 0.5)), "adapter", "baseline")
     assert found["rows"] == found["high"] == ROWS[0]
 
 
 def test_fewer_points_make_a_wider_interval():
     """Three points say less of what comes at a hundred times the data than five do."""
     curves, far = planted(noise=0.1), np.array([FAR * ROWS[-1]])
-    width = [np.ptp(np.quantile(gains(curves, "adapter", "rival", far, points=p), (0.025, 0.975))) for p in (3, 5)]
+    width = [np.ptp(np.quantile(gains(curves, "adapter", "baseline", far, points=p), (0.025, 0.975))) for p in (3, 5)]
     assert width[0] > width[1]
 
 
 def test_forecasts_of_planted_curves_hold_about_as_often_as_they_say():
     """Over many marketplaces the 95 % interval holds at least four times in five, where the law is a power law."""
-    checks = [check for seed in range(25) for check in backtest(planted(people=120, seed=seed), "adapter", ("rival",))]
+    checks = [
+        check for seed in range(25) for check in backtest(planted(people=120, seed=seed), "adapter", ("baseline",))
+    ]
     assert len(checks) == 25 * 3
     assert np.mean([check["held"] for check in checks]) >= 0.8
 

@@ -52,7 +52,7 @@ def test_every_state_of_the_lifecycle_has_words():
     assert set(wording.STATES) == {state.value for state in State}
 
 
-def test_a_gates_reason_names_metrics_and_rivals_in_words():
+def test_a_gates_reason_names_metrics_and_baselines_in_words():
     """The rule speaks in keys; people read names."""
     reason = "auc on 217 cold users beats item_mean by +0.1"
     assert wording.said(reason) == "AUC on 217 cold users beats item mean by +0.1"
@@ -71,7 +71,7 @@ def test_an_event_is_told_by_what_its_domain_predicts():
 def test_a_key_without_words_is_shown_rather_than_hidden():
     """What a later version adds must not break a page."""
     assert wording.label(wording.STATES, "on_fire").text == "On fire"
-    assert wording.words(wording.ROWS, "new_rival") == "new rival"
+    assert wording.words(wording.ROWS, "new_baseline") == "new baseline"
 
 
 def test_timeless_events_have_no_date():
@@ -81,7 +81,7 @@ def test_timeless_events_have_no_date():
 
 
 def test_the_policy_of_an_installation_is_one_sentence():
-    """Rivals by their names, and how often."""
+    """Baselines by their names, and how often."""
     told = wording.policy(("popularity", "full_fine_tune"), 3)
     assert told.startswith("Every launch here is compared with popularity, full fine-tune, under 3 seeds;")
-    assert wording.policy((), 1).startswith("No rival is required of launches here, under 1 seed;")
+    assert wording.policy((), 1).startswith("No baseline is required of launches here, under 1 seed;")

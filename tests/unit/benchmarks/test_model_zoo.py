@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import contenders
+from benchmarks import model_zoo
 from domains.events.histories import Histories
 from domains.events.splits import Split
 from domains.registry.registry import Registry
@@ -19,7 +19,7 @@ from orchestrator.training import fit
 from orchestrator.training.recipe import Recipe
 
 SLOTS = ("video", "live")
-RECIPE = Recipe(width=8, epochs=1, batch_size=128, lifelong=20, short=8, user_embedding=True, interest="both")
+RECIPE = Recipe(width=8, epochs=1, batch_size=128, lifelong=20, short=8, user_embedding=True, architecture="dacdr+lcn")
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> FewRows:
     return FewRows(settings, tuple(registry.domains()))
 
 
-@pytest.mark.parametrize("name", contenders.NAMES)
+@pytest.mark.parametrize("name", model_zoo.NAMES)
 def test_every_name_trains_and_answers_each_row_of_each_domain(workspace: FewRows, name: str):
     """One probability a row, in the rows' order, whatever else is asked beside it."""
-    found = contenders.fit(name, workspace, RECIPE, SLOTS)
+    found = model_zoo.fit(name, workspace, RECIPE, SLOTS)
     for slot, domain in enumerate(SLOTS):
-        rows = workspace.examples(found.layout, domain)
+        rows = workspace.examples(found.encoder, domain)
         rows = rows.take(workspace.split(rows).test)
         score = found.score(rows, slot)
         assert score.shape == (len(rows),)
@@ -75,26 +75,26 @@ def test_every_name_trains_and_answers_each_row_of_each_domain(workspace: FewRow
 def test_before_training_everybody_starts_from_the_same_item_means(workspace: FewRows, name: str):
     """What differs between rows of the table is the mechanism, never what is known of the items."""
     learnt = fit.lessons(workspace, RECIPE, SLOTS)
-    network = contenders.build(name, workspace, RECIPE, learnt)
+    network = model_zoo.build(name, workspace, RECIPE, learnt)
     if name == "Graft":
-        fit.prepare(network, learnt, workspace.assembler(learnt.layout, SLOTS), seed=0)
+        fit.prepare(network, learnt, workspace.batch_builder(learnt.encoder, SLOTS), seed=0)
         source, own = network.source_items.means, network.owned(1).items.means
     else:
         means = network.inputs.items.means
-        source, own = means[: learnt.layout.source_rows_total], means[learnt.layout.source_rows_total :]
+        source, own = means[: learnt.encoder.source_rows_total], means[learnt.encoder.source_rows_total :]
     assert np.allclose(source.numpy()[1:], learnt.means["video"][1:])
     assert np.allclose(own.numpy(), learnt.means["live"])
 
 
-def test_a_rival_of_one_domain_has_a_network_for_each(workspace: FewRows):
+def test_a_baseline_of_one_domain_has_a_network_for_each(workspace: FewRows):
     """A single-domain row may not learn from the other domain's rows."""
-    found = contenders.fit("DNN-single", workspace, RECIPE, SLOTS)
+    found = model_zoo.fit("DNN-single", workspace, RECIPE, SLOTS)
     assert found.networks[0] is not found.networks[1]
     learnt = fit.lessons(workspace, RECIPE, SLOTS)
-    assert {rows.domain for rows, _ in contenders.only(learnt, 1).train} == {"live"}
+    assert {rows.domain for rows, _ in model_zoo.only(learnt, 1).train} == {"live"}
 
 
 def test_an_unknown_name_is_refused_with_the_names_that_there_are(workspace: FewRows):
     """A misspelt row must not train something else."""
     with pytest.raises(ValueError, match="there are Graft"):
-        contenders.fit("MMOE", workspace, RECIPE, SLOTS)
+        model_zoo.fit("MMOE", workspace, RECIPE, SLOTS)

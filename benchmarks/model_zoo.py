@@ -1,12 +1,12 @@
-"""Any network of the tables by its name, built for a layout, trained by the one loop, asked for its scores.
+"""Any network of the tables by its name, built for a encoder, trained by the one loop, asked for its scores.
 
     found = fit("MMoE", workspace, recipe, slots)
     found.score(rows, slot)  # click probabilities, or ratings
 
 All of them get what ours gets: the same rows in the same batches, the items' means, the histories, the width, the head,
 the epochs, the early stopping. Names: those of ``MULTI_DOMAIN`` and ``LIFELONG``; ``<lifelong> + CRP`` for LCN's
-contrast beside a lifelong rival; ``Graft`` and ``Graft + CRP``; ``Graft + <loss>`` for a loss of ``SELF_SUPERVISED``
-beside our own network, whose kind of interest the recipe names.
+contrast beside a lifelong baseline; ``Graft`` and ``Graft + CRP``; ``Graft + <loss>`` for a loss of ``SELF_SUPERVISED``
+beside our own network, whose kind of architecture the recipe names.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ import numpy as np
 from torch import Tensor, nn
 
 from models.baselines import LIFELONG, MULTI_DOMAIN, SELF_SUPERVISED
-from models.baselines.inputs import Rival, RivalConfig
+from models.baselines.inputs import Baseline, BaselineConfig
 from models.baselines.self_supervised import WithAuxiliary
 from models.layers.contrast import ContrastConfig
 from models.layers.embeddings import ItemTable, RowTable
 from models.ranker.network import Ranker
 from models.training import loop
-from orchestrator.data.batches import Assembler, EpochOfDomains, Examples
+from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, Examples
 from orchestrator.data.dataset import Workspace
-from orchestrator.data.encoding import Layout
+from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.training import fit as fitting
-from orchestrator.training.fit import Lessons
+from orchestrator.training.fit import TrainingSet
 from orchestrator.training.recipe import Recipe
 
 OURS = "Graft"
 CRP = " + CRP"
 ALONE = ("DNN-single",)
-"""Rivals that know one domain: a network of their own for each."""
+"""Baselines that know one domain: a network of their own for each."""
 AUXILIARY_WEIGHT = 0.1
 
-RIVALS: dict[str, Callable[[RivalConfig, Tensor | None], Rival]] = {
+BASELINES: dict[str, Callable[[BaselineConfig, Tensor | None], Baseline]] = {
     **MULTI_DOMAIN,
     **LIFELONG,
     **{name + CRP: partial(make, contrast=ContrastConfig()) for name, make in LIFELONG.items()},
 }
-NAMES = (OURS, OURS + CRP, *RIVALS, *(f"{OURS} + {name}" for name in SELF_SUPERVISED))
+NAMES = (OURS, OURS + CRP, *BASELINES, *(f"{OURS} + {name}" for name in SELF_SUPERVISED))
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A trained network (several for a rival that knows one domain only: ``networks`` has one a slot)."""
+class ZooModel:
+    """A trained network (several for a baseline that knows one domain only: ``networks`` has one a slot)."""
 
     networks: tuple[nn.Module, ...]
-    layout: Layout
-    assembler: Assembler
+    encoder: FeatureEncoder
+    batch_builder: BatchBuilder
     results: tuple[loop.TrainResult, ...]
 
     def score(self, rows: Examples, slot: int) -> np.ndarray:
         """Click probabilities or ratings of rows in their order, (N,)."""
-        return score(self.networks[slot], self.assembler, rows, slot)
+        return score(self.networks[slot], self.batch_builder, rows, slot)
 
     @property
     def detail(self) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def fit(
     slots: Sequence[str],
     *,
     auxiliary_weight: float = AUXILIARY_WEIGHT,
-    lessons: Lessons | None = None,
-) -> Contender:
+    lessons: TrainingSet | None = None,
+) -> ZooModel:
     """Train a network of ``NAMES`` on the training rows of the named domains, sources first; one slot each.
 
     Args:
@@ -87,7 +87,7 @@ def fit(
         lessons: what to learn from, where it is not simply the workspace's split.
     """
     learnt = lessons or fitting.lessons(workspace, recipe, slots)
-    assembler = workspace.assembler(learnt.layout, slots)
+    batch_builder = workspace.batch_builder(learnt.encoder, slots)
     parts = [learnt]
     if name in ALONE:
         parts = [only(learnt, slot) for slot in range(len(slots))]
@@ -97,7 +97,7 @@ def fit(
         ranker = _ranker(network)
         searched = None
         if ranker is not None:
-            fitting.prepare(ranker, part, assembler, seed=recipe.seed)
+            fitting.prepare(ranker, part, batch_builder, seed=recipe.seed)
             searched = fitting.searched_parameters(ranker)
             if isinstance(network, WithAuxiliary):
                 searched += list(network.task.parameters())
@@ -105,7 +105,7 @@ def fit(
             fitting.learn(
                 network,
                 part,
-                assembler,
+                batch_builder,
                 recipe,
                 auxiliary_weight=auxiliary_weight,
                 parameters=searched,
@@ -116,13 +116,15 @@ def fit(
         if users is not None:
             fitting.forget_unmet_users(users, part)
         networks.append(network.cpu().eval())
-    return Contender(tuple(networks) * (1 if name in ALONE else len(slots)), learnt.layout, assembler, tuple(results))
+    return ZooModel(
+        tuple(networks) * (1 if name in ALONE else len(slots)), learnt.encoder, batch_builder, tuple(results)
+    )
 
 
-def only(learnt: Lessons, slot: int) -> Lessons:
+def only(learnt: TrainingSet, slot: int) -> TrainingSet:
     """The same lessons without the rows of all other domains."""
-    return Lessons(
-        learnt.layout,
+    return TrainingSet(
+        learnt.encoder,
         [part for part in learnt.train if part[1] == slot],
         [part for part in learnt.validation if part[1] == slot],
         learnt.means,
@@ -130,34 +132,37 @@ def only(learnt: Lessons, slot: int) -> Lessons:
     )
 
 
-def build(name: str, workspace: Workspace, recipe: Recipe, learnt: Lessons) -> nn.Module:
-    """A fresh network for the layout of the lessons, with the items' means set.
+def build(name: str, workspace: Workspace, recipe: Recipe, learnt: TrainingSet) -> nn.Module:
+    """A fresh network for the encoder of the lessons, with the items' means set.
 
     Raises:
         ValueError: no network of that name.
     """
-    layout = learnt.layout
+    encoder = learnt.encoder
     if name not in NAMES:
         raise ValueError(f"no network is called {name!r}; there are {', '.join(NAMES)}")
     if name == OURS:
-        return fitting.new_ranker(workspace, layout, recipe, mean_label=learnt.mean_label)
+        return fitting.new_ranker(workspace, encoder, recipe, mean_label=learnt.mean_label)
     if name == OURS + CRP:
         with_crp = recipe.model_copy(update={"contrastive_weight": AUXILIARY_WEIGHT})
-        return fitting.new_ranker(workspace, layout, with_crp, mean_label=learnt.mean_label)
-    if name not in RIVALS:
-        backbone = fitting.new_ranker(workspace, layout, recipe, mean_label=learnt.mean_label)
+        return fitting.new_ranker(workspace, encoder, with_crp, mean_label=learnt.mean_label)
+    if name not in BASELINES:
+        backbone = fitting.new_ranker(workspace, encoder, recipe, mean_label=learnt.mean_label)
         make: Any = SELF_SUPERVISED[name.removeprefix(f"{OURS} + ")]
         codes = (backbone.source_items.codes,) if name.endswith(" SSL") else ()
         return WithAuxiliary(backbone, make(recipe.width, *codes))
     # Only to lay the means out as networks hold them; narrow, because nothing of it is trained.
     shape = fitting.new_ranker(
-        workspace, layout, recipe.model_copy(update={"width": 4, "interest": "dacdr"}), mean_label=learnt.mean_label
+        workspace,
+        encoder,
+        recipe.model_copy(update={"width": 4, "architecture": "dacdr"}),
+        mean_label=learnt.mean_label,
     )
-    fitting.set_means(shape, layout, learnt.means, learnt.values)
-    own: list[ItemTable | None] = [shape.owned(slot).items for slot in range(len(layout.slots))]
-    return fitting.new_rival(
-        RIVALS[name],
-        layout,
+    fitting.set_means(shape, encoder, learnt.means, learnt.values)
+    own: list[ItemTable | None] = [shape.owned(slot).items for slot in range(len(encoder.slots))]
+    return fitting.new_baseline(
+        BASELINES[name],
+        encoder,
         recipe,
         source=shape.source_items,
         own=own,
@@ -166,10 +171,10 @@ def build(name: str, workspace: Workspace, recipe: Recipe, learnt: Lessons) -> n
     )
 
 
-def score(network: nn.Module, assembler: Assembler, rows: Examples, slot: int) -> np.ndarray:
+def score(network: nn.Module, batch_builder: BatchBuilder, rows: Examples, slot: int) -> np.ndarray:
     """Click probabilities or ratings of rows in their order, (N,), calibrated where the network is."""
-    batches = EpochOfDomains(assembler, [(rows, slot)], batch_size=4096, seed=0, shuffle=False).batches(0)
-    task: Any = assembler.layout.task
+    batches = DomainBatchSampler(batch_builder, [(rows, slot)], batch_size=4096, seed=0, shuffle=False).batches(0)
+    task: Any = batch_builder.encoder.task
     return loop.predict(network, batches, task=task)["score"]
 
 
@@ -180,4 +185,4 @@ def _ranker(network: nn.Module) -> Ranker | None:
 
 def _users(network: nn.Module) -> RowTable | None:
     inner = _ranker(network) or network
-    return inner.inputs.users if isinstance(inner, Rival) else inner.users  # type: ignore[return-value]
+    return inner.inputs.users if isinstance(inner, Baseline) else inner.users  # type: ignore[return-value]

@@ -52,8 +52,8 @@ def write_clicks(folder: Path, name: str, seed: int) -> tuple[DomainSpec, dict[s
 @pytest.fixture(scope="module")
 def market(tmp_path_factory) -> tuple[Settings, Registry]:
     """Two sources, one of which tells the opposite, a target that asks, and one that is new."""
-    home = tmp_path_factory.mktemp("borrowing")
-    settings = Settings(home=home, required_rivals=("popularity",), required_seeds=1)
+    home = tmp_path_factory.mktemp("source_weighting")
+    settings = Settings(home=home, required_baselines=("popularity",), required_seeds=1)
     registry = Registry(settings.registry_url)
     registry.migrate()
     for seed, name in enumerate(ROWS):
@@ -74,13 +74,13 @@ def market(tmp_path_factory) -> tuple[Settings, Registry]:
 def test_a_launchs_report_says_which_source_not_to_borrow_from(market):
     """From weighed training to the version's report and its page: weights, verdicts and their reasons."""
     settings, registry = market
-    chosen = {"domains": [HONEST, OPPOSITE, OLD], "borrowing": "weighed", **QUICK}
+    chosen = {"domains": [HONEST, OPPOSITE, OLD], "source_weighting": "weighed", **QUICK}
     backbone = use_cases.train_shared(registry=registry, settings=settings, by="test", **chosen)
     version = use_cases.launch(
         NEW, registry=registry, settings=settings, by="test", fine_tune_epochs=1, fine_tune_batch_size=512
     )
-    told = version.report["borrowing"]
-    assert told == backbone.report["borrowing"]
+    told = version.report["source_weighting"]
+    assert told == backbone.report["source_weighting"]
     assert told["verdicts"][OPPOSITE]["verdict"] == "do not borrow"
     assert told["verdicts"][HONEST]["verdict"] == "borrow"
     assert told["verdicts"][HONEST]["weight"] - told["verdicts"][OPPOSITE]["weight"] > 0.3

@@ -23,14 +23,14 @@ FINE = {"fine_tune_epochs": 1, "fine_tune_batch_size": 512}
 OLD, NEW = "grocery", "live"
 NOW_US = 1_900_000_000_000_000
 CASES = {
-    "dacdr": {"interest": "dacdr"},
-    "lcn": {"interest": "lcn", "contrastive_weight": 0.1},
-    "both": {"interest": "both", "contrastive_weight": 0.1, "user_embedding": True, "bf16": True},
+    "dacdr": {"architecture": "dacdr"},
+    "lcn": {"architecture": "lcn", "contrastive_weight": 0.1},
+    "dacdr+lcn": {"architecture": "dacdr+lcn", "contrastive_weight": 0.1, "user_embedding": True, "bf16": True},
     "domain_over_pyramid": {
-        "interest": "domain_over_pyramid",
+        "architecture": "domain_over_pyramid",
         "pyramid": "LCN-500-100",
         "contrastive_weight": 0.1,
-        "borrowing": "weighed",
+        "source_weighting": "weighed",
     },
 }
 
@@ -60,11 +60,11 @@ def answers(snapshot: Snapshot, settings: Settings, name: str) -> scorer.Scores:
     return scorer.score(domain, items, user=a_user(settings, name), now_us=NOW_US)
 
 
-@pytest.mark.parametrize("interest", CASES)
-def test_an_interest_trains_launches_certifies_attaches_and_serves(interest, market):
+@pytest.mark.parametrize("architecture", CASES)
+def test_an_interest_trains_launches_certifies_attaches_and_serves(architecture, market):
     """The new domain's version answers by its own weights, and an old domain's answers stay equal to the bit."""
     settings, registry = market
-    choices = {**QUICK, **CASES[interest]}
+    choices = {**QUICK, **CASES[architecture]}
     backbone = use_cases.train_shared(
         registry=registry, settings=settings, by="test", domains=["video", "shop", OLD], **choices
     )
@@ -82,12 +82,12 @@ def test_an_interest_trains_launches_certifies_attaches_and_serves(interest, mar
     certificate = version.certificate
     assert certificate["ok"]
     assert certificate["before"] == certificate["after"]
-    assert OLD in certificate["witnesses"]
+    assert OLD in certificate["probe_rows"]
     assert certificate["trained_parameters"] < certificate["all_parameters"] / 2
-    assert version.config["interest"] == interest, "a version says what it is built of"
+    assert version.config["architecture"] == architecture, "a version says what it is built of"
     store = Artifacts(settings.artifacts_dir)
     ranker = checkpoint.load_backbone(store.path(backbone.artifact))
-    assert ranker.config.interest == interest
+    assert ranker.config.architecture == architecture
     assert (ranker.config.contrast is not None) == (choices.get("contrastive_weight", 0) > 0)
     slot = adapters.attach(ranker, checkpoint.load_adapter(store.path(version.artifact)))
 
@@ -100,10 +100,10 @@ def test_an_interest_trains_launches_certifies_attaches_and_serves(interest, mar
     # The version attached by hand to its shared model gives what the service gives.
     workspace = Workspace(settings, tuple(registry.domains()))
     model = snapshot.domains[NEW].model
-    rows = workspace.examples(model.layout, NEW).take(np.arange(200))
-    assembler = workspace.assembler(model.layout, [NEW])
-    by_hand = fit.score_rows(ranker, assembler, rows, slot)
-    assert np.array_equal(by_hand, fit.score_rows(model.ranker, assembler, rows, model.slot))
+    rows = workspace.examples(model.encoder, NEW).take(np.arange(200))
+    batch_builder = workspace.batch_builder(model.encoder, [NEW])
+    by_hand = fit.score_rows(ranker, batch_builder, rows, slot)
+    assert np.array_equal(by_hand, fit.score_rows(model.ranker, batch_builder, rows, model.slot))
 
 
 def test_a_launch_cannot_ask_for_another_network_than_the_shared_models(market):
@@ -111,7 +111,7 @@ def test_a_launch_cannot_ask_for_another_network_than_the_shared_models(market):
     settings, registry = market
     if registry.live(None) is None:
         use_cases.train_shared(registry=registry, settings=settings, by="test", leave_out=[NEW], **QUICK)
-    held = registry.version(registry.live(None).version_id).config["interest"]
+    held = registry.version(registry.live(None).version_id).config["architecture"]
     other = "lcn" if held != "lcn" else "dacdr"
-    with pytest.raises(ValueError, match=rf"graft train --set interest={other}"):
-        use_cases.launch(NEW, registry=registry, settings=settings, by="test", interest=other)
+    with pytest.raises(ValueError, match=rf"graft train --set architecture={other}"):
+        use_cases.launch(NEW, registry=registry, settings=settings, by="test", architecture=other)
