@@ -1,0 +1,250 @@
+"""What the registry holds of a version: its cold-start report, its freeze certificate, its held-out metrics.
+
+Frozen values with one writer (`as_dict`) and one reader (`from_dict`, or `of` a version). The registry stores them as
+JSON; the keys of that JSON are the field names here and appear nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from domains.registry.records import Version
+from models.metrics import Interval
+
+Verdict = Literal["ship", "hold", "do not borrow"]
+
+
+class Value(BaseModel):
+    """A frozen value that writes itself as JSON and reads itself back; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
+        """What `as_dict` wrote.
+
+        Raises:
+            pydantic.ValidationError: a key is missing, unknown or of another type.
+        """
+        return cls.model_validate(found)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON of what was given; what was left to its default is left out."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+@dataclass(frozen=True)
+class SeedInterval(Interval):
+    """A mean over seeds with Student's t interval, and the value under each seed."""
+
+    each: dict[int, float]
+
+
+Metrics = dict[str, Interval]
+"""Intervals by the name of the metric."""
+
+
+class Segment(Value):
+    """Every row of the results table, measured on a part of the test examples."""
+
+    examples: int
+    users: int
+    rows: dict[str, Metrics]
+
+
+class ReliabilityBin(Value):
+    """Predicted and observed click rate of one bin of predictions."""
+
+    predicted: float
+    observed: float
+    examples: int
+
+
+class Epoch(Value):
+    """One pass over the training rows; ``value`` is the validation metric, where there are validation rows."""
+
+    epoch: int
+    step: int
+    loss: float
+    seconds: float
+    metric: str | None = None
+    value: float | None = None
+
+
+class ComparisonPolicy(Value):
+    """What a launch is compared with and how often it is repeated, and who says so.
+
+    ``baselines`` names, for each row that the report must hold, who requires it.
+    """
+
+    baselines: dict[str, list[str]]
+    seeds: int
+    seeds_by: str
+
+
+class SourceVerdict(Value):
+    """Whether a source helps the targets, by its settled weight and its influence (t value ``certainty``)."""
+
+    weight: float
+    influence: float
+    certainty: float
+    borrow: bool
+    reason: str
+    verdict: str
+
+
+class SourceWeights(Value):
+    """Weights of one source's rows in one window of shared training: mean and percentiles."""
+
+    step: int
+    source: str
+    rows: int
+    mean: float
+    p10: float
+    p50: float
+    p90: float
+
+
+class Window(Value):
+    """One window of shared training: what the sources gave on fresh target rows."""
+
+    step: int
+    gain: float | None
+    control_gain: float | None
+    fresh_loss: float
+    seen_loss: float
+    frozen: bool
+
+
+class HarmfulPart(Value):
+    """Rows of a source that tell the opposite of what users do in the targets."""
+
+    source: str
+    part: str
+    rows: int
+    worth: float
+    certainty: float
+
+
+class SourceWeighting(Value):
+    """What shared training learned of its sources; see ``models.cctl``."""
+
+    verdicts: dict[str, SourceVerdict]
+    weights: list[SourceWeights]
+    windows: list[Window]
+    target_certainty: float | None
+    harmful_parts: list[HarmfulPart]
+
+
+class Cost(Value):
+    """What a launch took of processors, piece by piece, and in money where there is a price."""
+
+    processor_seconds: float
+    parts: dict[str, float]
+    price_per_processor_hour: float | None
+    currency: str
+    money: float | None
+
+
+class Decision(Value):
+    """Whether a version may go live, and why."""
+
+    promote: bool
+    verdict: Verdict
+    reasons: list[str]
+
+
+class Comparison(Value):
+    """A version beside its baselines on users whom training never met: all that the gate looks at.
+
+    ``rows[name][metric]`` are the results of each row of the table, ``subject`` among them; ``gain[name]`` is the
+    subject's improvement over a row on the gate's ``metric``, positive is better, paired over users.
+    """
+
+    task: Literal["ctr", "rating"]
+    metric: str
+    subject: str
+    examples: int
+    users: int
+    cold_users: int
+    label_mean: float
+    rows: dict[str, Metrics]
+    gain: dict[str, Interval]
+    segments: dict[str, Segment]
+    calibration_error: float
+    reliability: list[ReliabilityBin] | None
+    leaks: list[str]
+    leak_scan: list[str]
+    required: ComparisonPolicy
+    seeds: dict[str, SeedInterval] = {}
+    baselines_over_seeds: dict[str, dict[str, SeedInterval]] = {}
+    gain_over_seeds: dict[str, SeedInterval] = {}
+    certificate_ok: bool
+    trained_parameters: int
+    all_parameters: int
+    fine_tune_seconds: float
+    learning_curve: list[Epoch]
+    training_examples: int
+    notes: list[str]
+    source_weighting: SourceWeighting | None
+
+
+class ColdStartReport(Comparison):
+    """The comparison of a launch, the gate's decision on it, and what it took to find out."""
+
+    launch_seconds: float
+    cost: Cost
+    decision: Decision
+
+    @classmethod
+    def of(cls, version: Version) -> Self | None:
+        """A version's report; None where no launch made it."""
+        return cls.from_dict(version.report) if version.domain is not None and version.report else None
+
+
+class Certificate(Value):
+    """The proof that a launch moved nothing but the domain's own tensors.
+
+    ``before`` and ``after`` are hashes over the names and hashes of all frozen tensors, ``hashes`` the single ones
+    after; ``probe_rows`` counts the rows of each other domain whose predictions were compared bit for bit.
+    """
+
+    ok: bool
+    changed: list[str]
+    frozen_tensors: int
+    trained_parameters: int
+    before: str
+    after: str
+    hashes: dict[str, str]
+    backbone: str
+    probe_rows: dict[str, int]
+    predictions_moved: list[str]
+    all_parameters: int
+
+    @classmethod
+    def of(cls, version: Version) -> Self | None:
+        """A version's certificate; None where no launch made it."""
+        return cls.from_dict(version.certificate) if version.certificate else None
+
+
+class SharedReport(Value):
+    """What is told of a shared model."""
+
+    source_weighting: SourceWeighting | None = None
+
+    @classmethod
+    def of(cls, version: Version) -> Self:
+        """Of a backbone."""
+        return cls.from_dict(version.report)
+
+
+class HeldOut(Value):
+    """The shared model on one domain's held-out rows, beside the plain rows; or a note why it was not measured."""
+
+    note: str | None = None
+    examples: int = 0
+    rows: dict[str, Metrics] = {}
