@@ -138,13 +138,11 @@ class Users(_Declared):
 
 
 class HistoryLengths(_Declared):
-    """How many of a user's latest events are kept at hand for answers.
+    """How many of a user's latest events in this domain are kept at hand for answers.
 
-    The network reads as many of them as its shared model was trained to read (the recipe's ``lifelong`` and ``short``).
+    The network reads as many of them as its shared model was trained to read (the recipe's ``short``).
     """
 
-    lifelong: Whole = Field(default=500, ge=1, le=LONGEST_HISTORY)
-    """Events in the lifelong history."""
     short: Whole = Field(default=24, ge=1, le=LONGEST_HISTORY)
     """Latest events of this domain itself."""
 
@@ -222,8 +220,6 @@ class DomainSpec(_Declared):
     @rule(mode="after")
     def _fields_agree(self) -> DomainSpec:
         problems = [*_role_problems(self), *_task_problems(self), *_column_problems(self)]
-        if self.history.short > self.history.lifelong:
-            problems.append((("history", "short"), "must not exceed lifelong, of which it is the end"))
         if problems:
             raise BrokenRulesError(problems)
         return self

@@ -79,7 +79,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict:
     )
     domains = []
     for number, (name, role) in enumerate((("video", "source"), ("shop", "source"), ("live", "target")), start=1):
-        declared = spec(name, role, history={"lifelong": 500, "short": 5})
+        declared = spec(name, role, history={"short": 5})
         events, people = folder / f"{name}.parquet", folder / f"{name}-users.csv"
         rows[name].to_parquet(events)
         profiles.to_csv(people, index=False)

@@ -251,14 +251,11 @@ def _rules(task: str, key: str) -> dict[str, Any]:
             gate.number_input("Share of users held out as cold", 0.01, 0.99, usual.cold_share, key=f"{key}-share")
         ),
     }
-    lengths = {
-        "lifelong": int(history.number_input("Past events kept at hand", 1, 2000, 500, key=f"{key}-lifelong")),
-        "short": int(history.number_input("and latest ones of this domain itself", 1, 2000, 24, key=f"{key}-short")),
-    }
+    short = int(history.number_input("Latest events of this domain kept at hand", 1, 2000, 24, key=f"{key}-short"))
     schedule = history.text_input(
         "Retrain schedule (cron, UTC; optional)", placeholder="0 3 * * *", key=f"{key}-schedule"
     ).strip()
-    return {"gate": rule, "history": lengths, **({"schedule": schedule} if schedule else {})}
+    return {"gate": rule, "history": {"short": short}, **({"schedule": schedule} if schedule else {})}
 
 
 def _judged(declared: dict[str, Any]) -> DomainSpec | None:

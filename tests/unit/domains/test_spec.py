@@ -27,7 +27,7 @@ interactions:
 items: {id: item_id, features: {category: category, price: number}}
 users: {id: user_id, features: {age_band: category}}
 domain_features: {surface: live, encoder: feed, rows: 3}
-history: {lifelong: 500, short: 24}
+history: {short: 24}
 schedule: "0 3 * * *"
 gate: {baseline: popularity, metric: auc, minimum_cold_users: 30}
 """
@@ -162,9 +162,8 @@ class TestExplained:
             ),
             ("rows: 3", "rows: .nan", 17, "domain_features.rows", "finite"),
             ("rows: 3", "rows: [3]", 17, "domain_features.rows", "text or a number"),
-            ("lifelong: 500", "lifelong: 5000", 18, "history.lifelong", "less than or equal to 2000"),
-            ("lifelong: 500", "lifelong: '500'", 18, "history.lifelong", "valid integer"),
-            ("lifelong: 500", "lifelong: 10", 18, "history.short", "must not exceed lifelong"),
+            ("short: 24", "short: 5000", 18, "history.short", "less than or equal to 2000"),
+            ("short: 24", "short: '24'", 18, "history.short", "valid integer"),
             ("0 3 * * *", "61 3 * * *", 19, "schedule", "not a schedule that ever fires"),
             ("0 3 * * *", "0 0 31 2 *", 19, "schedule", "not a schedule that ever fires"),
             ("0 3 * * *", "0 3 * *", 19, "schedule", "five fields"),
@@ -193,13 +192,13 @@ class TestExplained:
         assert f"live.yaml:{line}: {field}: " in str(fault)
 
     def test_every_problem_is_told_at_once_in_the_order_of_the_page(self) -> None:
-        page = changed("owner:", "ownr:").replace("price: number", "price: numeric").replace("lifelong", "life_long")
+        page = changed("owner:", "ownr:").replace("price: number", "price: numeric").replace("short: 24", "shortt: 24")
         fault = refused(page)
         assert [(problem["line"], problem["field"]) for problem in fault.details["problems"]] == [
             (1, "owner"),
             (5, "ownr"),
             (15, "items.features.price"),
-            (18, "history.life_long"),
+            (18, "history.shortt"),
         ]
         assert (fault.details["line"], fault.details["field"]) == (1, "owner")
         assert len(str(fault).splitlines()) == 4
