@@ -16,12 +16,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
+# Tests run in this many processes; those that share a server or an expensive fixture stay together (tests/conftest.py).
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: help setup demo test check lint format types contracts unit up down lock clean
+.PHONY: help setup demo fast test tests check lint format types contracts docs docs-reference up down lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(READY) ## Create .venv with every dependency at its pinned version
 
@@ -38,9 +41,12 @@ $(READY): constraints.txt pyproject.toml
 demo: $(READY) ## Set up, then launch a cold domain; DATA=amazon PATH=/folder takes public data from disk
 	$(BIN)/graft demo $(if $(DATA),--data $(DATA)) $(if $(DATA_PATH),--path '$(DATA_PATH)')
 
-test: $(READY) check unit ## Set up, then lint, types, import contracts and all tests
+fast: check ## The inner loop, under a minute: lint, types, import contracts, quick unit tests
+	$(PYTEST) tests/unit -q -m "not slow" $(PYTEST_ARGS)
 
-check: lint types contracts ## Everything but the tests
+test: check docs tests ## Set up, then everything that CI runs: lint, types, import contracts, docs, all tests
+
+check: lint types contracts ## Everything but docs and tests
 
 lint: $(READY) ## Style and format
 	$(BIN)/ruff check .
@@ -52,8 +58,15 @@ types: $(READY) ## Static types
 contracts: $(READY) ## Which package may import which
 	$(BIN)/lint-imports
 
-unit: $(READY) ## Only the tests; PYTEST_ARGS="-k histories" picks some
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+tests: $(READY) ## Only the tests, all of them; PYTEST_ARGS="-k histories" picks some
+	$(PYTEST) $(PYTEST_ARGS)
+
+docs: $(READY) ## Build the documentation site into site/; fails on a broken link or an outdated reference page
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/mkdocs build --strict --quiet
+
+docs-reference: $(READY) ## Write the pages that are generated from the code
+	$(BIN)/python docs/generate.py
 
 format: $(READY) ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
@@ -70,4 +83,4 @@ lock: $(READY) ## Write what .venv holds into constraints.txt
 	mv constraints.new constraints.txt
 
 clean: ## Remove what was built; data in .graft stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info

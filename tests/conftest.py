@@ -1,4 +1,4 @@
-"""Fixtures for every test: where public data sets lie, and quiet third parties."""
+"""For every test: quiet third parties, one thread a process, which tests stay together, where public data sets lie."""
 
 import os
 from collections.abc import Callable
@@ -12,9 +12,19 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 os.environ.setdefault("FEAST_USAGE", "False")
+# Tests run in several processes, and their tensors are small: more threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Launches of tests are quick: what the policy forces on them is tested by name, where its settings are given.
 os.environ.setdefault("GRAFT_REQUIRED_BASELINES", "popularity")
 os.environ.setdefault("GRAFT_REQUIRED_SEEDS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process: they share its fixtures. A file may name a larger group itself."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(Path(__file__).parent).as_posix()))
 
 
 @pytest.fixture(scope="session")
