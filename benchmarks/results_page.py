@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results_table import LOWER_IS_BETTER, Table, paired_over_seeds, paired_over_users
+from benchmarks.results_table import Table, paired_over_seeds, paired_over_users
+from models.metrics import METRICS
 
 WIDTH, ROW, LEFT = 760, 20, 290
 
@@ -201,7 +202,7 @@ def plot(table: Table, metric: str, path: Path, *, subject: str) -> None:
 
 def _sign(metric: str) -> int:
     """1 where less is better, -1 where more is; of a segment's metric and of a raw one as of the metric itself."""
-    return 1 if metric.rpartition("/")[2].removeprefix("raw_") in LOWER_IS_BETTER else -1
+    return -1 if METRICS[metric.rpartition("/")[2].removeprefix("raw_")].greater_is_better else 1
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -28,11 +28,10 @@ import psutil
 from scipy import stats
 
 from models import metrics
-from models.metrics import Interval
-from models.ranking_metrics import WORTH, places
+from models.intervals import Interval, paired_difference, seed_interval
+from models.ranking_metrics import GAINS, rank_counts
 
 SAMPLED_EVERY_S = 0.02
-LOWER_IS_BETTER = ("mae", "rmse", "logloss", "ece")
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class Table:
             _write_array(self._folder(setting, seed) / f"answers-{name}.npy", np.asarray(array))
 
     def scores(self, setting: str, seed: int, model: str) -> np.ndarray:
-        """What is kept of a model's answers: scores (N,), in the task ``ranking`` places (N, 2)."""
+        """What is kept of a model's answers: scores (N,), in the task ``ranking`` rank counts (N, 2)."""
         return np.load(self._scores_path(setting, seed, model))
 
     def answers(self, setting: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -238,7 +237,7 @@ def judge(case: Case, score: np.ndarray, task: str) -> dict[str, float]:
     ranked = task == "ranking" and score.ndim == 2 and len(score) == len(case.label)
     if not (ranked or (task != "ranking" and score.shape == case.label.shape)) or not np.isfinite(score).all():
         raise ValueError(f"expected {len(case.label)} finite scores, got shape {score.shape}")
-    kept = places(score, case.label) if task == "ranking" else score
+    kept = rank_counts(score, case.label) if task == "ranking" else score
     found = _judged(case.label, kept, case.user, case.bounds, task)
     for name, rows in case.segments.items():
         own = _judged(case.label[rows], kept[rows], case.user[rows], case.bounds, task)
@@ -250,7 +249,7 @@ def _judged(
     label: np.ndarray, kept: np.ndarray, user: np.ndarray, bounds: tuple[float, float] | None, task: str
 ) -> dict[str, float]:
     if task == "ranking":
-        return {name: float(worth(kept).mean()) for name, worth in WORTH.items()} | {"rows": float(len(label))}
+        return {name: float(gain(kept).mean()) for name, gain in GAINS.items()} | {"rows": float(len(label))}
     raw = metrics.summary(task, label, kept, user)  # type: ignore[arg-type]
     if bounds is None:
         return raw
@@ -259,8 +258,8 @@ def _judged(
 
 
 def _kept(case: Case, score: np.ndarray, task: str) -> np.ndarray:
-    """What the table keeps of answers: places for questions, which are a five hundredth of their scores."""
-    return places(score, case.label) if task == "ranking" else np.asarray(score, np.float32)
+    """What the table keeps of answers: rank counts of queries, which are a five hundredth of their scores."""
+    return rank_counts(score, case.label) if task == "ranking" else np.asarray(score, np.float32)
 
 
 @dataclass
@@ -312,7 +311,7 @@ def paired_over_seeds(table: Table, setting: str, metric: str, subject: str, bas
         p = float(stats.ttest_1samp(gaps, 0.0).pvalue) if np.ptp(gaps) > 1e-12 else float(gaps.mean() == 0)
     if not len(gaps):
         return Paired(Interval(float("nan"), float("nan"), float("nan")), p, 0, 0)
-    return Paired(metrics.seed_interval(gaps.tolist()), p, int((gaps < 0).sum()), len(gaps))
+    return Paired(seed_interval(gaps.tolist()), p, int((gaps < 0).sum()), len(gaps))
 
 
 def paired_over_users(
@@ -344,10 +343,9 @@ def paired_over_users(
         users.append(user[chosen])  # the same person in two seeds is drawn with both: seeds do not make people
         for model, scores in both.items():
             kept = table.scores(setting, seed, model)[chosen]
-            scores.append(WORTH[name](kept) if name in WORTH else np.clip(kept, low, high))
+            scores.append(GAINS[name](kept) if name in GAINS else np.clip(kept, low, high))
     parts = [np.concatenate(part) for part in (labels, both[subject], both[baseline], users)]
-    judge_by = metrics.mean_score if name in WORTH else getattr(metrics, name)
-    return metrics.paired_difference(judge_by, *parts, draws=draws)
+    return paired_difference(metrics.METRICS[name], *parts, draws=draws)
 
 
 def _plain(name: str) -> str:

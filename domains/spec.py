@@ -166,8 +166,9 @@ class Gate(_Declared):
     """Judged by: auc, gauc or logloss for ctr (auc unless said); mae or rmse for rating (mae unless said)."""
     minimum_cold_users: Whole = Field(default=30, ge=1)
     """Fewer held-out cold users than this prove nothing."""
-    maximum_calibration_error: Number = Field(default=0.25, gt=0)
-    """Largest expected calibration error that may go live."""
+    maximum_prediction_bias: Number = Field(default=0.25, gt=0)
+    """How far predictions of a version that goes live may be off on average, as a share: |predicted clicks / clicks - 1|;
+    for ratings |bias| over their standard deviation."""
     cold_share: Number = Field(default=0.2, gt=0, lt=1)
     """Share of the users with source history that is held out as cold."""
 

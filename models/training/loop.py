@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from models import metrics
+from models.intervals import surely_lower
 from models.batch import Batch
 from models.training import run_state
 from models.training.config import (
@@ -258,7 +259,7 @@ class _Run:
         sign = 1 if now.metric in _HIGHER_IS_BETTER else -1
         better = now.best is None or sign * value > sign * now.best
         if better and now.best_epoch == 0 and self.start is not None and self.held_out is not None:
-            better = metrics.surely_lower(self.held_out[0], *self.start)
+            better = surely_lower(self.held_out[0], *self.start)
         if better:
             now.best, now.best_epoch = value, epoch
             self.best_weights = {name: tensor.detach().clone() for name, tensor in self._changing().items()}

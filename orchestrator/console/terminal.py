@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 
 from domains.registry.registry import Registry, Run
+from models.metrics import METRICS
 from orchestrator import prefect_client
 from orchestrator.errors import Unavailable
 from orchestrator.jobs.runner import OnProgress
@@ -27,7 +28,6 @@ ROW_NAMES = {
     "best_reachable": "best reachable",
 }
 """How the rows of a cold-start report are called in print; others keep their own name."""
-LOWER_IS_BETTER = frozenset({"logloss", "mae", "rmse"})
 RESUME_PATIENCE_S = 150
 """How long a run may look abandoned before watching it is given up: heartbeat limit plus a restart."""
 
@@ -57,10 +57,11 @@ def cold_start_table(domain: str, report: Mapping[str, Any]) -> None:
     rows = report["rows"]
     order = [*(name for name in ROW_NAMES if name in rows), *(name for name in rows if name not in ROW_NAMES)]
     metrics = list(next(iter(rows.values())))
+    headings = [METRICS[metric].heading for metric in metrics]
     gain = report["gain"]
     table(
         f"{domain}: {report['cold_users']:,} cold users, {report['examples']:,} examples (95 % intervals over users)",
-        ["", *(f"{metric.upper()} {'↓' if metric in LOWER_IS_BETTER else '↑'}" for metric in metrics), "adapter gains"],
+        ["", *headings, "adapter gains"],
         (
             [
                 ROW_NAMES.get(name, name.replace("_", " ")),
@@ -71,7 +72,7 @@ def cold_start_table(domain: str, report: Mapping[str, Any]) -> None:
             ]
             for name in order
         ),
-        numeric=[f"{metric.upper()} {'↓' if metric in LOWER_IS_BETTER else '↑'}" for metric in metrics],
+        numeric=headings,
     )
 
 
@@ -158,7 +159,7 @@ def domain_metrics(measured: Mapping[str, Any]) -> None:
     if not compared:
         return
     metrics = list(next(iter(compared.values()))["rows"]["shared"])
-    headings = [metric.upper() for metric in metrics]
+    headings = [METRICS[metric].label for metric in metrics]
     table(
         "the shared model on each domain's held-out events (95 % intervals over users)",
         ["domain", "", *headings],

@@ -8,7 +8,6 @@ from typing import Any
 
 from domains.spec import Gate
 
-LOWER_IS_BETTER = frozenset({"logloss", "mae", "rmse"})
 ON_ITS_OWN = ("popularity", "item_mean", "single_domain")
 """Rows of a report that read the domain's own rows alone."""
 NETWORKS_OF_THEIR_OWN = {
@@ -65,7 +64,7 @@ def decide(report: Mapping[str, Any], gate: Gate) -> Decision:
         report: what ``comparison.cold_start_report`` returns: ``cold_users``, ``leaks``, ``rows[baseline][metric]``,
             ``gain[baseline]`` (improvement of the adapter over the baseline with its interval, positive is better),
             ``gain_over_seeds[baseline]``, ``required`` (the baselines without which there is no verdict),
-            ``calibration_error``.
+            ``prediction_bias``.
     """
     refused: list[str] = []
     if report["leaks"]:
@@ -93,10 +92,10 @@ def decide(report: Mapping[str, Any], gate: Gate) -> Decision:
             f"over {len(seeds['each'])} seeds {gate.metric} does not beat {baseline}: mean improvement "
             f"{seeds['value']:+.4f}; the seed on offer was lucky"
         )
-    error = report.get("calibration_error")
-    if error is not None and error > gate.maximum_calibration_error:
+    error = report.get("prediction_bias")
+    if error is not None and error > gate.maximum_prediction_bias:
         refused.append(
-            f"predictions are off by {error:.0%} on average; the gate allows {gate.maximum_calibration_error:.0%}"
+            f"predictions are off by {error:.0%} on average; the gate allows {gate.maximum_prediction_bias:.0%}"
         )
     better = {name: lost for name, lost in report["gain"].items() if lost["high"] < 0}
     refused += [

@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from domains.registry.records import Version
-from orchestrator.evaluation.gate import LOWER_IS_BETTER
+from models.metrics import METRICS
 
 ROWS = {
     "adapter": "this version",
@@ -36,7 +36,6 @@ SEGMENTS = {
     "long_history": "users with 20 or more source events",
 }
 ASKED_BY = {"policy": "policy", "gate": "the gate", "launch": "this launch"}
-METRICS = {"auc": "AUC", "gauc": "GAUC", "logloss": "log loss", "mae": "MAE", "rmse": "RMSE"}
 VERDICTS = {
     "ship": ("Ship", "It passed the gate."),
     "hold": ("Hold", "The gate holds it back."),
@@ -122,7 +121,7 @@ def _facts(version: Version) -> str:
         ("fine-tuning", _minutes(report.get("fine_tune_seconds"))),
         ("whole launch", _minutes(report.get("launch_seconds"))),
         ("processors", _minutes(report.get("cost", {}).get("processor_seconds"))),
-        ("predictions off by", f"{report['calibration_error']:.0%}"),
+        ("predictions off by", f"{report['prediction_bias']:.0%}"),
     ]
     money = report.get("cost", {}).get("money")
     if money is not None:
@@ -149,7 +148,7 @@ def _comparison(report: Mapping[str, Any], baseline: str | None) -> str:
     return (
         "<h2>On cold users, beside what one would otherwise use</h2>"
         '<p class="quiet">Users of whom training saw no row in this domain; 95% intervals over users. The gain '
-        f"is how much better this version is on {METRICS.get(metric, metric)} than each row, on the same users.</p>"
+        f"is how much better this version is on {METRICS[metric].label} than each row, on the same users.</p>"
         f'<table class="dense"><tr><th></th>{head}<th>gain</th><th>asked for by</th></tr>{body}</table>'
         f"<p><b>{_metric(metric)}</b></p>{chart}<p><b>Gain over each row</b>: right of the line it is better</p>{gains}"
     )
@@ -213,9 +212,10 @@ def _segments(report: Mapping[str, Any]) -> str:
 
 def _calibration(report: Mapping[str, Any]) -> str:
     bins = report.get("reliability")
-    said = f"<h2>Calibration</h2><p>On average predictions are off by {report['calibration_error']:.1%}.</p>"
+    said = f"<h2>Calibration</h2><p>On average predictions are off by {report['prediction_bias']:.1%}.</p>"
     if not bins:
         return said
+    said += f"<p>PCOC {report['pcoc']:.3f}, expected calibration error {report['ece']:.2%}.</p>"
     body = "".join(
         f"<tr><td>{part['predicted']:.1%}</td><td>{part['observed']:.1%}</td><td>{_count(part.get('examples'))}</td></tr>"
         for part in bins
@@ -412,8 +412,8 @@ def _reliability(bins: Sequence[Mapping[str, float]], size: int = 300) -> str:
 
 def _order(rows: Mapping[str, Any], metric: str) -> list[str]:
     """Rows by the gate's metric, best first; rows without it last."""
-    sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
-    return sorted(rows, key=lambda name: sign * rows[name][metric]["value"] if metric in rows[name] else math.inf)
+    sign = METRICS[metric].sign
+    return sorted(rows, key=lambda name: -sign * rows[name][metric]["value"] if metric in rows[name] else math.inf)
 
 
 def _row(name: str) -> str:
@@ -421,7 +421,7 @@ def _row(name: str) -> str:
 
 
 def _metric(name: str) -> str:
-    return f"{escape(METRICS.get(name, name))} {'↓' if name in LOWER_IS_BETTER else '↑'}"
+    return METRICS[name].heading if name in METRICS else f"{escape(name)} ↑"
 
 
 def _interval(measured: Mapping[str, float] | None, *, signed: bool = False, digits: int = 4) -> str:

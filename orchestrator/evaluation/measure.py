@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ from sklearn.linear_model import LogisticRegression
 
 from domains.spec import Gate
 from models import metrics
-from orchestrator.evaluation.gate import LOWER_IS_BETTER
+from models.intervals import bootstrap_interval, paired_difference, seed_interval
+from models.metrics import METRICS, metrics_of
 
-METRICS = {"ctr": ("auc", "gauc", "logloss"), "rating": ("mae", "rmse")}
 DRAWS = 500
 
 
@@ -22,10 +22,8 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """Every metric of a task with its 95 % interval over users: ``{"auc": {"value", "low", "high"}, ...}``."""
     return {
-        name: metrics.bootstrap_interval(
-            METRIC[name], label=label, score=score, user=user, draws=draws, seed=seed
-        ).as_dict()
-        for name in METRICS[task]
+        metric.name: bootstrap_interval(metric, label=label, score=score, user=user, draws=draws, seed=seed).as_dict()
+        for metric in metrics_of(task)
     }
 
 
@@ -51,19 +49,20 @@ def report(
 
     Returns:
         plain JSON: ``rows[name][metric] = {value, low, high}``, ``gain[name] = {value, low, high}`` (improvement of
-        the subject on the gate's metric, positive is better, paired over users), ``segments``, ``calibration_error``.
+        the subject on the gate's metric, positive is better, paired over users), ``segments``, and how calibrated the
+        subject is: ``prediction_bias``, which the gate limits, and for clicks ``pcoc`` and ``ece``.
     """
     rows = {
         name: measure(task, label=label, score=score, user=user, draws=draws, seed=seed)
         for name, score in scores.items()
     }
-    sign = -1.0 if gate.metric in LOWER_IS_BETTER else 1.0
+    metric = METRICS[gate.metric]
     gain = {}
     for name, score in scores.items():
         if name == subject:
             continue
-        difference = metrics.paired_difference(
-            METRIC[gate.metric],
+        difference = paired_difference(
+            metric,
             label=label,
             score_a=scores[subject],
             score_b=score,
@@ -71,8 +70,8 @@ def report(
             draws=draws,
             seed=seed,
         )
-        low, high = sorted((sign * difference.low, sign * difference.high))
-        gain[name] = {"value": sign * difference.value, "low": low, "high": high}
+        low, high = sorted((metric.sign * difference.low, metric.sign * difference.high))
+        gain[name] = {"value": metric.sign * difference.value, "low": low, "high": high}
     by_segment = {}
     for name, mask in segments.items():
         found = segment(
@@ -91,7 +90,9 @@ def report(
         "rows": rows,
         "gain": gain,
         "segments": by_segment,
-        "calibration_error": calibration_error(task, label, scores[subject]),
+        "prediction_bias": prediction_bias(task, label, scores[subject]),
+        "pcoc": metrics.pcoc(label, scores[subject]) if task == "ctr" else None,
+        "ece": metrics.ece(label, scores[subject]) if task == "ctr" else None,
         "reliability": reliability(label, scores[subject]) if task == "ctr" else None,
         "leaks": leaks,
     }
@@ -118,12 +119,9 @@ def over_seeds(
 ) -> dict[str, dict[str, Any]]:
     """Mean of every metric over seeds with its t interval, and each: ``{"auc": {"value", "low", "high", "each"}}``."""
     found = {}
-    for name in METRICS[task]:
-        each = {
-            seed: float(METRIC[name](label, score, *([user] if name == "gauc" else [])))
-            for seed, score in scores.items()
-        }
-        found[name] = {**metrics.seed_interval(list(each.values())).as_dict(), "each": each}
+    for metric in metrics_of(task):
+        each = {seed: metric(label, score, user) for seed, score in scores.items()}
+        found[metric.name] = {**seed_interval(list(each.values())).as_dict(), "each": each}
     return found
 
 
@@ -139,19 +137,17 @@ def gain_over_seeds(
 
     A row that knows no seeds is given under one alone, and stands for all.
     """
-    by_user = [user] if gate.metric == "gauc" else []
-    sign = -1.0 if gate.metric in LOWER_IS_BETTER else 1.0
-    metric = METRIC[gate.metric]
+    metric = METRICS[gate.metric]
     each = {
-        seed: sign
-        * float(metric(label, score, *by_user) - metric(label, other.get(seed, next(iter(other.values()))), *by_user))
+        seed: metric.sign
+        * (metric(label, score, user) - metric(label, other.get(seed, next(iter(other.values()))), user))
         for seed, score in subject.items()
     }
-    return {**metrics.seed_interval(list(each.values())).as_dict(), "each": each}
+    return {**seed_interval(list(each.values())).as_dict(), "each": each}
 
 
-def calibration_error(task: str, label: np.ndarray, score: np.ndarray) -> float:
-    """How far predictions are off on average, as a share: |predicted / observed - 1|; for ratings |bias| / spread."""
+def prediction_bias(task: str, label: np.ndarray, score: np.ndarray) -> float:
+    """How far predictions are off on average, as a share: |PCOC - 1|; for ratings |bias| / standard deviation."""
     if task == "ctr":
         return float(abs(score.mean() / max(label.mean(), 1e-9) - 1.0))
     return float(abs(score.mean() - label.mean()) / max(label.std(), 1e-9))
@@ -194,12 +190,3 @@ def popularity(train_item: np.ndarray, train_label: np.ndarray, item: np.ndarray
     curve = LogisticRegression().fit(taken[train_item][:, None], train_label)
     slope = max(float(curve.coef_[0, 0]), 1e-3)
     return expit(slope * taken[item] + float(curve.intercept_[0]))
-
-
-METRIC: dict[str, Callable[..., float]] = {
-    "auc": metrics.auc,
-    "gauc": metrics.gauc,
-    "logloss": metrics.logloss,
-    "mae": metrics.mae,
-    "rmse": metrics.rmse,
-}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, Self
 
 from domains.registry.records import Run
-from models.metrics import Interval
+from models.intervals import Interval
 from orchestrator.evaluation.report import Value
 
 Verdict = Literal["borrow", "do not borrow", "no clear gain"]

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict
 
 from domains.registry.records import Version
-from models.metrics import Interval
+from models.intervals import Interval
 
 Verdict = Literal["ship", "hold", "do not borrow"]
 
@@ -162,7 +162,9 @@ class Comparison(Value):
     """A version beside its baselines on users whom training never met: all that the gate looks at.
 
     ``rows[name][metric]`` are the results of each row of the table, ``subject`` among them; ``gain[name]`` is the
-    subject's improvement over a row on the gate's ``metric``, positive is better, paired over users.
+    subject's improvement over a row on the gate's ``metric``, positive is better, paired over users. Calibration is the
+    subject's: ``prediction_bias`` is what the gate limits (``measure.prediction_bias``), ``pcoc`` and ``ece`` are of
+    click rates alone.
     """
 
     task: Literal["ctr", "rating"]
@@ -175,7 +177,9 @@ class Comparison(Value):
     rows: dict[str, Metrics]
     gain: dict[str, Interval]
     segments: dict[str, Segment]
-    calibration_error: float
+    prediction_bias: float
+    pcoc: float | None
+    ece: float | None
     reliability: list[ReliabilityBin] | None
     leaks: list[str]
     leak_scan: list[str]

@@ -50,7 +50,7 @@ def fill(settings: Settings, registry: Registry, **config) -> None:
         declared = simulated.spec
         if declared.role == "target":
             too_many = 10**6 if declared.name == "grocery" else 3
-            gate = {"baseline": "zero_shot", "minimum_cold_users": too_many, "maximum_calibration_error": 9.0}
+            gate = {"baseline": "zero_shot", "minimum_cold_users": too_many, "maximum_prediction_bias": 9.0}
             declared = DomainSpec.from_mapping({**declared.model_dump(mode="json"), "gate": gate})
         use_cases.register(declared, registry=registry, by="test")
         use_cases.ingest_data(

@@ -8,7 +8,8 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from ui.components.wording import LOWER_IS_BETTER, METRICS, ROWS, words
+from models.metrics import METRICS
+from ui.components.wording import ROWS, metric_name, words
 
 OWN, OTHER, BASELINE, BOUND = "#0f766e", "#94a3b8", "#d97706", "#7c3aed"
 KINDS = {"This version": OWN, "Baseline of the gate": BASELINE, "Others": OTHER, "Best reachable": BOUND}
@@ -28,9 +29,9 @@ def forest(rows: Mapping[str, Any], metric: str, *, subject: str, baseline: str 
             for name, measured in rows.items()
             if metric in measured
         ]
-    ).sort_values("value", ascending=metric in LOWER_IS_BETTER)
-    better = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
-    return _intervals(table, f"{words(METRICS, metric)} ({better}), with 95% interval over users")
+    ).sort_values("value", ascending=not METRICS[metric].greater_is_better)
+    better = "higher is better" if METRICS[metric].greater_is_better else "lower is better"
+    return _intervals(table, f"{metric_name(metric)} ({better}), with 95% interval over users")
 
 
 def gains(gain: Mapping[str, Any], metric: str, *, baseline: str | None = None) -> alt.LayerChart:
@@ -43,7 +44,7 @@ def gains(gain: Mapping[str, Any], metric: str, *, baseline: str | None = None) 
         ]
     ).sort_values("value", ascending=False)
     line = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(color="#17231f", strokeDash=[4, 3]).encode(x="zero:Q")
-    return line + _intervals(table, f"gain in {words(METRICS, metric)} over each row, with 95% interval")
+    return line + _intervals(table, f"gain in {metric_name(metric)} over each row, with 95% interval")
 
 
 def reliability(bins: Sequence[Mapping[str, float]]) -> alt.LayerChart:
@@ -78,7 +79,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> list[alt.Chart]:
     panels = [_curve(table, "loss", "training loss", OTHER)]
     if "value" in table:
         metric = str(table["metric"].dropna().iloc[0]) if "metric" in table else "metric"
-        panels.append(_curve(table, "value", f"validation {words(METRICS, metric)}", OWN))
+        panels.append(_curve(table, "value", f"validation {metric_name(metric)}", OWN))
     return panels
 
 
@@ -100,7 +101,7 @@ def growing(curve: Mapping[str, Any], metric: str) -> alt.LayerChart:
     base = alt.Chart(table).encode(x=across, color=colour)
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", scale=alt.Scale(zero=False)), y2="high:Q")
     line = base.mark_line(point=True).encode(
-        y=alt.Y("value:Q", title=f"{words(METRICS, metric)} (lower is better)", scale=alt.Scale(zero=False)),
+        y=alt.Y("value:Q", title=f"{metric_name(metric)} (lower is better)", scale=alt.Scale(zero=False)),
         tooltip=["model:N", *(alt.Tooltip(f"{part}:Q", format=".4f") for part in ("value", "low", "high"))],
     )
     return (band + line).properties(height=280)

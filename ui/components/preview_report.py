@@ -49,7 +49,7 @@ def _start(domain: Domain) -> None:
 def _told(found: dict[str, Any]) -> str:
     return (
         f"{found['judged_users']:,} users, each judged by a run that never met them; made {found['made_at'][:10]}. All "
-        f"sources together lower {wording.words(wording.METRICS, found['metric']).lower()} by "
+        f"sources together lower {wording.metric_name(found['metric']).lower()} by "
         f"**{_gain(found['together'])}**."
     )
 

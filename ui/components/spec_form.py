@@ -233,17 +233,17 @@ def _rules(task: str, key: str) -> dict[str, Any]:
         "metric": gate.selectbox(
             "judged by",
             METRICS_BY_TASK[task],
-            format_func=lambda metric: wording.words(wording.METRICS, metric),
+            format_func=wording.metric_name,
             key=f"{key}-metric-{task}",
         ),
         "minimum_cold_users": int(
             gate.number_input("on at least so many cold users", 1, value=usual.minimum_cold_users, key=f"{key}-cold")
         ),
-        "maximum_calibration_error": float(
+        "maximum_prediction_bias": float(
             gate.number_input(
                 "with predictions off by at most (share)",
                 0.01,
-                value=usual.maximum_calibration_error,
+                value=usual.maximum_prediction_bias,
                 key=f"{key}-calibration",
             )
         ),

@@ -27,7 +27,7 @@ def show(domain: Domain, live: Version | None) -> None:
             "": "live" if version.id == live_id else "",
             "Made": wording.when(version.created_at),
             "Kind": wording.label(wording.FALLBACK_LEVELS, version.level or "").text,
-            wording.words(wording.METRICS, metric): _headline(version, metric),
+            wording.metric_name(metric): _headline(version, metric),
             "Gate": _verdict(version),
         }
         for version in versions
@@ -90,7 +90,7 @@ def _decision(version: Version) -> None:
         ("Held-out events", wording.count(report["examples"])),
         ("Events trained on", wording.count(report.get("training_examples"))),
         ("Own weights", wording.count(report.get("trained_parameters"))),
-        ("Predictions off by", f"{report['calibration_error']:.0%}"),
+        ("Predictions off by", f"{report['prediction_bias']:.0%}"),
         ("Fine-tuned in", wording.duration(report.get("fine_tune_seconds", 0.0))),
         ("Processors", wording.duration(report["cost"]["processor_seconds"]) if "cost" in report else "–"),
     )
@@ -107,7 +107,7 @@ def _seeds(version: Version) -> None:
     found = report.get("seeds", {}).get(report["metric"])
     if not found:
         return
-    metric = wording.words(wording.METRICS, report["metric"])
+    metric = wording.metric_name(report["metric"])
     st.markdown(
         f"Fine-tuned **{len(found['each'])} times** under other seeds: mean {metric} {wording.interval(found)}. "
         "This is the first, as settled beforehand."
@@ -141,7 +141,7 @@ def _comparison(domain: Domain, version: Version) -> None:
         "Metric",
         names,
         default=report["metric"] if report["metric"] in names else names[0],
-        format_func=lambda name: wording.words(wording.METRICS, name),
+        format_func=wording.metric_name,
         required=True,
         label_visibility="collapsed",
         key=f"metric-{version.id}",
@@ -161,7 +161,7 @@ def _table(rows: dict[str, Any], required: dict[str, list[str]]) -> list[dict[st
         {
             "": wording.words(wording.ROWS, name),
             "Asked for by": ", ".join(wording.words(wording.ASKED_BY, who) for who in required.get(name, [])),
-            **{wording.words(wording.METRICS, metric): wording.interval(value) for metric, value in measured.items()},
+            **{wording.metric_name(metric): wording.interval(value) for metric, value in measured.items()},
         }
         for name, measured in rows.items()
     ]
@@ -175,7 +175,7 @@ def _segments(domain: Domain, version: Version) -> None:
     baseline = gate.baseline_of(report, domain.spec.gate)
     asked = report.get("required", {}).get("baselines", {})
     rows = [name for name in dict.fromkeys([subject, baseline, *asked, "zero_shot"]) if name in report["rows"]]
-    st.subheader(f"For whom it works: {wording.words(wording.METRICS, metric)}", anchor=False)
+    st.subheader(f"For whom it works: {wording.metric_name(metric)}", anchor=False)
     st.dataframe(
         [
             {

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 from domains.spec import DomainSpec
+from models.metrics import METRICS
 
 Colour = Literal["red", "orange", "yellow", "blue", "green", "violet", "gray", "grey", "primary"]
 
@@ -74,8 +75,6 @@ SEGMENTS = {
     "long_history": "Users with 20 or more source events",
 }
 ASKED_BY = {"policy": "policy", "gate": "the gate", "launch": "this launch"}
-METRICS = {"auc": "AUC", "gauc": "GAUC", "logloss": "Log loss", "mae": "MAE", "rmse": "RMSE"}
-LOWER_IS_BETTER = frozenset({"logloss", "mae", "rmse"})
 REASONS = {
     "item_unknown": "Graft has never seen this item",
     "user_unknown": "Graft has never seen this user, so items are ordered by popularity",
@@ -118,6 +117,12 @@ def label(words: Mapping[str, Label], key: str) -> Label:
 def words(table: Mapping[str, str], key: str) -> str:
     """A key in words; one that is not in the table is shown as it is."""
     return table.get(key, key.replace("_", " "))
+
+
+def metric_name(key: str) -> str:
+    """A metric as people read it, at the start of a line; one that is not in the table is shown as it is."""
+    name = METRICS[key].label if key in METRICS else key.replace("_", " ")
+    return name[:1].upper() + name[1:]
 
 
 def count(number: float | None) -> str:
@@ -179,7 +184,7 @@ def interval(measured: Mapping[str, float], digits: int = 4) -> str:
 def said(reason: str) -> str:
     """A reason of the gate as a sentence: metrics and baselines by their names, not their keys."""
     names = {
-        **METRICS,
+        **{key: metric_name(key) for key in METRICS},
         **{key: name.lower() for key, name in ROWS.items() if key not in ("adapter", "shared", "live", "strongest")},
     }
     text = re.sub(r"\b(" + "|".join(names) + r")\b", lambda found: names[found.group()], reason)
@@ -219,7 +224,7 @@ def gate(spec: DomainSpec) -> str:
     """A domain's go-live rule as one sentence."""
     rule = spec.gate
     return (
-        f"A version goes live only if its {words(METRICS, rule.metric)} on at least {rule.minimum_cold_users} held-out "
+        f"A version goes live only if its {metric_name(rule.metric)} on at least {rule.minimum_cold_users} held-out "
         f"cold users beats **{words(ROWS, rule.baseline).lower()}** with 95% certainty, and its predictions are off by "
-        f"at most {rule.maximum_calibration_error:.0%} on average."
+        f"at most {rule.maximum_prediction_bias:.0%} on average."
     )

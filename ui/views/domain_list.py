@@ -101,7 +101,7 @@ def _shared_metrics(version: Version) -> None:
         of_row = measured["rows"]
         row: dict[str, Any] = {"Domain": name, "Held-out events": measured["examples"]}
         for metric in of_row["shared"]:
-            title = wording.words(wording.METRICS, metric)
+            title = wording.metric_name(metric)
             row[title] = wording.interval(of_row["shared"][metric])
             row[f"{title} of item mean"] = f"{of_row['item_mean'][metric]['value']:.4f}"
         rows.append(row)

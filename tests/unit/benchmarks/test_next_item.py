@@ -12,7 +12,7 @@ from benchmarks.ranking_facts import Counts, facts, others_facts, weigh
 from benchmarks.ranking_network import Bins, Lists, Reach, answers, batch_of, new_network
 from benchmarks.ranking_questions import DAY_US, TEST, TRAIN, VALIDATION, Log, Market, ask, food_kitchen, game_video
 from benchmarks.results_table import Case, Method, Scored, Table, run
-from models.ranking_metrics import places, reciprocal_rank
+from models.ranking_metrics import rank_counts, reciprocal_rank
 
 USERS, ITEMS = 60, 40  # items of each domain
 SMALL = Sizes(test=60, validation=60, training=200, test_negatives=19, validation_negatives=9, training_negatives=9)
@@ -150,8 +150,8 @@ def test_weighed_facts_find_the_half_that_a_user_buys_from(case):
     """Far better than chance on what the made market holds, and never told by the order of candidates."""
     given = case.given
     weights = weigh(given.training_facts, given.training.domain)
-    placed = places(weights.score(given.asked_facts, given.asked.domain), case.label)
-    chance = reciprocal_rank(places(np.zeros((1, SMALL.test_negatives + 1)), np.zeros(1, int)))[0]
+    placed = rank_counts(weights.score(given.asked_facts, given.asked.domain), case.label)
+    chance = reciprocal_rank(rank_counts(np.zeros((1, SMALL.test_negatives + 1)), np.zeros(1, int)))[0]
     assert reciprocal_rank(placed).mean() > 1.3 * chance
 
 

@@ -1,14 +1,20 @@
-"""Metrics agree with sums done by hand and with scikit-learn, and intervals cover what they claim to."""
-
-import time
+"""Metrics agree with sums done by hand and with scikit-learn, draw by draw too."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import log_loss, ndcg_score, roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 
+from domains.spec import METRICS_BY_TASK
 from models import metrics
+from models.metrics import METRICS, under_user_weights
+
+
+ECE, PCOC = (
+    metrics.Metric(name, name, function, greater_is_better=False, per_user=False, tasks=())
+    for name, function in (("ece", metrics.ece), ("pcoc", metrics.pcoc))
+)
 
 
 def test_auc_counts_an_equal_pair_as_one_half():
@@ -27,7 +33,8 @@ def test_weighted_auc_agrees_with_scikit_learn_whatever_the_ties(rows):
     label, score, weight = (np.array(column) for column in zip(*rows, strict=True))
     if len(set(label)) == 2:
         expected = roc_auc_score(label, score, sample_weight=weight)
-        assert metrics.auc(label, score, weight) == pytest.approx(expected)
+        each_row = under_user_weights(METRICS["auc"], label, score, np.arange(len(label)))
+        assert each_row(weight[None].astype(float))[0] == pytest.approx(expected)
 
 
 def test_auc_is_unchanged_by_any_increasing_transform_of_the_scores():
@@ -74,42 +81,6 @@ def test_ece_is_zero_when_every_bin_keeps_its_promise_and_the_gap_when_not():
     assert two_bins == pytest.approx((0.1 + 0.3) / 2)
 
 
-def test_list_metrics_by_hand():
-    """List a: relevant second of three. List b: relevant first. List c: nothing relevant, left out."""
-    label, group = [0, 1, 0, 1, 0, 0, 0], list("aaabbcc")
-    score = [0.9, 0.5, 0.1, 0.8, 0.2, 0.3, 0.4]
-    assert metrics.mrr(label, score, group) == pytest.approx((1 / 2 + 1) / 2)
-    assert metrics.hit_rate_at(label, score, group, k=1) == pytest.approx(1 / 2)
-    assert metrics.hit_rate_at(label, score, group, k=2) == pytest.approx(1)
-    assert metrics.ndcg_at(label, score, group, k=1) == pytest.approx(1 / 2)
-    assert metrics.ndcg_at(label, score, group, k=10) == pytest.approx((1 / np.log2(3) + 1) / 2)
-
-
-def test_a_constant_score_earns_what_a_random_order_earns():
-    """Ties must not flatter: 4 rows of one score with 1 relevant rank it 1..4 with equal chance."""
-    label, group, score = [0, 0, 0, 1], [0] * 4, [1.0] * 4
-    assert metrics.mrr(label, score, group) == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
-    assert metrics.hit_rate_at(label, score, group, k=3) == pytest.approx(3 / 4)
-    assert metrics.ndcg_at(label, score, group, k=1) == pytest.approx(1 / 4)
-
-
-def test_two_relevant_rows_in_one_tie_follow_the_mean_over_all_orders():
-    label, score = np.array([0, 1, 1, 0, 0]), np.ones(5)
-    rng = np.random.default_rng(0)
-    first = np.array([np.flatnonzero(label[rng.permutation(5)])[0] + 1 for _ in range(20_000)])
-    assert metrics.mrr(label, score, np.zeros(5)) == pytest.approx((1 / first).mean(), abs=0.01)
-    assert metrics.hit_rate_at(label, score, np.zeros(5), k=2) == pytest.approx((first <= 2).mean(), abs=0.015)
-
-
-def test_ndcg_agrees_with_scikit_learn_with_ties_and_grades():
-    rng = np.random.default_rng(2)
-    label, score = rng.integers(0, 4, (30, 12)), rng.integers(0, 6, (30, 12))
-    label[:, 0] = 1
-    group = np.repeat(np.arange(30), 12)
-    ours = metrics.ndcg_at(label.ravel(), score.ravel(), group, k=5)
-    assert ours == pytest.approx(ndcg_score(label, score, k=5))
-
-
 def test_a_score_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="not finite"):
         metrics.auc([0, 1], [0.1, float("nan")])
@@ -126,98 +97,23 @@ def _clicks(rng: np.random.Generator, users: int = 300, rows: int = 3000) -> dic
     return {"label": (rng.random(rows) < score).astype(float), "score": score, "user": user}
 
 
-@pytest.mark.parametrize(
-    ("metric", "options"),
-    [
-        (metrics.auc, {}),
-        (metrics.gauc, {}),
-        (metrics.logloss, {}),
-        (metrics.rmse, {}),
-        (metrics.pcoc, {}),
-        (metrics.mrr, {}),
-        (metrics.ndcg_at, {"k": 5}),
-        (metrics.hit_rate_at, {"k": 2}),
-    ],
-)
-def test_each_draw_equals_the_metric_on_the_rows_of_the_drawn_users(metric, options):
+@pytest.mark.parametrize("metric", [*METRICS.values(), ECE, PCOC], ids=lambda metric: metric.name)
+def test_each_draw_equals_the_metric_on_the_rows_of_the_drawn_users(metric):
     """The quick path with user weights is the slow path of copying rows, draw by draw."""
     rows = _clicks(np.random.default_rng(3), users=20, rows=200)
+    if metric is ECE:  # bins are of the whole sample, so no draw may move their edges
+        rows["score"] = np.round(rows["score"])
     code = np.unique(rows["user"], return_inverse=True)[1]
-    quick = metrics._resampled(metric, rows["label"], rows["score"], code, None, options)
+    quick = under_user_weights(metric, rows["label"], rows["score"], code)
     drawn = np.random.default_rng(0).multinomial(code.max() + 1, np.full(code.max() + 1, 1 / (code.max() + 1)), size=4)
     for times, value in zip(drawn, quick(drawn.astype(float)), strict=True):
-        label, score, group = [], [], []
+        label, score, user = [], [], []
         for one in np.flatnonzero(times):
             for copy in range(times[one]):
                 own = code == one
                 label.append(rows["label"][own]), score.append(rows["score"][own])
-                group.append(np.full(own.sum(), one * 100 + copy))
-        args = [np.concatenate(label), np.concatenate(score)]
-        lists = metric in (metrics.gauc, metrics.mrr, metrics.ndcg_at, metrics.hit_rate_at)
-        assert value == pytest.approx(metric(*args, *([np.concatenate(group)] if lists else []), **options))
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_claims():
-    """100 samples of users from one population: the 90 % interval of the mean label's error holds it 80 to 98 times."""
-    rng, held = np.random.default_rng(4), 0
-    for _ in range(100):
-        bias = rng.normal(size=80)
-        user = np.repeat(np.arange(80), 5)
-        label = bias[user] + rng.normal(size=400) * 0.1
-        interval = metrics.bootstrap_interval(
-            metrics.rmse, label=label, score=np.zeros(400), user=user, draws=200, confidence=0.9
-        )
-        held += interval.low <= 1.01**0.5 <= interval.high
-    assert 80 <= held <= 98
-
-
-def test_rows_of_one_user_widen_the_interval():
-    """Ten copies of each row carry no news: the interval by users stays, one by rows would shrink."""
-    rows = _clicks(np.random.default_rng(5), users=3000, rows=400)
-    once = metrics.bootstrap_interval(metrics.auc, **rows, seed=1, draws=300)
-    copied = {name: np.repeat(column, 10) for name, column in rows.items()}
-    ten = metrics.bootstrap_interval(metrics.auc, **copied, seed=1, draws=300)
-    assert ten.high - ten.low == pytest.approx(once.high - once.low, rel=1e-9)
-
-
-def test_a_paired_difference_is_far_tighter_than_two_intervals_and_zero_against_itself():
-    rows = _clicks(np.random.default_rng(6))
-    near = np.clip(rows["score"] + 0.02 * np.random.default_rng(7).normal(size=3000), 0, 1)
-    paired = metrics.paired_difference(metrics.auc, rows["label"], rows["score"], near, rows["user"], draws=300)
-    alone = metrics.bootstrap_interval(metrics.auc, **rows, draws=300)
-    assert paired.high - paired.low < 0.3 * (alone.high - alone.low)
-    same = metrics.paired_difference(metrics.auc, rows["label"], rows["score"], rows["score"], rows["user"], draws=50)
-    assert same == metrics.Interval(0, 0, 0)
-
-
-def test_any_function_of_label_and_score_can_be_resampled():
-    rows = _clicks(np.random.default_rng(8), rows=300)
-
-    def share_above(label, score):
-        return float(((score > 0.5) == label).mean())
-
-    interval = metrics.bootstrap_interval(share_above, **rows, draws=50)
-    assert interval.low < interval.value < interval.high
-
-
-def test_the_same_seed_gives_the_same_interval():
-    rows = _clicks(np.random.default_rng(9))
-    first, again = (metrics.bootstrap_interval(metrics.gauc, **rows, draws=50, seed=3) for _ in range(2))
-    assert first == again
-
-
-def test_seed_interval_is_students_t():
-    """Mean 2, sd 1, n 3: 4.3027 x 1 / sqrt(3) either side."""
-    interval = metrics.seed_interval([1, 2, 3])
-    assert interval.high - interval.value == pytest.approx(4.30265 / 3**0.5, rel=1e-4)
-    assert np.isnan(metrics.seed_interval([1.0]).low)
-
-
-def test_a_hundred_thousand_rows_are_resampled_in_seconds():
-    rows = _clicks(np.random.default_rng(10), users=5000, rows=100_000)
-    begun = time.perf_counter()
-    metrics.bootstrap_interval(metrics.auc, **rows, draws=200)
-    assert time.perf_counter() - begun < 20
+                user.append(np.full(own.sum(), one * 100 + copy))
+        assert value == pytest.approx(metric(*(np.concatenate(part) for part in (label, score, user))))
 
 
 def test_summary_names_what_each_task_reports():
@@ -226,12 +122,14 @@ def test_summary_names_what_each_task_reports():
     assert {"mae", "rmse"} <= set(metrics.summary("rating", **rows))
 
 
-def test_less_loss_counts_only_beyond_a_standard_error_over_users():
-    """Ten rows of one user are one piece of luck; ten users who agree are not."""
-    loss, other = np.zeros(10), np.r_[np.full(5, 1.0), np.full(5, -0.9)]
-    assert not metrics.surely_lower(loss, other, np.arange(10))
-    assert metrics.surely_lower(loss, np.full(10, 0.1), np.arange(10))
-    assert not metrics.surely_lower(loss, np.r_[np.full(5, 0.3), np.full(5, -0.2)], np.repeat([0, 1], 5))
+def test_each_task_has_the_metrics_that_a_domain_may_be_judged_by():
+    for task, names in METRICS_BY_TASK.items():
+        assert [metric.name for metric in metrics.metrics_of(task)] == list(names)
+
+
+def test_improvements_point_up_whichever_way_a_metric_does():
+    assert (METRICS["auc"].sign, METRICS["auc"].heading) == (1.0, "AUC ↑")
+    assert (METRICS["rmse"].sign, METRICS["rmse"].heading) == (-1.0, "RMSE ↓")
 
 
 def test_a_rows_loss_adds_up_to_the_metric():

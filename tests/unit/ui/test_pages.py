@@ -33,7 +33,9 @@ REPORT = {
             "rows": {"adapter": {"auc": {"value": 0.6, "low": 0.5, "high": 0.7}}},
         }
     },
-    "calibration_error": 0.05,
+    "prediction_bias": 0.05,
+    "pcoc": 1.05,
+    "ece": 0.012,
     "reliability": [{"predicted": 0.1, "observed": 0.12, "examples": 450}, {"predicted": 0.4, "observed": 0.38}],
     "leaks": [],
     "leak_scan": ["900 rows: none on two sides of the split"],

@@ -12,7 +12,7 @@ def a_report(**changes):
         "cold_users": 100,
         "certificate_ok": True,
         "gain": {"popularity": {"value": 0.05, "low": 0.02, "high": 0.08}},
-        "calibration_error": 0.05,
+        "prediction_bias": 0.05,
     }
     return {**report, **changes}
 
@@ -33,7 +33,7 @@ def test_a_clear_gain_over_the_named_baseline_ships():
         ({"gain": {"popularity": {"value": float("nan"), "low": float("nan"), "high": 0.0}}}, "does not beat"),
         ({"gain": {}}, "no row for the baseline"),
         ({"cold_users": 3}, "only 3 cold users"),
-        ({"calibration_error": 0.9}, "off by 90%"),
+        ({"prediction_bias": 0.9}, "off by 90%"),
         ({"leaks": ["a user is on both sides"]}, "leaks"),
         ({"certificate_ok": False}, "freeze certificate"),
     ],
@@ -47,7 +47,7 @@ def test_anything_less_is_held_with_its_reason(change, word):
 
 def test_all_reasons_are_given_at_once():
     """A team fixes everything in one go, not one refusal at a time."""
-    assert len(decide(a_report(cold_users=1, calibration_error=2.0), Gate()).reasons) == 2
+    assert len(decide(a_report(cold_users=1, prediction_bias=2.0), Gate()).reasons) == 2
 
 
 @pytest.mark.parametrize("alone", ["single_domain", "popularity", "item_mean"])

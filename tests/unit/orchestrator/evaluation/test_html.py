@@ -33,7 +33,9 @@ def a_report(**changes) -> dict:
         },
         "gain": {"popularity": a_row(0.11), "single_domain": a_row(0.07)},
         "segments": {"warm_user": {"examples": 300, "users": 80, "rows": {"adapter": {"auc": a_row(0.74)}}}},
-        "calibration_error": 0.05,
+        "prediction_bias": 0.05,
+        "pcoc": 1.05,
+        "ece": 0.012,
         "reliability": [
             {"predicted": 0.1, "observed": 0.12, "examples": 450},
             {"predicted": 0.4, "observed": 0.38, "examples": 450},
