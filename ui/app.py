@@ -14,7 +14,7 @@ import streamlit as st
 
 from orchestrator.jobs import runner
 from ui import session
-from ui.components import elements
+from ui.components import errors, navigation
 
 HERE = Path(__file__).parent
 
@@ -27,19 +27,18 @@ def main() -> None:
     st.set_page_config(page_title="Graft", page_icon=str(HERE / "icon.png"), layout="wide")
     st.logo(str(HERE / "logo.svg"), size="large")
     st.html(HERE / "style.css")
-    pages = {
-        "": [
-            st.Page(elements.DOMAINS, title="Domains", url_path="domains", default=True),
-            st.Page(elements.REGISTER, title="Register", url_path="register"),
-            st.Page(elements.DOMAIN, title="Domain", url_path="domain"),
-            st.Page(elements.PLAYGROUND, title="Playground", url_path="playground"),
-            st.Page(elements.RUNS, title="Runs", url_path="runs"),
+    page = st.navigation(
+        [
+            st.Page(navigation.DOMAINS, title="Domains", url_path="domains", default=True),
+            st.Page(navigation.REGISTER, title="Register", url_path="register"),
+            st.Page(navigation.DOMAIN, title="Domain", url_path="domain"),
+            st.Page(navigation.PLAYGROUND, title="Playground", url_path="playground"),
+            st.Page(navigation.RUNS, title="Runs", url_path="runs"),
         ]
-    }
-    page = st.navigation(pages)
-    _person()
+    )
+    _acting_as()
     servers = st.sidebar.container()
-    with elements.told():
+    with errors.shown():
         runner.close_dead(session.registry(), session.settings())
         page.run()
     # Last: a server that is slow to answer does not hold up the page.
@@ -47,7 +46,7 @@ def main() -> None:
         _servers()
 
 
-def _person() -> None:
+def _acting_as() -> None:
     with st.sidebar:
         st.text_input(
             "Acting as",
@@ -58,11 +57,10 @@ def _person() -> None:
 
 
 def _servers() -> None:
-    settings = session.settings()
     st.caption("Servers")
     for name, up, address in (
         ("Prediction service", session.service_answers(), ""),
-        ("Prefect", session.prefect_answers(), settings.prefect_url.removesuffix("/api")),
+        ("Prefect", session.prefect_answers(), session.prefect_page()),
     ):
         text = f"[{name}]({address})" if up and address else name
         st.caption(f":green[●] {text}" if up else f"○ {text} does not answer")

@@ -1,18 +1,36 @@
-"""What every page stands on: the settings, the registry, who is acting, and reads that are worth keeping a moment."""
+"""What every page needs: the settings, the registry, who is acting, and reads that are cached for a while."""
 
 from __future__ import annotations
 
 import getpass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
 
 import httpx
 import streamlit as st
 
 from domains.events.domain_data import DomainData
 from domains.events.readiness import Readiness
+from domains.registry.records import Domain, Version
 from domains.registry.registry import Registry
 from orchestrator import prefect_client, use_cases
 from orchestrator.settings import Settings
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Home:
+    """What the pages read from: the settings and the registry that they name."""
+
+    settings: Settings
+    registry: Registry
+
+    def state(self) -> tuple[str, int]:
+        """Equal as long as nothing has changed."""
+        return str(self.settings.home.absolute()), self.registry.generation()
 
 
 def settings() -> Settings:
@@ -27,24 +45,46 @@ def registry() -> Registry:
     return _registry(where.registry_url)
 
 
+def home() -> Home:
+    """What the pages read from."""
+    return Home(settings(), registry())
+
+
 def who() -> str:
     """Whose name goes into the audit trail with what is done on the pages."""
     return str(st.session_state.get("acting_as") or _login()).strip()[:100] or "somebody"
 
 
+def live_version(name: str | None) -> Version | None:
+    """The version that is live in a domain, or the live shared model for None."""
+    live = registry().live(name)
+    return None if live is None else registry().version(live.version_id)
+
+
+def fallback_level(domain: Domain) -> str:
+    """What a domain's answers rest on: ``none`` without data, else ``prior``, ``zero_shot`` or ``adapter``."""
+    level = use_cases.level(domain.name, registry=registry())
+    return "none" if level == "prior" and not domain.counts.get("rows_added") else level
+
+
+def cached(read: Callable[P, R]) -> Callable[P, R]:
+    """Cache what is read from a ``Home`` until anything in its registry changes."""
+    return st.cache_data(read, show_spinner=False, max_entries=256, hash_funcs={Home: Home.state})
+
+
 def readiness(name: str) -> Readiness:
-    """A domain's readiness; read again when anything in the registry has changed."""
-    return _readiness(name, str(settings().home.absolute()), registry().generation())
+    """A domain's readiness."""
+    return _readiness(name, home())
 
 
 def popularity(name: str) -> list[dict[str, Any]]:
-    """A domain's items, most taken first: ``item_id``, ``events``, ``score``."""
-    return _popularity(name, str(settings().home.absolute()), registry().generation())
+    """A domain's items, the most popular first: ``item_id``, ``events``, ``score``."""
+    return _popularity(name, home())
 
 
 def item_features(name: str) -> dict[str, dict[str, Any]]:
-    """What is stored of each item of a domain, by item id."""
-    return _item_features(name, str(settings().home.absolute()), registry().generation())
+    """The stored features of a domain's items, by item id."""
+    return _item_features(name, home())
 
 
 def service_answers() -> bool:
@@ -55,6 +95,11 @@ def service_answers() -> bool:
 def prefect_answers() -> bool:
     """Whether the Prefect server is up, as of a few seconds ago."""
     return _prefect_answers(settings().prefect_url)
+
+
+def prefect_page() -> str:
+    """Address of Prefect's own UI."""
+    return settings().prefect_url.removesuffix("/api")
 
 
 def _login() -> str:
@@ -71,25 +116,24 @@ def _registry(url: str) -> Registry:
     return found
 
 
-@st.cache_data(show_spinner=False, max_entries=64)
-def _readiness(name: str, home: str, generation: int) -> Readiness:
-    return use_cases.readiness(name, registry=registry(), settings=settings())
+@cached
+def _readiness(name: str, home: Home) -> Readiness:
+    return use_cases.readiness(name, registry=home.registry, settings=home.settings)
 
 
-@st.cache_data(show_spinner=False, max_entries=16)
-def _popularity(name: str, home: str, generation: int) -> list[dict[str, Any]]:
-    table = DomainData(settings().data_dir, name).popularity()
+@cached
+def _popularity(name: str, home: Home) -> list[dict[str, Any]]:
+    table = DomainData(home.settings.data_dir, name).popularity()
     rows = table.select(["item_id", "events", "score"]).sort_by([("events", "descending"), ("item_id", "ascending")])
     return rows.to_pylist()
 
 
-@st.cache_data(show_spinner=False, max_entries=16)
-def _item_features(name: str, home: str, generation: int) -> dict[str, dict[str, Any]]:
-    table = DomainData(settings().data_dir, name).items()
+@cached
+def _item_features(name: str, home: Home) -> dict[str, dict[str, Any]]:
+    table = DomainData(home.settings.data_dir, name).items()
     if table is None:
         return {}
-    kept = [column for column in table.column_names if column != "item"]
-    return {row.pop("item_id"): row for row in table.select(kept).to_pylist()}
+    return {row.pop("item_id"): row for row in table.drop_columns(["item"]).to_pylist()}
 
 
 @st.cache_data(show_spinner=False, ttl=5)

@@ -15,7 +15,7 @@ from domains.ingestion.source_files import SourceFile, open_source
 from domains.ingestion.validation import REASONS
 from domains.registry.records import Domain
 from ui import session
-from ui.components import elements, wording
+from ui.components import errors, layout, wording
 from ui.components.ingest_job import UPLOADS, DataFiles, IngestJob
 
 BAD_ROWS_SHOWN = 1000
@@ -106,7 +106,7 @@ def add_data(domain: Domain) -> None:
         show_outcome(job)
     elif (running := st.session_state.get("ingest")) is not None and running.domain == domain.name:
         return
-    with elements.told():
+    with errors.shown():
         files = choose_files(f"add-{domain.name}")
         if st.button("Check and add", type="primary", disabled=not files, key=f"add-{domain.name}"):
             start(domain.name, files, key=f"add-{domain.name}")
@@ -117,7 +117,7 @@ def add_data(domain: Domain) -> None:
 def show_outcome(job: IngestJob) -> None:
     """What came of a finished ingest."""
     if job.error is not None:
-        elements.show_error(job.error)
+        errors.show(job.error)
         bad = getattr(job.error, "details", {}).get("first_bad")
         if bad:
             st.caption("The first rows that are wrong")
@@ -161,16 +161,9 @@ def show_report(domain: str, report: IngestReport) -> None:
 
 def show_counts(*, read: int, added: int, duplicate: int, bad: int, users: int, items: int) -> None:
     """What was read and what became of it, as a row of figures."""
-    figures = (
-        ("Rows read", read),
-        ("Added", added),
-        ("Duplicates", duplicate),
-        ("Set aside", bad),
-        ("Users", users),
-        ("Items", items),
-    )
-    for column, (title, value) in zip(st.columns(6), figures, strict=True):
-        column.metric(title, wording.count(value))
+    titles = ("Rows read", "Added", "Duplicates", "Set aside", "Users", "Items")
+    values = (read, added, duplicate, bad, users, items)
+    layout.figures({title: wording.count(value) for title, value in zip(titles, values, strict=True)})
 
 
 def show_bad_rows(domain: str, reasons: dict[str, int]) -> None:

@@ -75,5 +75,5 @@ class IngestJob:
             if path is not None and path.is_relative_to(folder):
                 path.unlink(missing_ok=True)
 
-    def _note(self, fraction: float, step: str, detail: dict[str, Any]) -> None:
+    def _note(self, fraction: float, step: str, _detail: dict[str, Any]) -> None:
         self.fraction, self.step = fraction, step

@@ -10,7 +10,7 @@ import streamlit as st
 from domains.registry.records import Domain
 from orchestrator import use_cases
 from ui import session
-from ui.components import charts, elements, wording
+from ui.components import charts, layout, runs, wording
 
 VERDICTS = {
     "borrow": "worth borrowing from",
@@ -22,7 +22,7 @@ VERDICTS = {
 def show(domain: Domain) -> None:
     """The newest preview of a domain, and the button that makes one."""
     found = use_cases.latest_preview(domain.name, registry=session.registry())
-    going = [run for run in elements.active(session.registry().runs(domain.name)) if run.kind == "preview"]
+    going = [run for run in runs.active(session.registry().runs(domain.name)) if run.kind == "preview"]
     st.subheader("Worth source_weighting? Tried on short runs", anchor=False)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(
@@ -36,14 +36,14 @@ def show(domain: Domain) -> None:
         _curve(found)
 
 
-@elements.dialog("Preview")
+@layout.dialog("Preview")
 def _start(domain: Domain) -> None:
     st.markdown(
         f"Graft trains small networks for a few hundred steps with and without each source, and adapters on growing "
         f"shares of **{domain.name}**'s rows. Nothing is kept but what they said; the cold users whom a launch is "
         "judged on stay untouched."
     )
-    elements.start_button("preview", domain=domain.name, params={}, label="Start the short runs")
+    runs.start_button("preview", domain=domain.name, params={}, label="Start the short runs")
 
 
 def _told(found: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from domains.errors import InvalidSpec
 from domains.ingestion.source_files import SourceFile
 from domains.spec import METRICS_BY_TASK, DomainSpec, Gate
 from ui import session
-from ui.components import elements, wording
+from ui.components import errors, wording
 
 GUESSES = {
     "user": ("user_id", "user", "userid", "uid", "customer_id", "reviewerid", "visitor_id"),
@@ -73,9 +73,7 @@ def yaml_editor(text: str, *, key: str) -> DomainSpec | None:
         # A text that is one line would be taken for a path.
         spec = DomainSpec.from_yaml(typed if "\n" in typed else typed + "\n", origin=origin)
     except InvalidSpec as fault:
-        problems = fault.details["problems"]
-        st.error(f"{wording.plural(len(problems), 'thing')} to correct  \n`{fault.code}`")
-        elements.show_problems(problems)
+        errors.show_problems(fault.details["problems"], code=fault.code)
         return None
     st.success(f"Valid: {spec.name}, a {spec.role} that predicts {wording.TASKS[spec.task].lower()}.")
     return spec
@@ -267,8 +265,7 @@ def _judged(declared: dict[str, Any]) -> DomainSpec | None:
     except InvalidSpec as fault:
         wrong = [problem for problem in fault.details["problems"] if problem["field"] not in blank]
     if wrong:
-        st.error(f"{wording.plural(len(wrong), 'thing')} to correct  \n`invalid_spec`")
-        elements.show_problems(wrong)
+        errors.show_problems(wrong, code=InvalidSpec.code)
     if blank:
         st.info("Still to fill in: " + ", ".join(_said(field) for field in blank) + ".")
     return None

@@ -12,23 +12,23 @@ import streamlit as st
 from domains.registry.records import Domain
 from orchestrator import use_cases
 from ui import session
-from ui.components import elements, wording
+from ui.components import errors, layout, navigation, wording
 
 MOST_EVENTS = 12
 
 
 def show() -> None:
     """Draw the page."""
-    elements.heading(
+    layout.heading(
         "Playground", "Ask a domain's endpoint for a ranking, as any caller would, and see what it rests on."
     )
     domains = [domain for domain in session.registry().domains() if domain.counts.get("rows_added")]
     domains.sort(key=lambda domain: (domain.role != "target", -domain.number))
     if not domains:
-        elements.empty(
+        layout.empty(
             "No domain has data yet",
             "Once a domain holds data its endpoint can rank: by popularity at first, better after a launch.",
-            page=elements.REGISTER,
+            page=navigation.REGISTER,
             link="Register a domain",
         )
         return
@@ -36,9 +36,9 @@ def show() -> None:
     left, right = st.columns([1, 1.25], gap="medium")
     with left:
         user_id = _user(domain)
-        with elements.told():
+        with errors.shown():
             _past(user_id)
-    with right, elements.told():
+    with right, errors.shown():
         item_ids, top_k = _candidates(domain)
         _ask(domain, user_id, item_ids, top_k)
 
@@ -50,18 +50,17 @@ def _chosen(domains: list[Domain]) -> Domain:
     left, right = st.columns([1, 1.25], gap="medium", vertical_alignment="bottom")
     chosen = left.selectbox("Domain", names, index=at, key="playground-domain")
     domain = next(domain for domain in domains if domain.name == chosen)
-    version = elements.live_version(session.registry().live(domain.name))
-    level = elements.level_of(domain, version)
+    level = wording.label(wording.FALLBACK_LEVELS, session.fallback_level(domain))
     with right, st.container(horizontal=True, vertical_alignment="center"):
-        elements.badge(level)
+        layout.badge(level)
         st.caption(level.meaning, width="content")
     return domain
 
 
 def _user(domain: Domain) -> str:
     people: list[dict[str, Any]] = []
-    with elements.told():
-        people = _people(domain.name, session.registry().generation())
+    with errors.shown():
+        people = _sample_users(domain.name, session.home())
     past = {person["user_id"]: person["source_events"] for person in people}
     how = st.segmented_control(
         "User", ["Pick one", "Type an id"], default="Pick one" if people else "Type an id", required=True
@@ -84,7 +83,7 @@ def _user(domain: Domain) -> str:
 def _past(user_id: str) -> None:
     st.markdown("**What they did lately, elsewhere**")
     specs = {domain.name: domain.spec for domain in session.registry().domains()}
-    seen = _recent(user_id, session.registry().generation()) if user_id else []
+    seen = _recent_events(user_id, session.home()) if user_id else []
     if not seen:
         st.caption("Nothing: Graft knows no past of this user.")
         return
@@ -135,7 +134,7 @@ def _ask(domain: Domain, user_id: str, item_ids: list[str], top_k: int) -> None:
     place = ("ranking", domain.name)
     if pressed:
         st.session_state.pop(str(place), None)
-        with elements.told():
+        with errors.shown():
             answer = use_cases.rank(
                 domain.name, user_id=user_id, item_ids=item_ids, top_k=top_k, settings=session.settings()
             )
@@ -152,7 +151,7 @@ def _ask(domain: Domain, user_id: str, item_ids: list[str], top_k: int) -> None:
 def _answer(domain: Domain, answer: dict[str, Any]) -> None:
     level = wording.label(wording.FALLBACK_LEVELS, answer["served_by"])
     with st.container(horizontal=True, vertical_alignment="center"):
-        elements.badge(level)
+        layout.badge(level)
         st.markdown(
             f"version `{wording.short(answer['model_version'])}` · took **{answer['took_ms']:.1f} ms**", width="content"
         )
@@ -210,14 +209,14 @@ def _about(features: dict[str, Any]) -> str:
     )
 
 
-@st.cache_data(show_spinner=False, max_entries=64)
-def _people(domain: str, generation: int) -> list[dict[str, Any]]:
-    return use_cases.sample_users(domain, settings=session.settings(), registry=session.registry())
+@session.cached
+def _sample_users(domain: str, home: session.Home) -> list[dict[str, Any]]:
+    return use_cases.sample_users(domain, settings=home.settings, registry=home.registry)
 
 
-@st.cache_data(show_spinner=False, max_entries=256)
-def _recent(user_id: str, generation: int) -> list[dict[str, Any]]:
-    return use_cases.recent_events(user_id, settings=session.settings(), registry=session.registry(), most=MOST_EVENTS)
+@session.cached
+def _recent_events(user_id: str, home: session.Home) -> list[dict[str, Any]]:
+    return use_cases.recent_events(user_id, settings=home.settings, registry=home.registry, most=MOST_EVENTS)
 
 
 show()

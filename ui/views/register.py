@@ -7,7 +7,7 @@ import streamlit as st
 from domains.spec import DomainSpec
 from orchestrator import use_cases
 from ui import session
-from ui.components import data_files, elements, spec_form
+from ui.components import data_files, errors, layout, navigation, spec_form
 from ui.components.ingest_job import DataFiles
 
 
@@ -17,7 +17,7 @@ def show() -> None:
     if done is not None:
         _outcome(done)
         return
-    elements.heading(
+    layout.heading(
         "Register a domain",
         "Hand in the files, say what their columns mean, and see at once what is good and what is not.",
     )
@@ -43,13 +43,13 @@ def show() -> None:
 def _files() -> DataFiles:
     st.subheader("1 · The files", anchor=False)
     st.caption("CSV, TSV or Parquet, plain or gzip. The form below reads their columns. You may also add data later.")
-    with elements.told():
+    with errors.shown():
         return data_files.choose_files("register")
     return DataFiles()
 
 
 def _columns(files: DataFiles) -> spec_form.Columns:
-    with elements.told():
+    with errors.shown():
         return spec_form.Columns(
             data_files.look_at(files.interactions[0] if files else None),
             data_files.look_at(files.items),
@@ -67,7 +67,7 @@ def _submit(spec: DomainSpec | None, files: DataFiles) -> None:
         return
     if not pressed:
         return
-    with elements.told():
+    with errors.shown():
         use_cases.register(spec, registry=session.registry(), by=session.who())
         if files:
             data_files.start(spec.name, files, key="register")
@@ -77,7 +77,7 @@ def _submit(spec: DomainSpec | None, files: DataFiles) -> None:
 
 def _outcome(name: str) -> None:
     domain = session.registry().domain(name)
-    elements.heading(f"{name} is registered", f"A {domain.role} owned by {domain.owner}.")
+    layout.heading(f"{name} is registered", f"A {domain.role} owned by {domain.owner}.")
     job = data_files.follow(name)
     going = st.session_state.get("ingest")
     if job is not None:
@@ -93,7 +93,7 @@ def _outcome(name: str) -> None:
     with st.container(horizontal=True):
         if st.button(f"Open {name}", type="primary", key="open"):
             del st.session_state["registered"]
-            st.switch_page(elements.DOMAIN, query_params={"name": name})
+            st.switch_page(navigation.DOMAIN, query_params={"name": name})
         if st.button("Register another", key="another"):
             mine = ("register", "form-", "yaml-", "ingest")
             for key in [
@@ -104,7 +104,7 @@ def _outcome(name: str) -> None:
 
 
 def _again(name: str) -> None:
-    with elements.told():
+    with errors.shown():
         files = data_files.choose_files(f"again-{name}")
         if st.button("Check and add", disabled=not files, key=f"again-{name}"):
             data_files.start(name, files, key=f"again-{name}")

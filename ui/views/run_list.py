@@ -1,4 +1,4 @@
-"""Runs: everything that was set going, how far it is, and what went wrong."""
+"""Runs: everything that was started, how far it is, and what went wrong."""
 
 from __future__ import annotations
 
@@ -6,59 +6,56 @@ import streamlit as st
 
 from domains.registry.records import FINISHED, RunState
 from ui import session
-from ui.components import elements, wording
+from ui.components import layout, navigation, runs, wording
 
 SHOWN = 200
 
 
 def show() -> None:
     """Draw the page."""
-    elements.heading("Runs", "Everything that was set going: data checks, training, launches.")
-    runs = session.registry().runs(limit=SHOWN)
-    if not runs:
-        elements.empty(
+    layout.heading("Runs", "Everything that was started: data checks, training, launches.")
+    latest = session.registry().runs(limit=SHOWN)
+    if not latest:
+        layout.empty(
             "Nothing has run yet",
             "Runs appear here when data is added, the shared model is trained or a domain is launched.",
-            page=elements.DOMAINS,
+            page=navigation.DOMAINS,
             link="Go to the domains",
         )
         return
-    _figures([run.state for run in runs])
+    _figures([run.state for run in latest])
     with st.container():
-        elements.watch_runs(None, everything=True)
+        runs.watch()
     state, kind, domain = st.columns([2, 1.4, 1.4], vertical_alignment="bottom")
     wanted = state.pills(
         "State", list(wording.RUN_STATES), format_func=lambda name: wording.RUN_STATES[name].text, key="run-state"
     )
-    kinds = sorted({run.kind for run in runs})
+    kinds = sorted({run.kind for run in latest})
     of_kind = kind.selectbox(
         "Kind",
         [None, *kinds],
         format_func=lambda name: "All kinds" if name is None else wording.words(wording.KINDS, name),
     )
-    domains = sorted({run.domain for run in runs if run.domain})
+    domains = sorted({run.domain for run in latest if run.domain})
     of_domain = domain.selectbox("Domain", [None, *domains], format_func=lambda name: name or "All domains")
     found = [
         run
-        for run in runs
+        for run in latest
         if wanted in (None, run.state) and of_kind in (None, run.kind) and of_domain in (None, run.domain)
     ]
     ended = [run for run in found if run.state in FINISHED]
     if not ended:
         st.caption("No finished run matches.")
     for run in ended:
-        elements.run_row(run)
-    if len(runs) == SHOWN:
+        runs.show_ended(run)
+    if len(latest) == SHOWN:
         st.caption(f"The latest {SHOWN} runs.")
 
 
 def _figures(states: list[RunState]) -> None:
-    for column, (name, said) in zip(st.columns(5), wording.RUN_STATES.items(), strict=True):
-        column.metric(said.text, sum(state == name for state in states))
-    up = session.prefect_answers()
-    address = session.settings().prefect_url.removesuffix("/api")
-    if up:
-        st.caption(f"Queues, logs and retries of every run: [Prefect]({address}).")
+    layout.figures({label.text: sum(state == name for state in states) for name, label in wording.RUN_STATES.items()})
+    if session.prefect_answers():
+        st.caption(f"Queues, logs and retries of every run: [Prefect]({session.prefect_page()}).")
     else:
         st.caption("The Prefect server does not answer; `graft up` starts it. Runs started here go on inside this UI.")
 

@@ -214,7 +214,7 @@ def test_a_page_with_nothing_to_show_says_what_to_do(registry, page, title):
     assert any(str(button.key).startswith("empty-") for button in app.button)
 
 
-def test_the_list_tells_state_rung_owner_and_counts(full):
+def test_the_list_shows_state_fallback_level_owner_and_counts(full):
     """One look says what answers where."""
     text = said(open_page())
     for expected in ("Challenger", "Shared model", "team-live", "100 events", "20 users, 7 items", "1" * 12):
@@ -260,13 +260,13 @@ def test_the_shared_model_can_be_chosen_in_the_dialog(full):
         return [found for found in app.selectbox if found.label == label]
 
     def pyramids_beside(architecture: str) -> list[int]:
-        box("A history is read by")[0].set_value(architecture)
+        box("Histories are read by")[0].set_value(architecture)
         press(app, "train-shared")
         return [len(found.options) for found in box("Pyramid")]
 
     app = press(open_page("domain_list"), "train-shared")
-    assert len(box("A history is read by")[0].options) == 4
-    assert box("A history is read by")[0].value == "dacdr+lcn"
+    assert len(box("Histories are read by")[0].options) == 4
+    assert box("Histories are read by")[0].value == "dacdr+lcn"
     assert pyramids_beside("dacdr+lcn") == [4]
     assert pyramids_beside("domain_over_pyramid") == [3], "it reads what a pyramid selects"
     assert pyramids_beside("dacdr") == []

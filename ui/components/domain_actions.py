@@ -1,0 +1,150 @@
+"""What to do next with a domain, and the dialogs in which it is done: launch, promote, roll back, pause, retire."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from domains.lifecycle import State
+from domains.registry.records import Domain, Run, Version
+from orchestrator import use_cases
+from ui import session
+from ui.components import layout, navigation, runs, wording
+
+
+def next_step(domain: Domain, live: Version | None) -> None:
+    """The one thing to do now, and the buttons for everything else that may be done."""
+    registry = session.registry()
+    if domain.state == "retired":
+        st.info("This domain is retired; it is kept for the record.")
+        return
+    if not domain.counts.get("rows_added"):
+        st.info("**Next: add its data.** Open the tab *Data* below.")
+        return
+    if domain.role == "source":
+        return
+    going = runs.active(registry.runs(domain.name))
+    launching = any(run.kind != "ingest" for run in going)
+    candidates = _promotable(domain, live)
+    launched = live is not None and live.level == "adapter"
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        st.markdown(_advice(domain, live, going, candidates), width="stretch")
+        if st.button(
+            "Launch again" if launched else "Launch",
+            type="primary" if not candidates and not launching else "secondary",
+            disabled=registry.live(None) is None or launching,
+            key="launch",
+        ):
+            _launch(domain)
+        if st.button("Promote", type="primary" if candidates else "secondary", disabled=not candidates, key="promote"):
+            _promote(domain, candidates)
+        if st.button("Roll back", disabled=len(registry.promotions(domain.name)) < 2, key="roll-back"):
+            _roll_back(domain, live)
+        if st.button("Try it", key="try"):
+            st.switch_page(navigation.PLAYGROUND, query_params={"name": domain.name})
+
+
+def pause_or_retire(domain: Domain) -> None:
+    """Buttons that take a domain out of service, and one that brings it back."""
+    st.subheader("Out of service", anchor=False)
+    with st.container(horizontal=True):
+        if domain.state == "paused":
+            if st.button("Resume", key="resume"):
+                _move(domain, State.LIVE, "Resume", "Its live version answers again at once.")
+        elif st.button("Pause", disabled=domain.state not in ("live", "training", "challenger"), key="pause"):
+            _move(domain, State.PAUSED, "Pause", "Until it is resumed, its endpoint ranks by popularity.")
+        if st.button("Retire", disabled=domain.state == "retired", key="retire"):
+            _move(domain, State.RETIRED, "Retire", "Its endpoint stops answering. This cannot be undone.")
+
+
+def _advice(domain: Domain, live: Version | None, going: list[Run], candidates: list[Version]) -> str:
+    if session.registry().live(None) is None:
+        return "**Next: train the shared model** on the page *Domains*. This domain builds on it."
+    if going:
+        return f"**{wording.words(wording.KINDS, going[0].kind)} is running.** Follow it below."
+    if candidates and domain.state == "challenger":
+        return f"**Next: decide on version `{wording.short(candidates[0].id)}`.** It passed the gate and waits."
+    if live is not None and live.level == "adapter":
+        return f"**Version `{wording.short(live.id)}` is live.** Launch again when there is new data to learn from."
+    if _last_launch_was_held(domain):
+        return "**The gate held the last launch back.** The tab *Versions* says why; more data may change that."
+    return "**Next: launch it.** Graft trains a few weights for this domain and tests them on held-out cold users."
+
+
+def _promotable(domain: Domain, live: Version | None) -> list[Version]:
+    """Versions that could go live now: trained here, passed by the gate, and not live already; newest first."""
+    return [
+        version
+        for version in session.registry().versions(domain.name, "adapter")
+        if version.level == "adapter"
+        and (live is None or version.id != live.id)
+        and version.report.get("decision", {}).get("promote", True)
+    ]
+
+
+def _last_launch_was_held(domain: Domain) -> bool:
+    launched = [version for version in session.registry().versions(domain.name, "adapter") if version.report]
+    return bool(launched) and not launched[0].report.get("decision", {}).get("promote", True)
+
+
+@layout.dialog("Launch")
+def _launch(domain: Domain) -> None:
+    readiness = session.readiness(domain.name)
+    st.markdown(
+        f"Graft freezes the shared model, trains the few weights that **{domain.name}** owns, checks that nothing else "
+        "changed, and compares the result with the baselines on cold users it was not trained on. You decide "
+        "afterwards whether it goes live."
+    )
+    if readiness.missing:
+        st.warning(
+            "The domain is not ready:\n"
+            + "\n".join(f"- {line}" for line in readiness.missing)
+            + "\n\nThe gate will most likely hold the version back."
+        )
+    settings = session.settings()
+    st.caption(wording.gate(domain.spec))
+    st.caption(wording.policy(settings.required_baselines, settings.required_seeds))
+    runs.start_button("launch-domain", domain=domain.name, params={"task": domain.spec.task}, label="Launch")
+
+
+@layout.dialog("Promote")
+def _promote(domain: Domain, candidates: list[Version]) -> None:
+    by_id = {version.id: version for version in candidates}
+    chosen = by_id[
+        st.selectbox(
+            "Version",
+            list(by_id),
+            format_func=lambda id: f"{wording.short(id)} of {wording.when(by_id[id].created_at)}",
+        )
+    ]
+    for reason in chosen.report.get("decision", {}).get("reasons", []):
+        st.success(wording.said(reason))
+    st.caption("The service switches to it within seconds, without a restart. You can roll back in one step.")
+    if (why := _why("promote", "Promote it", example="beats popularity on cold users")) is not None:
+        use_cases.promote(domain.name, chosen.id, registry=session.registry(), who=session.who(), why=why)
+        st.rerun()
+
+
+@layout.dialog("Roll back")
+def _roll_back(domain: Domain, live: Version | None) -> None:
+    expect = None if live is None else live.id
+    st.markdown(f"**{domain.name}** goes back at once to the version that was live before `{wording.short(expect)}`.")
+    if (why := _why("roll-back", "Roll back", example="clicks fell since this morning")) is not None:
+        use_cases.roll_back(domain.name, registry=session.registry(), who=session.who(), why=why, expect=expect)
+        st.rerun()
+
+
+@layout.dialog("Out of service")
+def _move(domain: Domain, to: State, verb: str, meaning: str) -> None:
+    st.markdown(f"**{verb} {domain.name}?** {meaning}")
+    if (why := _why("move", verb)) is not None:
+        session.registry().move(domain.name, to, by=session.who(), why=why)
+        st.rerun()
+
+
+def _why(key: str, confirm: str, *, example: str | None = None) -> str | None:
+    """Ask for the reason of a decision; the reason once it is confirmed."""
+    why = st.text_input("Why?", placeholder=example, key=f"why-{key}").strip()
+    pressed = st.button(confirm, type="primary", disabled=not why, key=f"do-{key}")
+    if not why:
+        st.caption("Give a reason in a few words; it stays in the history.")
+    return why if pressed else None
