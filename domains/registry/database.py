@@ -32,21 +32,21 @@ Counter = Literal["domain_number", "generation", "feedback"]
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A moment. SQLite forgets the zone and PostgreSQL answers in the session's: both come back aware, in UTC."""
+    """A point in time. SQLite forgets the zone and PostgreSQL answers in the session's: both come back in UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_bind_param(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
         return None if value is None else in_utc(value)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
         return None if value is None else in_utc(value)
 
 
-def in_utc(moment: datetime) -> datetime:
-    """The same moment in UTC; a naive time is taken to be UTC."""
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+def in_utc(time: datetime) -> datetime:
+    """The same time in UTC; a naive time is taken to be UTC."""
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def now() -> datetime:
@@ -76,13 +76,13 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A look that waits for no writer; to be used for reading alone."""
+        """A connection for reading alone; it waits for no writer."""
         with self._reader.connect() as connection:
             yield connection
 
     @contextmanager
     def write(self, lock: Counter = "generation") -> Iterator[Connection]:
-        """One transaction, alone among those with the same lock; kept when the block ends, undone when it raises."""
+        """One transaction, alone among those with the same lock; committed at the end, undone by an exception."""
         with self._writer.begin() as connection:
             if self.is_postgresql:
                 connection.execute(text("SELECT value FROM counters WHERE name = :name FOR UPDATE"), {"name": lock})
@@ -99,6 +99,13 @@ class Database:
             yield connection
 
 
+class Verbs:
+    """Base of the registry's parts: each verb is one transaction on the same database and gives frozen values back."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+
 def advance(connection: Connection, counter: Counter, by: int = 1) -> int:
     """Add to a counter in this transaction and give its new value."""
     statement = text("UPDATE counters SET value = value + :by WHERE name = :name RETURNING value")
@@ -106,7 +113,7 @@ def advance(connection: Connection, counter: Counter, by: int = 1) -> int:
 
 
 def finite(value: float | None) -> float | None:
-    """A number that both databases keep alike: not-a-number and infinities become absent."""
+    """A number that both databases store alike: not-a-number and infinities become None."""
     return None if value is None or not math.isfinite(value) else value
 
 
@@ -119,7 +126,7 @@ def _understood(url: str) -> URL:
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() == "sqlite":
         return parsed.set(drivername="sqlite+pysqlite")
-    raise DomainFault(f"the registry lives in SQLite or PostgreSQL, not in {parsed.get_backend_name()}")
+    raise DomainFault(f"the registry is stored in SQLite or PostgreSQL, not in {parsed.get_backend_name()}")
 
 
 def _json(value: Any) -> str:
@@ -140,7 +147,7 @@ def _postgresql(url: URL) -> Engine:
     )
 
     @event.listens_for(engine, "connect")
-    def bound_waits(connection: Any, record: Any) -> None:
+    def bound_waits(connection: Any, _record: Any) -> None:
         with connection.cursor() as cursor:
             cursor.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
             # A client that hangs inside a transaction holds the writers' lock; the server ends it.
@@ -165,7 +172,7 @@ def _sqlite(url: URL) -> Engine:
     )
 
     @event.listens_for(engine, "connect")
-    def prepare(connection: Any, record: Any) -> None:
+    def prepare(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver must not begin transactions on its own: see `begin`
         connection.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_S * 1000}")
         _write_ahead(connection)

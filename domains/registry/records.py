@@ -1,14 +1,23 @@
-"""What the registry hands out: frozen values, detached from the database, with times in UTC."""
+"""What the registry hands out: frozen values, detached from the database, with times in UTC; read from rows here."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from difflib import get_close_matches
 from typing import Any, Literal
 
+from sqlalchemy import Connection, Row, Table, insert, select
+
+from domains.errors import UnknownDomain, UnknownRun, UnknownVersion
 from domains.lifecycle import State
 from domains.registry.database import now
+from domains.registry.tables import audit, domains, live, versions
 from domains.spec import DomainSpec
+
+BACKBONE_SLOT = ""
+"""The slot of the shared model's live pointer; a domain's slot is its name."""
 
 VersionKind = Literal["backbone", "adapter"]
 FallbackLevel = Literal["zero_shot", "adapter"]
@@ -87,7 +96,7 @@ class Live:
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
-    """One flip of a live pointer, forwards or back."""
+    """One move of a live pointer, forwards or back."""
 
     id: int
     domain: str | None
@@ -97,3 +106,87 @@ class Promotion:
     why: str
     at: datetime
     kind: Literal["promote", "roll_back"]
+
+
+def domain_row(connection: Connection, name: str) -> Row[Any]:
+    """Raises UnknownDomain, with the nearest name."""
+    row = connection.execute(select(domains).where(domains.c.name == name)).one_or_none()
+    if row is not None:
+        return row
+    close = get_close_matches(str(name), connection.execute(select(domains.c.name)).scalars().all(), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise UnknownDomain(f"no domain is registered as {name!r}{hint}", name=name)
+
+
+_UNKNOWN = {"versions": UnknownVersion, "runs": UnknownRun}
+
+
+def row_of(connection: Connection, table: Table, id: Any) -> Row[Any]:
+    """The row of a version, run or promotion; raises UnknownVersion or UnknownRun."""
+    row = connection.execute(select(table).where(table.c.id == id)).one_or_none()
+    if row is None:
+        raise _UNKNOWN[table.name](f"no {table.name.removesuffix('s')} has the id {id!r}", id=id)
+    return row
+
+
+def as_domain(row: Row[Any]) -> Domain:
+    spec = DomainSpec.model_validate(row.spec)
+    return Domain(
+        name=row.name,
+        number=row.number,
+        role=spec.role,
+        state=State(row.state),
+        spec=spec,
+        owner=spec.owner,
+        created_at=row.created_at,
+        counts=row.counts,
+    )
+
+
+def as_version(row: Row[Any]) -> Version:
+    return Version(**row._asdict())
+
+
+def version_of(connection: Connection, id: str) -> Version:
+    """Raises UnknownVersion."""
+    return as_version(row_of(connection, versions, id))
+
+
+def as_run(row: Row[Any]) -> Run:
+    return Run(**row._asdict())
+
+
+def pointer_row(connection: Connection, domain: str | None) -> Row[Any] | None:
+    """The live pointer of a domain, or with None of the shared model."""
+    slot = BACKBONE_SLOT if domain is None else domain
+    return connection.execute(select(live).where(live.c.slot == slot)).one_or_none()
+
+
+def as_live(row: Row[Any]) -> Live:
+    return Live(domain=row.slot or None, version_id=row.version_id, generation=row.generation, since=row.since)
+
+
+def as_promotion(row: Row[Any]) -> Promotion:
+    return Promotion(**{key: value for key, value in row._asdict().items() if key != "rests_on"})
+
+
+def note(connection: Connection, who: str, what: str, domain: str | None, why: str = "", **details: Any) -> None:
+    """Write an entry of the audit log in this transaction."""
+    entry = {"at": now(), "who": who, "what": what, "domain": domain, "why": why, "details": details}
+    connection.execute(insert(audit).values(entry))
+
+
+def added_counts(counts: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts of a domain after one more ingest; see ``Domain.counts``."""
+    total = {**counts, "ingests": counts.get("ingests", 0) + 1}
+    for key, value in report.items():
+        if key.startswith("rows") and isinstance(value, int):
+            total[key] = total.get(key, 0) + value
+        elif key in ("users", "items", "last_us") and value is not None:
+            total[key] = max(total.get(key, value), value)
+        elif key == "first_us" and value is not None:
+            total[key] = min(total.get(key, value), value)
+        elif key == "reasons" and isinstance(value, Mapping):
+            before = total.get(key, {})
+            total[key] = {**before, **{reason: before.get(reason, 0) + n for reason, n in value.items()}}
+    return total

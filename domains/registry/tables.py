@@ -1,4 +1,4 @@
-"""The registry's tables; rows never leave ``registry.py``. Changing one needs a migration, and a test says so."""
+"""The registry's tables; rows never leave this package. Changing one needs a migration, and a test says so."""
 
 from __future__ import annotations
 
@@ -58,7 +58,6 @@ ingests = Table(
     METADATA,
     Column("domain", ForeignKey("domains.name"), primary_key=True),
     Column("ingest_id", String(200), primary_key=True),
-    Column("report", Json, nullable=False),
     Column("at", UtcTime, nullable=False),
 )
 
@@ -124,8 +123,8 @@ live = Table(
     Column("version_id", ForeignKey("versions.id"), nullable=False),
     Column("generation", BigInteger, nullable=False),
     Column("since", UtcTime, nullable=False),
-    # The promotion or roll back that moved the pointer here, and the promotion that it stands on.
-    Column("flipped_by", ForeignKey("promotions.id"), nullable=False),
+    # The promotion or roll back that moved the pointer here, and the promotion that it rests on.
+    Column("moved_by", ForeignKey("promotions.id"), nullable=False),
     Column("rests_on", ForeignKey("promotions.id"), nullable=False),
 )
 

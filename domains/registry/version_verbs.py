@@ -1,0 +1,250 @@
+"""Verbs on versions: record an artifact, set one live by compare-and-set, roll back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+from sqlalchemy import Connection, insert, select, update
+
+from domains.errors import Conflict, IllegalTransition, NoLiveVersion, PromotionRefused, Rejected, StalePromotion
+from domains.lifecycle import State, check_move
+from domains.registry.database import Verbs, advance, now
+from domains.registry.domain_verbs import change_state
+from domains.registry.records import (
+    BACKBONE_SLOT,
+    Domain,
+    Live,
+    Promotion,
+    Version,
+    VersionKind,
+    as_domain,
+    as_live,
+    as_promotion,
+    as_version,
+    domain_row,
+    note,
+    pointer_row,
+    row_of,
+    version_of,
+)
+from domains.registry.tables import live, promotions, versions
+
+
+class VersionVerbs(Verbs):
+    """Trained artifacts, and which of them answers in each domain."""
+
+    def add_version(self, version: Version) -> Version:
+        """Record a trained artifact; the same id again gives what is recorded.
+
+        Raises:
+            UnknownDomain, UnknownVersion: its domain or its backbone is not recorded.
+            Conflict: the id is recorded as another kind, domain, backbone or level.
+            Rejected: an adapter must name its domain and its backbone, and a backbone neither.
+        """
+        names = {version.domain is not None, version.backbone_id is not None}
+        if names != {version.kind == "adapter"}:
+            raise Rejected("an adapter names its domain and its backbone; a backbone names neither", id=version.id)
+        with self._database.write() as connection:
+            row = connection.execute(select(versions).where(versions.c.id == version.id)).one_or_none()
+            if row is None:
+                if version.domain is not None:
+                    domain_row(connection, version.domain)
+                if version.backbone_id is not None and version_of(connection, version.backbone_id).kind != "backbone":
+                    raise Rejected(f"{version.backbone_id!r} is not a backbone", id=version.id)
+                connection.execute(insert(versions).values(asdict(version)))
+                note(connection, version.created_by, "add_version", version.domain, id=version.id, kind=version.kind)
+            held = version_of(connection, version.id)
+            for field in ("kind", "domain", "backbone_id", "level"):
+                if getattr(held, field) != getattr(version, field):
+                    raise Conflict(f"version {version.id!r} is recorded with another {field}", id=version.id)
+            return held
+
+    def reevaluate(
+        self,
+        id: str,
+        *,
+        metrics: dict[str, Any],
+        report: dict[str, Any],
+        certificate: dict[str, Any],
+        config: dict[str, Any],
+        by: str,
+    ) -> Version:
+        """Replace the report and the settings of a version whose weights came out of another launch unchanged.
+
+        Raises:
+            UnknownVersion: no such version.
+        """
+        with self._database.write() as connection:
+            held = version_of(connection, id)
+            evaluated = {"metrics": metrics, "report": report, "certificate": certificate, "config": config}
+            connection.execute(update(versions).where(versions.c.id == id).values(evaluated))
+            before = (held.report.get("decision") or {}).get("verdict")
+            after = (report.get("decision") or {}).get("verdict")
+            note(connection, by, "reevaluate", held.domain, id=id, before=before, after=after)
+            return version_of(connection, id)
+
+    def version(self, id: str) -> Version:
+        """Raises UnknownVersion."""
+        with self._database.read() as connection:
+            return version_of(connection, id)
+
+    def versions(self, domain: str | None = None, kind: VersionKind | None = None) -> list[Version]:
+        """All versions, or those of one domain, or of one kind."""
+        chosen = select(versions).order_by(versions.c.created_at.desc(), versions.c.id)
+        if domain is not None:
+            chosen = chosen.where(versions.c.domain == domain)
+        if kind is not None:
+            chosen = chosen.where(versions.c.kind == kind)
+        with self._database.read() as connection:
+            return [as_version(row) for row in connection.execute(chosen)]
+
+    def live(self, domain: str | None) -> Live | None:
+        """What answers in a domain, or with None the shared model; None when nothing does."""
+        with self._database.read() as connection:
+            row = pointer_row(connection, domain)
+            return None if row is None else as_live(row)
+
+    def lives(self) -> list[Live]:
+        """Every pointer, those of paused and retired domains too: their state says that they do not answer."""
+        with self._database.read() as connection:
+            return [as_live(row) for row in connection.execute(select(live).order_by(live.c.slot))]
+
+    def promote(self, domain: str | None, version_id: str, *, expect: str | None, who: str, why: str) -> Promotion:
+        """Set a version live if ``expect`` (None: nothing) is still what is live.
+
+        The domain's state becomes live, unless the version is a zero-shot one: then it does not change.
+
+        Promoting what is already live gives the promotion that made it so, whatever is expected, so that a call whose
+        answer was lost can be repeated.
+
+        Raises:
+            StalePromotion: another version went live meanwhile; evaluate again.
+            PromotionRefused: the version belongs to another domain, or is not of the right kind.
+            UnknownDomain, UnknownVersion: not recorded.
+            IllegalTransition: the domain has no data yet, or is retired.
+        """
+        with self._database.write() as connection:
+            held = None if domain is None else as_domain(domain_row(connection, domain))
+            version = version_of(connection, version_id)
+            if version.domain != domain:
+                owner = "the shared model" if version.domain is None else f"domain {version.domain!r}"
+                raise PromotionRefused(f"version {version_id!r} is one of {owner}", domain=domain, version=version_id)
+            before = pointer_row(connection, domain)
+            current = None if before is None else before.version_id
+            if before is not None and current == version_id:
+                # It may have left the live state meanwhile, for instance to train again.
+                if _enter_live(connection, held, version, who=who, why=why):
+                    advance(connection, "generation")
+                return as_promotion(row_of(connection, promotions, before.moved_by))
+            if current != expect:
+                raise StalePromotion(
+                    f"{current or 'nothing'} is live in {domain or 'the shared model'}, not {expect or 'nothing'};"
+                    " evaluate again",
+                    domain=domain,
+                    live=current,
+                    expected=expect,
+                )
+            _enter_live(connection, held, version, who=who, why=why)
+            rests_on = None if before is None else before.rests_on
+            return _set_live(
+                connection, domain, before=current, after=version_id, who=who, why=why, kind="promote", below=rests_on
+            )
+
+    def roll_back(self, domain: str | None, *, who: str, why: str, expect: str | None = None) -> Promotion:
+        """Return to the version that was live before, in one step; again: one further back.
+
+        The domain's state stays. With ``expect``, only if that version is still live, so that two people who press the
+        button at once go one back and not two.
+
+        Raises:
+            NoLiveVersion: nothing is live, or nothing was before it.
+            StalePromotion: ``expect`` is no longer live.
+            UnknownDomain: no such domain.
+            IllegalTransition: the domain is retired.
+        """
+        with self._database.write() as connection:
+            if domain is not None and domain_row(connection, domain).state == State.RETIRED:
+                raise IllegalTransition(f"{domain!r} is retired; nothing answers there", domain=domain)
+            pointer = pointer_row(connection, domain)
+            where = domain or "the shared model"
+            if pointer is None:
+                raise NoLiveVersion(f"nothing is live in {where}", domain=domain)
+            if expect is not None and pointer.version_id != expect:
+                raise StalePromotion(
+                    f"{pointer.version_id} is live in {where}, not {expect}", domain=domain, live=pointer.version_id
+                )
+            below = row_of(connection, promotions, pointer.rests_on).rests_on
+            if below is None:
+                raise NoLiveVersion(f"no version was live in {where} before {pointer.version_id}", domain=domain)
+            earlier = row_of(connection, promotions, below).to_version
+            return _set_live(
+                connection,
+                domain,
+                before=pointer.version_id,
+                after=earlier,
+                who=who,
+                why=why,
+                kind="roll_back",
+                below=below,
+            )
+
+    def promotions(self, domain: str | None = None) -> list[Promotion]:
+        """Every move of a live pointer, of one domain or of all."""
+        chosen = select(promotions).order_by(promotions.c.id.desc())
+        if domain is not None:
+            chosen = chosen.where(promotions.c.domain == domain)
+        with self._database.read() as connection:
+            return [as_promotion(row) for row in connection.execute(chosen)]
+
+
+def _enter_live(connection: Connection, held: Domain | None, version: Version, *, who: str, why: str) -> bool:
+    """Move the domain of a promoted version to live, if it is not; says whether it moved.
+
+    A zero-shot version answers, yet nothing was launched: the domain stays where it is.
+    """
+    if held is None or held.state is State.LIVE:
+        return False
+    check_move(held.state, State.LIVE)
+    if version.level == "zero_shot":
+        return False
+    change_state(connection, held, State.LIVE, by=who, why=why)
+    return True
+
+
+def _set_live(
+    connection: Connection,
+    domain: str | None,
+    *,
+    before: str | None,
+    after: str,
+    who: str,
+    why: str,
+    kind: Literal["promote", "roll_back"],
+    below: int | None,
+) -> Promotion:
+    """Move a pointer. ``below``: for a promotion what it rests on; for a roll back the promotion to rest on again."""
+    at, slot = now(), BACKBONE_SLOT if domain is None else domain
+    row: dict[str, Any] = {
+        "domain": domain,
+        "from_version": before,
+        "to_version": after,
+        "who": who,
+        "why": why,
+        "at": at,
+    }
+    row |= {"kind": kind, "rests_on": below}
+    promotion_id = connection.execute(insert(promotions).values(row).returning(promotions.c.id)).scalar_one()
+    pointer = {
+        "version_id": after,
+        "generation": advance(connection, "generation"),
+        "since": at,
+        "moved_by": promotion_id,
+        "rests_on": promotion_id if kind == "promote" else below,
+    }
+    if before is None:
+        connection.execute(insert(live).values(slot=slot, **pointer))
+    else:
+        connection.execute(update(live).where(live.c.slot == slot).values(pointer))
+    note(connection, who, kind, domain, why=why, before=before, after=after)
+    return as_promotion(row_of(connection, promotions, promotion_id))
