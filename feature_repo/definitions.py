@@ -1,15 +1,13 @@
 """What Feast knows, all of it, in one file with one writer: ``apply``.
 
-    entity user                     entity domain
-      user_profile                    domain_features
-      user_history  (source events)
-      user_recent   (user and domain: events in one target domain)
+    entity user               user_profile, user_history (source events)
+    entities user and domain  user_recent (events in one target domain)
 
     feature service ranking = user_profile + user_history + user_recent: one read per request
 
-The schema does not depend on which domains are registered, so a new domain needs no new definitions: profiles and
-domain features are (name, value) pairs, and ``user_recent`` is one view for all domains. That also keeps column names
-of a team's file (spaces, colons, a column called "user") out of Feast's own name space.
+The schema does not depend on which domains are registered, so a new domain needs no new definitions: profiles are
+(name, value) pairs, and ``user_recent`` is one view for all domains. That also keeps column names of a team's file
+(spaces, colons, a column called "user") out of Feast's own name space.
 """
 
 from __future__ import annotations
@@ -17,17 +15,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sqlite3
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from string import Template
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, PushSource, RepoConfig
 from feast.types import Array, Float64, Int64, String
 from feast.value_type import ValueType
+
+from feature_repo.online_stores import ONLINE_STORES, OnlineStore
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +36,8 @@ RECENT_EVENTS = 200
 """Events kept for each user and target domain, at least; no network reads more of its short history."""
 EVENT_FIELDS = ("item", "domain", "action", "value", "time_us")
 """Parallel arrays of a history: local item index, domain number, action code, value, microseconds since the epoch."""
+EVENT_VIEWS = {"user_history": EVENT_FIELDS, "user_recent": tuple(name for name in EVENT_FIELDS if name != "domain")}
+"""Fields of each view that holds events; the domain of recent events is the one they are asked for."""
 RANKING = "ranking"
 
 _MARKER = '''"""Written by feature_repo.definitions.apply: `feast apply` in this folder finds what is there already."""
@@ -56,13 +57,13 @@ class FeatureRepo:
 
     Args:
         folder: holds the offline Parquet, Feast's registry and the SQLite online store.
-        online_store: Feast's online store.
-        redis_url: ``host:port[,password=...]`` of Redis when it is the online store.
+        online_store: a name of ``ONLINE_STORES``.
+        online_store_address: where that store answers, in its own notation; empty for its usual place.
     """
 
     folder: Path
-    online_store: Literal["sqlite", "redis"] = "sqlite"
-    redis_url: str = "localhost:6379"
+    online_store: str = "sqlite"
+    online_store_address: str = ""
 
     @property
     def root(self) -> Path:
@@ -70,26 +71,16 @@ class FeatureRepo:
         return self.folder.absolute()
 
     @property
-    def online_file(self) -> Path:
-        return self.root / "online.db"
+    def online(self) -> OnlineStore:
+        return ONLINE_STORES[self.online_store](self.root, self.online_store_address)
 
     def offline_file(self, view: str) -> Path:
         return self.root / "offline" / f"{view}.parquet"
 
     def settings_text(self) -> str:
         """feature_store.yaml with absolute paths."""
-        if self.online_store == "redis":
-            # A slow store must not hold a request: the answer then comes without history, which says so.
-            online: dict[str, Any] = {
-                "type": "redis",
-                "connection_string": f"{self.redis_url},socket_timeout=0.5,socket_connect_timeout=0.5",
-                # Freshness is kept by materialise.py, the same way for every store.
-                "skip_dedup": True,
-            }
-        else:
-            online = {"type": "sqlite", "path": str(self.online_file)}
         template = Template((Path(__file__).parent / "feature_store.yaml").read_text())
-        return template.substitute(folder=self.root, online_store=json.dumps(online))
+        return template.substitute(folder=self.root, online_store=json.dumps(self.online.feast_settings()))
 
     def store(self) -> FeatureStore:
         """A Feast store of its own: its own registry cache and its own connection."""
@@ -129,20 +120,8 @@ def objects(repo: FeatureRepo) -> list[Any]:
         name="user_recent",
         entities=[user, domain],
         ttl=timedelta(0),
-        # The events' own domain is the entity here.
-        schema=[field for field in events if field.name != "domain"],
+        schema=[field for field in events if field.name in EVENT_VIEWS["user_recent"]],
         source=PushSource(name="user_recent_pushed", batch_source=_parquet(repo, "user_recent")),
-    )
-    domain_features = FeatureView(
-        name="domain_features",
-        entities=[domain],
-        ttl=timedelta(0),
-        schema=[
-            Field(name="number", dtype=Int64, description="The domain's number in histories"),
-            Field(name="role", dtype=String),
-            *pairs,
-        ],
-        source=_parquet(repo, "domain_features"),
     )
     return [
         user,
@@ -150,9 +129,7 @@ def objects(repo: FeatureRepo) -> list[Any]:
         user_profile,
         user_history,
         user_recent,
-        domain_features,
         FeatureService(name=RANKING, features=[user_profile, user_history, user_recent]),
-        FeatureService(name="surfaces", features=[domain_features]),
     ]
 
 
@@ -161,11 +138,7 @@ def apply(repo: FeatureRepo) -> FeatureStore:
     repo.offline_file("user_profile").parent.mkdir(parents=True, exist_ok=True)
     _write(repo.root / "feature_store.yaml", repo.settings_text())
     _write(repo.root / "feast_objects.py", _MARKER)
-    if repo.online_store == "sqlite":
-        with sqlite3.connect(repo.online_file) as connection:
-            # Readers go on while a chunk is being written.
-            connection.execute("pragma journal_mode = wal")
-        connection.close()
+    repo.online.prepare()
     store = repo.store()
     store.apply(objects(repo))
     logger.info("feature definitions applied", extra={"folder": str(repo.root), "online_store": repo.online_store})

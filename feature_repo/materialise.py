@@ -7,11 +7,9 @@ than what they bring. Feast itself does not: on SQLite a materialisation overwri
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +27,7 @@ from domains.events.domain_data import DomainData
 from domains.events.histories import Histories, HistoryStore
 from domains.events.vocabulary import Vocabulary
 from domains.registry.registry import Domain
-from feature_repo.definitions import EVENT_FIELDS, HISTORY_EVENTS, RECENT_EVENTS, FeatureRepo, apply
+from feature_repo.definitions import EVENT_FIELDS, EVENT_VIEWS, HISTORY_EVENTS, RECENT_EVENTS, FeatureRepo, apply
 from feature_repo.online import read_events
 
 logger = logging.getLogger(__name__)
@@ -38,17 +36,10 @@ CHUNK_ROWS = 5_000
 CHUNK_EVENTS = 1_000_000
 """A chunk ends at either bound, so its memory does not grow with the number or the activity of users."""
 
-_MOMENT = pa.timestamp("us", tz="UTC")
-_EVENT_TYPES = {
-    "item": pa.int64(),
-    "domain": pa.int64(),
-    "action": pa.int64(),
-    "value": pa.float64(),
-    "time_us": pa.int64(),
-}
-_RECENT_FIELDS = tuple(name for name in EVENT_FIELDS if name != "domain")
+_TIMESTAMP = pa.timestamp("us", tz="UTC")
+_EVENT_TYPES = {name: pa.float64() if name == "value" else pa.int64() for name in EVENT_FIELDS}
 _TIMELESS = 0
-"""Event time of facts that carry no time of their own (profiles, domain features): true since the epoch."""
+"""Event time of profiles, which carry none of their own: true since the epoch."""
 
 Progress = Callable[[float, str], None]
 
@@ -92,18 +83,19 @@ def materialise(
         before_us: only events strictly before this moment; None takes all. A row's Feast timestamp is one microsecond
             after its newest event, so a point-in-time join sees strictly the past, as training does.
     """
-    progress = on_progress or (lambda fraction, step: None)
+    progress = on_progress or (lambda *_: None)
     store = apply(repo)
-    rows = {
-        "user_profile": _write_profiles(repo, domains, data_dir, users),
-        "domain_features": _write_domain_features(repo, domains),
-    }
+    rows = {"user_profile": _write_profiles(repo, domains, data_dir, users)}
     progress(0.1, "profiles written offline")
     rows["user_history"] = _write_parquet(
-        repo.offline_file("user_history"), _user_history(histories.source, users, before_us), _history_schema()
+        repo.offline_file("user_history"),
+        _user_history(histories.source, users, before_us),
+        _event_schema("user_history"),
     )
     rows["user_recent"] = _write_parquet(
-        repo.offline_file("user_recent"), _user_recent(histories, domains, users, before_us), _recent_schema()
+        repo.offline_file("user_recent"),
+        _user_recent(histories, domains, users, before_us),
+        _event_schema("user_recent"),
     )
     progress(0.3, "histories written offline")
     total, done, kept = max(1, sum(rows.values())), 0, 0
@@ -125,71 +117,45 @@ def push_event(repo: FeatureRepo, store: FeatureStore, event: PushedEvent, *, ta
     """
     view = "user_history" if target is None else "user_recent"
     keys = {"user_id": event.user_id} | ({} if target is None else {"domain": target})
-    with _writing(repo):
+    with repo.online.writing():
         [held] = read_events(store, view, [keys])
-        added = held.with_event(event.item, event.domain, event.action, event.value, event.time_us, HISTORY_EVENTS)
+        added = held.with_event(
+            item=event.item,
+            domain=event.domain,
+            action=event.action,
+            value=event.value,
+            time_us=event.time_us,
+            most=HISTORY_EVENTS,
+        )
         if added is held:
             return False
-        fields = EVENT_FIELDS if target is None else _RECENT_FIELDS
-        row = keys | {name: [getattr(added, name)] for name in fields} | {"event_timestamp": [datetime.now(UTC)]}
-        store.push(f"{view}_pushed", pd.DataFrame(row), to=PushMode.ONLINE)
+        row = keys | {name: [getattr(added, name)] for name in EVENT_VIEWS[view]}
+        store.push(f"{view}_pushed", pd.DataFrame(row | {"event_timestamp": [datetime.now(UTC)]}), to=PushMode.ONLINE)
     return True
 
 
 def _write_online(repo: FeatureRepo, store: FeatureStore, view: str, chunk: pd.DataFrame) -> int:
-    if view not in ("user_history", "user_recent"):
+    if view not in EVENT_VIEWS:
         store.write_to_online_store(view, chunk)
         return 0
-    keys = ["user_id"] if view == "user_history" else ["user_id", "domain"]
-    fields = EVENT_FIELDS if view == "user_history" else _RECENT_FIELDS
-    kept = 0
-    with _writing(repo):
+    keys = list(_keys(view))
+    with repo.online.writing():
         newest = chunk["time_us"].map(lambda times: times[-1]).to_numpy()
         online = read_events(store, view, chunk[keys].to_dict("records"), fields=("time_us",))
         fresher = [at for at, held in enumerate(online) if len(held.time_us) and held.time_us[-1] > newest[at]]
-        for at, held in zip(
-            fresher,
-            read_events(store, view, chunk[keys].iloc[fresher].to_dict("records")) if fresher else [],
-            strict=True,
-        ):
+        whole = read_events(store, view, chunk[keys].iloc[fresher].to_dict("records")) if fresher else []
+        for at, held in zip(fresher, whole, strict=True):
             extra = held.time_us > newest[at]
-            for name in fields:
+            for name in EVENT_VIEWS[view]:
                 joined = np.concatenate([chunk[name].iloc[at], getattr(held, name)[extra]])
                 chunk.at[chunk.index[at], name] = joined[-HISTORY_EVENTS:]
-            kept += 1
         store.write_to_online_store(view, chunk)
-    return kept
-
-
-@contextmanager
-def _writing(repo: FeatureRepo) -> Iterator[None]:
-    """Only one writer of histories at a time, over all processes (and, with Redis, all machines)."""
-    if repo.online_store == "redis":
-        import redis
-        from feast.infra.online_stores.redis import RedisOnlineStore
-
-        # Feast's own parser, so that the one setting means the same here as there.
-        [node, *_], parameters = RedisOnlineStore._parse_connection_string(repo.redis_url)
-        with (
-            redis.Redis(**node, **parameters) as client,
-            client.lock("graft:features:writing", timeout=60, blocking_timeout=60),
-        ):
-            yield
-        return
-    with open(repo.root / "writing.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return len(fresher)
 
 
 def _user_history(source: HistoryStore, users: Vocabulary, before_us: int | None) -> Iterator[pa.Table]:
     for user, start, stop in _windows(source, before_us, HISTORY_EVENTS):
-        position, offsets = _positions(start, stop)
-        yield pa.table(
-            {"user_id": pa.array([users.name(int(index)) for index in user], pa.string())}
-            | {name: _lists(getattr(source, name)[position], offsets, _EVENT_TYPES[name]) for name in EVENT_FIELDS}
-            | {"event_timestamp": _moments(source.time_us[stop - 1] + 1)},
-            schema=_history_schema(),
-        )
+        yield _event_rows("user_history", {"user_id": _names(users, user)}, source, start, stop)
 
 
 def _user_recent(
@@ -200,19 +166,29 @@ def _user_recent(
         if target is None:
             continue
         for user, start, stop in _windows(target, before_us, max(RECENT_EVENTS, domain.spec.history.short)):
-            position, offsets = _positions(start, stop)
-            yield pa.table(
-                {
-                    "user_id": pa.array([users.name(int(index)) for index in user], pa.string()),
-                    "domain": pa.array([domain.name] * len(user), pa.string()),
-                }
-                | {
-                    name: _lists(getattr(target, name)[position], offsets, _EVENT_TYPES[name])
-                    for name in _RECENT_FIELDS
-                }
-                | {"event_timestamp": _moments(target.time_us[stop - 1] + 1)},
-                schema=_recent_schema(),
-            )
+            keys = {"user_id": _names(users, user), "domain": [domain.name] * len(user)}
+            yield _event_rows("user_recent", keys, target, start, stop)
+
+
+def _names(users: Vocabulary, user: np.ndarray) -> list[str]:
+    return [users.name(int(index)) for index in user]
+
+
+def _event_rows(
+    view: str, keys: Mapping[str, Sequence[str]], store: HistoryStore, start: np.ndarray, stop: np.ndarray
+) -> pa.Table:
+    """Rows of a view, one for each window [start, stop) of the store."""
+    offsets = np.concatenate([[0], np.cumsum(stop - start)])
+    position = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], stop - start)
+    events = {
+        name: pa.ListArray.from_arrays(
+            pa.array(offsets, pa.int32()), pa.array(getattr(store, name)[position]).cast(_EVENT_TYPES[name])
+        )
+        for name in EVENT_VIEWS[view]
+    }
+    return pa.table(
+        {**keys, **events, "event_timestamp": _timestamps(store.time_us[stop - 1] + 1)}, schema=_event_schema(view)
+    )
 
 
 def _windows(
@@ -230,12 +206,6 @@ def _windows(
         for number in np.unique(part):
             here = part == number
             yield user[here], start[here], stop[here]
-
-
-def _positions(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Absolute positions of all windows one after the other, and where each window begins in that."""
-    offsets = np.concatenate([[0], np.cumsum(stop - start)])
-    return np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], stop - start), offsets
 
 
 def _write_profiles(repo: FeatureRepo, domains: Sequence[Domain], data_dir: Path, users: Vocabulary) -> int:
@@ -264,27 +234,12 @@ def _write_profiles(repo: FeatureRepo, domains: Sequence[Domain], data_dir: Path
                     "index": list(chunk),
                     "names": [list(known[index]) for index in chunk],
                     "values": [list(known[index].values()) for index in chunk],
-                    "event_timestamp": _moments(np.full(len(chunk), _TIMELESS)),
+                    "event_timestamp": _timestamps(np.full(len(chunk), _TIMELESS)),
                 },
-                schema=_profile_schema(),
+                schema=_PROFILE_SCHEMA,
             )
 
-    return _write_parquet(repo.offline_file("user_profile"), tables(), _profile_schema())
-
-
-def _write_domain_features(repo: FeatureRepo, domains: Sequence[Domain]) -> int:
-    table = pa.table(
-        {
-            "domain": [domain.name for domain in domains],
-            "number": [domain.number for domain in domains],
-            "role": [str(domain.role) for domain in domains],
-            "names": [list(domain.spec.domain_features) for domain in domains],
-            "values": [[str(value) for value in domain.spec.domain_features.values()] for domain in domains],
-            "event_timestamp": _moments(np.full(len(domains), _TIMELESS)),
-        },
-        schema=_domain_schema(),
-    )
-    return _write_parquet(repo.offline_file("domain_features"), iter([table]), _domain_schema())
+    return _write_parquet(repo.offline_file("user_profile"), tables(), _PROFILE_SCHEMA)
 
 
 def _write_parquet(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> int:
@@ -306,34 +261,29 @@ def _chunks(path: Path) -> Iterator[pd.DataFrame]:
             yield file.read_row_group(group).to_pandas()
 
 
-def _lists(values: np.ndarray, offsets: np.ndarray, kind: pa.DataType) -> pa.Array:
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values).cast(kind))
+def _timestamps(time_us: np.ndarray) -> pa.Array:
+    return pa.array(np.asarray(time_us, np.int64), pa.int64()).cast(_TIMESTAMP)
 
 
-def _moments(time_us: np.ndarray) -> pa.Array:
-    return pa.array(np.asarray(time_us, np.int64), pa.int64()).cast(_MOMENT)
+def _keys(view: str) -> tuple[str, ...]:
+    return ("user_id", "domain") if view == "user_recent" else ("user_id",)
 
 
-def _schema(fields: Mapping[str, pa.DataType]) -> pa.Schema:
-    return pa.schema([*fields.items(), ("event_timestamp", _MOMENT)])
-
-
-def _history_schema() -> pa.Schema:
-    return _schema({"user_id": pa.string()} | {name: pa.list_(_EVENT_TYPES[name]) for name in EVENT_FIELDS})
-
-
-def _recent_schema() -> pa.Schema:
+def _event_schema(view: str) -> pa.Schema:
     return _schema(
-        {"user_id": pa.string(), "domain": pa.string()}
-        | {name: pa.list_(_EVENT_TYPES[name]) for name in _RECENT_FIELDS}
+        dict.fromkeys(_keys(view), pa.string()) | {name: pa.list_(_EVENT_TYPES[name]) for name in EVENT_VIEWS[view]}
     )
 
 
-def _profile_schema() -> pa.Schema:
-    text = pa.list_(pa.string())
-    return _schema({"user_id": pa.string(), "index": pa.int64(), "names": text, "values": text})
+def _schema(fields: Mapping[str, pa.DataType]) -> pa.Schema:
+    return pa.schema([*fields.items(), ("event_timestamp", _TIMESTAMP)])
 
 
-def _domain_schema() -> pa.Schema:
-    text = pa.list_(pa.string())
-    return _schema({"domain": pa.string(), "number": pa.int64(), "role": pa.string(), "names": text, "values": text})
+_PROFILE_SCHEMA = _schema(
+    {
+        "user_id": pa.string(),
+        "index": pa.int64(),
+        "names": pa.list_(pa.string()),
+        "values": pa.list_(pa.string()),
+    }
+)

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from feast import FeatureService, FeatureStore
 
-from feature_repo.definitions import EVENT_FIELDS, RANKING, FeatureRepo
+from feature_repo.definitions import EVENT_VIEWS, RANKING, FeatureRepo
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Events:
     def arrays(self) -> dict[str, np.ndarray]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def with_event(self, item: int, domain: int, action: int, value: float, time_us: int, most: int) -> Self:
+    def with_event(self, *, item: int, domain: int, action: int, value: float, time_us: int, most: int) -> Self:
         """These events and one more at its place in time, the latest ``most``; itself if it holds it already."""
         same = (self.time_us == time_us) & (self.item == item) & (self.action == action)
         if len(self.domain):
@@ -91,7 +91,7 @@ class OnlineFeatures:
         self._lock = threading.Lock()
         self._store: FeatureStore | None = None
         self._service: FeatureService | None = None
-        self._file: tuple[int, int] | None = None
+        self._identity: object = None
         self._closed_until = 0.0
         self._reason = ""
 
@@ -145,12 +145,9 @@ class OnlineFeatures:
             self._store, self._service = store, service
 
     def _open(self) -> None:
-        if self._repo.online_store == "sqlite":
-            # A connection outlives its file: without this look a deleted store would go on answering, ever more stale.
-            status = self._repo.online_file.stat()
-            if self._file != (status.st_dev, status.st_ino):
-                self._store = None
-                self._file = (status.st_dev, status.st_ino)
+        identity = self._repo.online.identity()
+        if self._identity != identity:
+            self._store, self._identity = None, identity
         if self._store is None:
             store = self._repo.store()
             self._service = store.get_feature_service(RANKING)
@@ -168,9 +165,7 @@ def read_events(
     store: FeatureStore, view: str, keys: Sequence[Mapping[str, Any]], *, fields: Sequence[str] | None = None
 ) -> list[Events]:
     """Events that are online now, one for each key; fields not asked for stay empty."""
-    if fields is None:
-        fields = [name for name in EVENT_FIELDS if name != "domain" or view == "user_history"]
-    values = _columns(store, [f"{view}:{name}" for name in fields], keys)
+    values = _columns(store, [f"{view}:{name}" for name in fields or EVENT_VIEWS[view]], keys)
     return [_events(values, view, row) for row in range(len(keys))]
 
 

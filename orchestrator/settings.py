@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from feature_repo.online_stores import ONLINE_STORES
 
 Baseline = Literal["popularity", "single_domain", "shared_bottom", "full_fine_tune", "scratch"]
 
@@ -14,6 +16,12 @@ Baseline = Literal["popularity", "single_domain", "shared_bottom", "full_fine_tu
 def _listed(value: Any) -> Any:
     """``popularity, scratch`` as the environment writes it."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _online_store(name: str) -> str:
+    if name not in ONLINE_STORES:
+        raise ValueError(f"no online store is called {name!r}; there are {', '.join(ONLINE_STORES)}")
+    return name
 
 
 class Settings(BaseSettings):
@@ -25,10 +33,10 @@ class Settings(BaseSettings):
     """Folder that holds everything Graft writes: registry, events, features, artifacts, logs."""
     database_url: str = ""
     """Registry database; empty means SQLite inside the home folder. PostgreSQL: postgresql+psycopg://user@host/name."""
-    online_store: Literal["sqlite", "redis"] = "sqlite"
-    """Feast's online store."""
-    redis_url: str = "localhost:6379"
-    """Address of Redis when it is the online store."""
+    online_store: Annotated[str, AfterValidator(_online_store)] = "sqlite"
+    """Feast's online store: sqlite or redis."""
+    online_store_address: str = ""
+    """Where that store answers; empty for its usual place. Redis: host:port[,password=...]."""
     bind_host: str = "127.0.0.1"
     """Interface that every server binds to."""
     service_port: int = 3000

@@ -15,13 +15,17 @@ from orchestrator.settings import Settings
 
 def feature_repo(settings: Settings) -> FeatureRepo:
     """Feast's folder and online store for these settings."""
-    return FeatureRepo(settings.features_dir, online_store=settings.online_store, redis_url=settings.redis_url)
+    return FeatureRepo(
+        settings.features_dir,
+        online_store=settings.online_store,
+        online_store_address=settings.online_store_address,
+    )
 
 
 def refresh(
     *, registry: Registry, settings: Settings, on_progress: Callable[..., None] | None = None
 ) -> dict[str, Any]:
-    """Write profiles, histories and domain features into Feast, offline and online. Safe to repeat."""
+    """Write profiles and histories into Feast, offline and online. Safe to repeat."""
     held = [domain for domain in registry.domains() if domain.counts.get("rows_added")]
 
     def report(fraction: float, step: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from domains.events.domain_data import DomainData
 from domains.events.histories import Histories
@@ -25,6 +26,9 @@ from domains.spec import DomainSpec
 from feature_repo.definitions import EVENT_FIELDS, HISTORY_EVENTS, RECENT_EVENTS, FeatureRepo, apply
 from feature_repo.materialise import PushedEvent, materialise, push_event
 from feature_repo.online import FeatureStoreDown, OnlineFeatures
+from feature_repo.online_stores import ONLINE_STORES, SqliteStore
+from orchestrator.data.online import feature_repo
+from orchestrator.settings import Settings
 
 NOW = 1_700_000_000_000_000
 HOUR = 3_600_000_000
@@ -281,7 +285,7 @@ def test_applying_again_changes_nothing_and_the_command_line_agrees(own_repo):
     """`feast apply` in the generated folder finds the same objects; it would delete what it does not find."""
     apply(own_repo)
     before = sorted(view.name for view in own_repo.store().list_feature_views())
-    assert before == ["domain_features", "user_history", "user_profile", "user_recent"]
+    assert before == ["user_history", "user_profile", "user_recent"]
     done = subprocess.run(
         [str(Path(sys.executable).parent / "feast"), "-c", str(own_repo.root), "apply"],
         capture_output=True,
@@ -298,34 +302,42 @@ def test_applying_again_changes_nothing_and_the_command_line_agrees(own_repo):
 @pytest.mark.parametrize("harm", ["deleted", "overwritten"])
 def test_a_store_that_is_gone_says_so_and_is_found_again(own_repo, harm):
     """No stale answer from a deleted file, no endless failure once it is back."""
-    online = OnlineFeatures(own_repo, rest_s=0.0)
+    online, file = OnlineFeatures(own_repo, rest_s=0.0), own_repo.online.file
     assert online.read_user("u0", "live") is not None
-    with sqlite3.connect(own_repo.online_file) as connection:
+    with sqlite3.connect(file) as connection:
         connection.execute("pragma wal_checkpoint(truncate)")
     connection.close()
-    kept = own_repo.online_file.read_bytes()
+    kept = file.read_bytes()
     for suffix in ("-wal", "-shm"):
-        own_repo.online_file.with_name(own_repo.online_file.name + suffix).unlink(missing_ok=True)
-    own_repo.online_file.unlink()
+        file.with_name(file.name + suffix).unlink(missing_ok=True)
+    file.unlink()
     if harm == "overwritten":
-        own_repo.online_file.write_bytes(b"no database" * 1000)
+        file.write_bytes(b"no database" * 1000)
     with pytest.raises(FeatureStoreDown):
         online.read_user("u0", "live")
     with pytest.raises(FeatureStoreDown):
         online.read_user("u0", "live")
-    own_repo.online_file.unlink(missing_ok=True)
-    own_repo.online_file.write_bytes(kept)
+    file.unlink(missing_ok=True)
+    file.write_bytes(kept)
     assert online.read_user("u0", "live") is not None
 
 
-def test_domain_features_are_known_offline_and_online(repo):
-    """Numbers and words alike as text, by name."""
-    store = repo.store()
-    answer = store.get_online_features(
-        features=store.get_feature_service("surfaces"), entity_rows=[{"domain": "live"}]
-    ).to_dict()
-    assert dict(zip(answer["names"][0], answer["values"][0], strict=True)) == {"surface": "live", "rows": "3"}
-    assert (answer["number"], answer["role"]) == ([3], ["target"])
+def test_a_store_is_added_by_a_row_of_the_table_alone(world, tmp_path, monkeypatch):
+    """Settings accept its name, Feast is told of it, and what is published is read from it."""
+
+    class OtherFile(SqliteStore):
+        @property
+        def file(self) -> Path:
+            return Path(self.address)
+
+    with pytest.raises(ValidationError, match="no online store is called 'other'; there are sqlite, redis"):
+        Settings(online_store="other")
+    monkeypatch.setitem(ONLINE_STORES, "other", OtherFile)
+    address = tmp_path / "other.db"
+    made = feature_repo(Settings(home=tmp_path, online_store="other", online_store_address=str(address)))
+    publish(world, made)
+    assert address.exists()
+    assert OnlineFeatures(made).read_user("u0", "live") is not None
 
 
 @pytest.fixture
@@ -357,7 +369,7 @@ def redis_port(tmp_path: Path):
 def test_redis_gives_the_same_answers_and_the_same_rules(world, redis_port, tmp_path):
     """Equal reads, pushes that survive a materialisation and repeat harmlessly, and a plain word when it is down."""
     port, server = redis_port
-    made = FeatureRepo(tmp_path / "repo", online_store="redis", redis_url=f"127.0.0.1:{port}")
+    made = FeatureRepo(tmp_path / "repo", online_store="redis", online_store_address=f"127.0.0.1:{port}")
     publish(world, made)
     store, online = made.store(), OnlineFeatures(made, rest_s=0.0)
     for user_id in ("u0", "busy", "silent", "newcomer"):
