@@ -15,7 +15,7 @@ from torch.func import functional_call
 from models.baselines.factors import Bridge, BridgeConfig, Interleaved, OnlySharedUsers, TrainingSet, latest_liked
 from models.baselines.inputs import masked_softmax
 from models.batch import Batch
-from models.training.loop import TrainingStep, TrainResult, row_losses
+from models.training.loop import TrainingStep, TrainResult, output_losses
 
 
 class CMF(Bridge):
@@ -237,4 +237,4 @@ class _MetaStep(nn.Module):
         vector = self.bridge._carried(batch, weights)
         weight = batch.weight * group
         score = self.bridge.target.score(vector, batch.item) + batch.offset
-        return (weight * row_losses(score, batch.label, self.task)).sum() / weight.sum().clamp(min=1e-12)
+        return (weight * output_losses(score, batch.label, self.task)).sum() / weight.sum().clamp(min=1e-12)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.batch import Batch
-from models.training.loop import TrainConfig, autocast, evaluating, row_losses, task_loss
+from models.training.loop import TrainConfig, autocast, evaluating, output_losses, task_loss
 from models.training.optimisers import Nested, coalesced
 
 SLOTS = 256
@@ -221,7 +221,7 @@ class Influence:
 
     def _losses(self, batch: Batch) -> Tensor:
         with autocast(batch.label.device, self.config.bf16):
-            return row_losses(self.model(batch), batch.label, self.config.task)
+            return output_losses(self.model(batch), batch.label, self.config.task)
 
     def _moved(self, step: float) -> dict[str, Tensor]:
         """Move the weights and return what stood there, so that putting back restores every bit."""

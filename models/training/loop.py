@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from models import metrics
-from models.intervals import surely_lower
 from models.batch import Batch
+from models.intervals import surely_lower
 from models.training import run_state
 from models.training.config import (
     BatchSource,
@@ -47,8 +47,8 @@ from models.training.step import (
     descend,
     evaluating,
     objective,
+    output_losses,
     predict,
-    row_losses,
     sparse_tables,
     task_loss,
 )
@@ -68,8 +68,8 @@ __all__ = [
     "descend",
     "evaluating",
     "objective",
+    "output_losses",
     "predict",
-    "row_losses",
     "sparse_tables",
     "task_loss",
     "train",

@@ -22,8 +22,9 @@ ALONE = Alone()
 SPARSE_FROM_ROWS = 1024  # below, a dense gradient is cheaper than sorting ids
 
 
-def row_losses(output: Tensor, label: Tensor, task: Task) -> Tensor:
-    """Loss of each row, (B,): cross-entropy of logits for clicks, squared error for ratings (DACDR eq. 8)."""
+def output_losses(output: Tensor, label: Tensor, task: Task) -> Tensor:
+    """Loss of each row from the network's output, (B,): cross-entropy of logits for clicks, squared error for ratings
+    (DACDR eq. 8). Of scores, ``models.metrics.row_losses`` says the same."""
     if task == "rating":
         return (output.float() - label).square()
     return F.binary_cross_entropy_with_logits(output.float(), label, reduction="none")
@@ -41,7 +42,7 @@ def task_loss(
         right = batch.label > 0
         losses = list_losses(output, batch.label)
         return (weight[right] * losses).sum() / batch.weight[right].sum().clamp(min=1e-12)
-    return (weight * row_losses(output, batch.label, task)).sum() / batch.weight.sum().clamp(min=1e-12)
+    return (weight * output_losses(output, batch.label, task)).sum() / batch.weight.sum().clamp(min=1e-12)
 
 
 def objective(

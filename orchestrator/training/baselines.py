@@ -26,7 +26,7 @@ from orchestrator.data.dataset import Workspace
 from orchestrator.data.target_encoding import item_means, leave_one_out
 from orchestrator.jobs.launch_state import TRAINED_BASELINES as TRAINED
 from orchestrator.training.fine_tune import calibration
-from orchestrator.training.fit import new_baseline, own_values, searched_parameters, set_own_means
+from orchestrator.training.fit import new_baseline, own_values, searched_parameters, set_own_means, train_config
 from orchestrator.training.recipe import Recipe
 from orchestrator.training.wide_fit import fit_evidence, fit_own_evidence
 
@@ -80,17 +80,13 @@ def predict(
     loop.train(
         network,
         DomainBatchSampler(batch_builder, parts, batch_size=batch_size, seed=recipe.seed),
-        config=loop.TrainConfig(
+        config=train_config(
+            recipe,
             task=task,
             epochs=epochs,
             learning_rate=rate,
-            weight_decay=recipe.weight_decay,
             patience=max(recipe.patience, 1),
-            auxiliary_weight=recipe.contrastive_weight,
             consider_start=True,
-            seed=recipe.seed,
-            prefetch=2,
-            bf16=recipe.bf16,
         ),
         validation=held if len(validation) else None,
         parameters=searched,

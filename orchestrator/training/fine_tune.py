@@ -19,7 +19,7 @@ from models.training.devices import device_for
 from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, Examples
 from orchestrator.data.target_encoding import item_means, leave_one_out
 from orchestrator.settings import Settings
-from orchestrator.training.fit import own_values, searched_parameters, set_own_means, start_of
+from orchestrator.training.fit import own_values, searched_parameters, set_own_means, start_of, train_config
 from orchestrator.training.recipe import Recipe
 from orchestrator.training.wide_fit import fit_own_evidence
 
@@ -71,18 +71,13 @@ def fit_adapter(
         result = loop.train(
             ranker,
             data,
-            config=loop.TrainConfig(
+            config=train_config(
+                recipe,
                 task=task,
                 epochs=recipe.fine_tune_epochs,
                 learning_rate=recipe.fine_tune_learning_rate,
-                weight_decay=recipe.weight_decay,
                 patience=max(recipe.patience, 1),
-                auxiliary_weight=recipe.contrastive_weight,
                 consider_start=start_of(ranker) or True,
-                seed=recipe.seed,
-                checkpoint_every_steps=recipe.checkpoint_every_steps,
-                prefetch=2,
-                bf16=recipe.bf16,
                 device=device,
             ),
             validation=held_out if len(validation) else None,

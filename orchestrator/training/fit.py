@@ -159,18 +159,10 @@ def learn(
     return loop.train(
         network,
         DomainBatchSampler(batch_builder, learnt.train, batch_size=recipe.batch_size, seed=recipe.seed, share=share),
-        config=loop.TrainConfig(
-            task=recipe.task,
-            epochs=recipe.epochs,
-            learning_rate=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            patience=recipe.patience,
+        config=train_config(
+            recipe,
             auxiliary_weight=auxiliary_weight,
             consider_start=consider_start,
-            seed=recipe.seed,
-            checkpoint_every_steps=recipe.checkpoint_every_steps,
-            prefetch=2,
-            bf16=recipe.bf16,
             device=peers.device if peers.world > 1 else device,
         ),
         validation=validation if len(validation) else None,
@@ -180,6 +172,23 @@ def learn(
         sample_weigher=sample_weigher,
         peers=peers,
     )
+
+
+def train_config(recipe: Recipe, **changes: Any) -> loop.TrainConfig:
+    """How a recipe trains: as shared training does, but for ``changes`` (attributes of `TrainConfig`)."""
+    config = loop.TrainConfig(
+        task=recipe.task,
+        epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        patience=recipe.patience,
+        auxiliary_weight=recipe.contrastive_weight,
+        seed=recipe.seed,
+        checkpoint_every_steps=recipe.checkpoint_every_steps,
+        prefetch=2,
+        bf16=recipe.bf16,
+    )
+    return replace(config, **changes)
 
 
 def forget_unmet_users(users: RowTable, learnt: TrainingSet) -> None:

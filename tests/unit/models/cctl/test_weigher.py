@@ -14,7 +14,7 @@ from models.cctl.domain_encoder import EnhancementConfig, RepresentationEnhancem
 from models.cctl.information_flow import BucketBandit, Influence, InformationFlow, ShowsHidden, Traits
 from models.cctl.weigher import CollaborativeTransfer, Companion, TransferConfig, TransferReport
 from models.metrics import auc
-from models.training.loop import TrainConfig, TrainingStep, predict, row_losses, task_loss, train
+from models.training.loop import TrainConfig, TrainingStep, predict, output_losses, task_loss, train
 from models.training.optimisers import Optimisers
 
 USERS, ITEMS, TARGET = 100, 80, 0
@@ -228,7 +228,7 @@ def test_the_last_layer_influence_is_the_product_of_last_layer_gradients():
         state = (state - state.mean(0)).detach()
         weight = net.last.weight.detach().clone().requires_grad_()
         moved = (output - (state @ net.last.weight.T).squeeze(-1)).detach() + (state @ weight.T).squeeze(-1)
-        losses = row_losses(moved, batch.label, "ctr")
+        losses = output_losses(moved, batch.label, "ctr")
         return torch.autograd.grad(losses.mean() if row is None else losses[row], weight)[0].flatten()
 
     expected = torch.stack([gradient(source, row) @ gradient(fresh, None) for row in range(5)])
@@ -251,7 +251,7 @@ def test_the_central_difference_is_the_product_of_whole_gradients_and_moves_noth
     toward = torch.autograd.grad(task_loss(net(fresh), fresh, "ctr"), parameters)
     expected = []
     for row in range(5):
-        own = torch.autograd.grad(row_losses(net(source), source.label, "ctr")[row], parameters)
+        own = torch.autograd.grad(output_losses(net(source), source.label, "ctr")[row], parameters)
         expected.append(sum((a * b).sum() for a, b in zip(own, toward, strict=True)))
     assert found is not None
     torch.testing.assert_close(found[:5], torch.stack(expected), rtol=2e-2, atol=2e-5)
