@@ -20,17 +20,16 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from domains.errors import InvalidData
 from domains.public.reading import (
+    Part,
     PreparedDomain,
+    Role,
     Staging,
     Task,
-    declare,
     fault_at,
-    finish,
-    literal,
+    loader,
     open_text,
     rating_columns,
     roles,
@@ -46,9 +45,9 @@ RATINGS = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("ratin
 ITEMS = pa.schema(
     [("item_id", pa.string()), ("category", pa.string()), ("brand", pa.string()), ("price", pa.float64())]
 )
-BATCH_ROWS = 100_000
 
 
+@loader("amazon")
 def load(
     path: Path,
     out_dir: Path,
@@ -61,13 +60,13 @@ def load(
 
     Args:
         sources, targets: categories as the files name them ("Movies_and_TV"). By default the category with the
-            smallest file borrows from all others.
+            smallest file is the target and all others are sources.
         task: "rating", or "ctr" for which a rating above 3 is a click.
 
     Raises:
         InvalidData: no such files, an unknown category, or a malformed line (file and line are named).
     """
-    folder, out = Path(path), Path(out_dir)
+    folder = Path(path)
     files = _files(folder)
     if len(files) < 2:
         raise InvalidData(
@@ -76,33 +75,26 @@ def load(
         )
     if targets is None:
         targets = [min((c for c in files if c not in (sources or ())), key=lambda c: files[c].stat().st_size)]
-    chosen = list(roles(files, sources=sources, targets=targets))
-    lenders = [f"amazon-{slug(category)}" for category, role in chosen if role == "source"]
-    prepared = []
-    with Staging(out) as staging:
-        for category, role in chosen:
-            name = f"amazon-{slug(category)}"
-            interactions, items = out / name / "interactions.parquet", out / name / "items.parquet"
-            interactions.parent.mkdir(parents=True, exist_ok=True)
-            if ".csv" in files[category].name:
-                rows = _write_csv(staging, files[category], interactions)
-            else:
-                rows = _write_batches(_reviews(files[category]), RATINGS, interactions)
+    with Staging(out_dir) as staging:
+
+        def part(category: str, role: Role) -> Part:
+            _stage_ratings(staging, files[category])
             described = _metadata_file(folder, category)
             if described:
-                rated = staging.execute(f"SELECT DISTINCT item_id FROM read_parquet({literal(str(interactions))})")
-                _write_batches(_metadata(described, {item for (item,) in rated}), ITEMS, items)
-            spec = declare(
-                name,
-                role,
-                task,
-                rating_columns(task, timed=True),
-                sources=lenders,
-                items={"category": "category", "brand": "category", "price": "number"} if described else None,
+                rated = {item for (item,) in staging.execute("SELECT DISTINCT item_id FROM ratings")}
+                staging.stage_rows("described", _metadata(described, rated), ITEMS)
+            return Part(
+                name=f"amazon-{slug(category)}",
+                role=role,
+                task=task,
+                interactions="SELECT user_id, item_id, rating, ts FROM ratings",
+                columns=rating_columns(task, timed=True),
+                items="SELECT * FROM described" if described else None,
+                item_features={"category": "category", "brand": "category", "price": "number"},
                 domain_features={"department": category},
             )
-            prepared.append(finish(spec, interactions, items if described else None, None, rows, {}))
-    return prepared
+
+        return staging.write_parts(part(*one) for one in roles(files, sources=sources, targets=targets))
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -123,7 +115,11 @@ def _metadata_file(folder: Path, category: str) -> Path | None:
     )
 
 
-def _write_csv(staging: Staging, file: Path, interactions: Path) -> int:
+def _stage_ratings(staging: Staging, file: Path) -> None:
+    """Make the view ``ratings`` of a review file: user_id, item_id, rating, ts."""
+    if ".csv" not in file.name:
+        staging.stage_rows("ratings", _reviews(file), RATINGS)
+        return
     with open_text(file) as lines:
         first = lines.readline().strip().split(",")
     if len(first) != 4:
@@ -131,9 +127,7 @@ def _write_csv(staging: Staging, file: Path, interactions: Path) -> int:
     # 2014 writes the user first, 2018 the item. A product id has 10 characters, a reviewer id has 12 or more.
     user_first = len(first[0]) > len(first[1]) if len(first[0]) != len(first[1]) else file.name.startswith("ratings_")
     names = ("user_id", "item_id") if user_first else ("item_id", "user_id")
-    columns = dict.fromkeys(names, "VARCHAR") | {"rating": "DOUBLE", "ts": "BIGINT"}
-    staging.scan_text("ratings", file, columns)
-    return staging.write("SELECT user_id, item_id, rating, ts FROM ratings", interactions)
+    staging.scan_text("ratings", file, dict.fromkeys(names, "VARCHAR") | {"rating": "DOUBLE", "ts": "BIGINT"})
 
 
 def _reviews(file: Path) -> Iterator[tuple]:
@@ -210,23 +204,3 @@ def _price(value: Any) -> float | None:
         return float(value)
     match = re.fullmatch(r"\$?([\d,]+(\.\d+)?)", value.strip()) if isinstance(value, str) else None
     return float(match.group(1).replace(",", "")) if match else None
-
-
-def _write_batches(rows: Iterator[tuple], schema: pa.Schema, path: Path) -> int:
-    count, batch = 0, []
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for row in rows:
-            batch.append(row)
-            if len(batch) == BATCH_ROWS:
-                count += _write(writer, batch, schema)
-                batch = []
-        count += _write(writer, batch, schema)
-    return count
-
-
-def _write(writer: pq.ParquetWriter, batch: list[tuple], schema: pa.Schema) -> int:
-    columns = zip(*batch, strict=True) if batch else [[] for _ in schema]
-    writer.write_table(
-        pa.table([pa.array(c, type=f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
-    )
-    return len(batch)

@@ -11,18 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domains.public.reading import (
+    Part,
     PreparedDomain,
     Staging,
     Task,
-    declare,
     find,
     find_required,
-    finish,
+    loader,
     rating_columns,
     roles,
 )
 
 
+@loader("amazon-heterogeneous")
 def load(
     path: Path,
     out_dir: Path,
@@ -34,14 +35,15 @@ def load(
     """Write the domains ``amazon-category-1``, ``amazon-category-2``, ... named by code.
 
     Args:
-        sources, targets: category codes; by default 2 borrows from 1, and the few ratings of other codes stay out.
+        sources, targets: category codes; by default 1 is the source and 2 the target, and the few ratings of other
+            codes stay out.
         task: "rating", or "ctr" for which a rating above 3 is a click.
 
     Raises:
         InvalidData: a file is missing, a code is unknown, or a line is malformed (file and line are named).
     """
-    folder, out = Path(path), Path(out_dir)
-    with Staging(out) as staging:
+    folder = Path(path)
+    with Staging(out_dir) as staging:
         ratings_columns = {"user_id": "BIGINT", "item_id": "BIGINT", "rating": "DOUBLE", "ts": "BIGINT"}
         staging.scan_text("ratings", find_required(folder, "user_item.dat"), ratings_columns, separator="\t")
         staging.scan_text("codes", find_required(folder, "item_category.dat"), {"item_id": "BIGINT", "code": "BIGINT"})
@@ -60,29 +62,18 @@ def load(
             """
         )
         codes = [str(code) for (code,) in staging.execute("SELECT DISTINCT code FROM items ORDER BY code")]
-        chosen = list(roles(codes, sources=sources, targets=targets))
-        lenders = [f"amazon-category-{code}" for code, role in chosen if role == "source"]
-        prepared = []
-        for code, role in chosen:
-            name = f"amazon-category-{code}"
-            interactions, items = out / name / "interactions.parquet", out / name / "items.parquet"
-            rows = staging.write(
-                "SELECT text_of(user_id) AS user_id, text_of(item_id) AS item_id, rating, ts FROM ratings "
+        return staging.write_parts(
+            Part(
+                name=f"amazon-category-{code}",
+                role=role,
+                task=task,
+                interactions="SELECT text_of(user_id) AS user_id, text_of(item_id) AS item_id, rating, ts FROM ratings "
                 f"WHERE item_id IN (SELECT item_id FROM items WHERE code = {int(code)})",
-                interactions,
-            )
-            staging.write(
-                f"SELECT text_of(item_id) AS item_id, brand FROM items WHERE code = {int(code)} ORDER BY items.item_id",
-                items,
-            )
-            spec = declare(
-                name,
-                role,
-                task,
-                rating_columns(task, timed=True),
-                sources=lenders,
-                items={"brand": "category"},
+                columns=rating_columns(task, timed=True),
+                items="SELECT text_of(item_id) AS item_id, brand FROM items "
+                f"WHERE code = {int(code)} ORDER BY items.item_id",
+                item_features={"brand": "category"},
                 domain_features={"department": f"category-{code}"},
             )
-            prepared.append(finish(spec, interactions, items, None, rows, {}))
-    return prepared
+            for code, role in roles(codes, sources=sources, targets=targets)
+        )

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domains.errors import InvalidData
-from domains.public.reading import PreparedDomain, Staging, Task, declare, finish, rating_columns, roles
+from domains.public.reading import Part, PreparedDomain, Role, Staging, Task, loader, rating_columns, roles
 
 
+@loader("douban")
 def load(
     path: Path,
     out_dir: Path,
@@ -27,41 +28,34 @@ def load(
     """Write the domains ``douban-book``, ``douban-music``, ... found in a folder.
 
     Args:
-        sources, targets: "book", "music", "movie"; by default music borrows from all others.
+        sources, targets: "book", "music", "movie"; by default music is the target and all others are sources.
         task: "rating", or "ctr" for which a rating above 3 is a click.
         unfiltered: take ``<domain>_ratings_unfiltered.dat`` where there is one.
 
     Raises:
         InvalidData: no such files, an unknown domain, or a line that is not three numbers (file and line are named).
     """
-    files = _files(Path(path), unfiltered)
+    files = _files(Path(path), unfiltered=unfiltered)
     if not files:
         raise InvalidData(f"{path}: holds no <domain>_ratings.dat or douban_<domain>/ratings.dat", file=str(path))
-    chosen = list(roles(files, sources=sources, targets=targets))
-    lenders = [f"douban-{part}" for part, role in chosen if role == "source"]
-    prepared = []
-    with Staging(Path(out_dir)) as staging:
-        for part, role in chosen:
+    with Staging(out_dir) as staging:
+
+        def part(medium: str, role: Role) -> Part:
             columns = {"user_id": "BIGINT", "item_id": "BIGINT", "rating": "DOUBLE"}
-            staging.scan_text("ratings", files[part], columns, separator="\t")
-            name = f"douban-{part}"
-            interactions = Path(out_dir) / name / "interactions.parquet"
-            rows = staging.write(
-                "SELECT text_of(user_id) AS user_id, text_of(item_id) AS item_id, rating FROM ratings", interactions
+            staging.scan_text("ratings", files[medium], columns, separator="\t")
+            return Part(
+                name=f"douban-{medium}",
+                role=role,
+                task=task,
+                interactions="SELECT text_of(user_id) AS user_id, text_of(item_id) AS item_id, rating FROM ratings",
+                columns=rating_columns(task, timed=False),
+                domain_features={"medium": medium},
             )
-            spec = declare(
-                name,
-                role,
-                task,
-                rating_columns(task, timed=False),
-                sources=lenders,
-                domain_features={"medium": part},
-            )
-            prepared.append(finish(spec, interactions, None, None, rows, {}))
-    return prepared
+
+        return staging.write_parts(part(*one) for one in roles(files, sources=sources, targets=targets))
 
 
-def _files(path: Path, unfiltered: bool) -> dict[str, Path]:
+def _files(path: Path, *, unfiltered: bool) -> dict[str, Path]:
     found = {}
     for file in sorted([*path.glob("*_ratings.dat"), *path.glob("douban_*/ratings.dat")]):
         part = re.sub(

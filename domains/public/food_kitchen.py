@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from domains.public.reading import PreparedDomain, Staging, declare, fault_at, find_required, finish, open_text, roles
+from domains.public.reading import Part, PreparedDomain, Staging, fault_at, find_required, loader, open_text, roles
 
 DOMAINS = ("food", "kitchen")
 
 
+@loader("food-kitchen")
 def load(
     path: Path,
     out_dir: Path,
@@ -30,45 +31,36 @@ def load(
     """Write the domains ``amazon-food`` and ``amazon-kitchen``; each row is a positive.
 
     Args:
-        sources, targets: "food", "kitchen"; by default kitchen borrows from food.
+        sources, targets: "food", "kitchen"; by default food is the source and kitchen the target.
         seed: of the order of a user's items within one day.
 
     Raises:
         InvalidData: a file is missing, or a line or an item is not as the format says (file and line are named).
     """
-    folder, out = Path(path), Path(out_dir)
+    folder = Path(path)
     sequences, mapping = find_required(folder, "afk_50_preprocessed.txt"), find_required(folder, "map_item_50.txt")
     domain_of = _domain_of(mapping)
-    chosen = list(roles(DOMAINS, sources=sources, targets=targets))
+    chosen = roles(DOMAINS, sources=sources, targets=targets)
     user, item, ts = _events(sequences, len(domain_of))
     # Equal days stay together and take a random order; the row order is what breaks ties downstream.
     order = np.lexsort((np.random.default_rng(seed).random(len(ts)), ts, user))
-    prepared = []
-    with Staging(out) as staging:
+    with Staging(out_dir) as staging:
         staging.table("events", pa.table({"user": user[order], "item": item[order], "ts": ts[order]}))
         staging.table(
             "items", pa.table({"item": np.arange(1, len(domain_of)), "domain": domain_of[1:].astype(np.int64)})
         )
-        for part, role in chosen:
-            name, number = f"amazon-{part}", DOMAINS.index(part)
-            interactions, items = out / name / "interactions.parquet", out / name / "items.parquet"
-            rows = staging.write(
-                "SELECT user::VARCHAR AS user_id, item::VARCHAR AS item_id, ts FROM events "
-                f"WHERE item IN (SELECT item FROM items WHERE domain = {number})",
-                interactions,
+        return staging.write_parts(
+            Part(
+                name=f"amazon-{department}",
+                role=role,
+                interactions="SELECT user::VARCHAR AS user_id, item::VARCHAR AS item_id, ts FROM events "
+                f"WHERE item IN (SELECT item FROM items WHERE domain = {DOMAINS.index(department)})",
+                columns={"user": "user_id", "item": "item_id", "time": "ts", "time_unit": "s"},
+                items=f"SELECT item::VARCHAR AS item_id FROM items WHERE domain = {DOMAINS.index(department)}",
+                domain_features={"department": department},
             )
-            staging.write(f"SELECT item::VARCHAR AS item_id FROM items WHERE domain = {number}", items)
-            spec = declare(
-                name,
-                role,
-                "ctr",
-                {"user": "user_id", "item": "item_id", "time": "ts", "time_unit": "s"},
-                sources=[f"amazon-{p}" for p, r in chosen if r == "source"],
-                items={},
-                domain_features={"department": part},
-            )
-            prepared.append(finish(spec, interactions, items, None, rows, {}))
-    return prepared
+            for department, role in chosen
+        )
 
 
 def _domain_of(path: Path) -> np.ndarray:

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from domains.public.reading import PreparedDomain, Staging, declare, find_required, finish, roles
+from domains.public.reading import Part, PreparedDomain, Role, Staging, find_required, loader, roles
 
 SHARED_USERS = 2_179
 FOLDERS = {"game": "game_video", "video": "video_game"}
+SPLITS = ("train", "valid", "test")
 
 
+@loader("game-video")
 def load(
     path: Path,
     out_dir: Path,
@@ -27,38 +29,27 @@ def load(
     """Write the domains ``amazon-game`` and ``amazon-video``; each row is a positive, and there is no time.
 
     Args:
-        sources, targets: "game", "video"; by default video borrows from game.
+        sources, targets: "game", "video"; by default game is the source and video the target.
         shared_users: user numbers below it are the same person in both domains.
 
     Raises:
         InvalidData: a file is missing or a line is not two numbers (file and line are named).
     """
-    out = Path(out_dir)
-    chosen = list(roles(FOLDERS, sources=sources, targets=targets))
-    prepared = []
-    with Staging(out) as staging:
-        for part, role in chosen:
-            splits = []
-            for split in ("train", "valid", "test"):
-                file = find_required(Path(path) / FOLDERS[part], f"{split}.txt")
+    with Staging(out_dir) as staging:
+
+        def part(department: str, role: Role) -> Part:
+            for split in SPLITS:
+                file = find_required(Path(path) / FOLDERS[department], f"{split}.txt")
                 staging.scan_text(f"{split}_rows", file, {"user": "BIGINT", "item": "BIGINT"}, separator="\t")
-                splits.append(f"SELECT *, '{split}' AS split FROM {split}_rows")
-            interactions = out / f"amazon-{part}" / "interactions.parquet"
-            rows = staging.write(
-                f"""
-                SELECT CASE WHEN user < {int(shared_users)} THEN '' ELSE '{part}-' END || text_of(user) AS user_id,
-                       text_of(item) AS item_id, split
-                FROM ({" UNION ALL ".join(splits)})
-                """,
-                interactions,
+            rows = " UNION ALL ".join(f"SELECT *, '{split}' AS split FROM {split}_rows" for split in SPLITS)
+            prefix = f"CASE WHEN user < {int(shared_users)} THEN '' ELSE '{department}-' END"
+            return Part(
+                name=f"amazon-{department}",
+                role=role,
+                interactions=f"SELECT {prefix} || text_of(user) AS user_id, text_of(item) AS item_id, split "
+                f"FROM ({rows})",
+                columns={"user": "user_id", "item": "item_id"},
+                domain_features={"department": department},
             )
-            spec = declare(
-                f"amazon-{part}",
-                role,
-                "ctr",
-                {"user": "user_id", "item": "item_id"},
-                sources=[f"amazon-{p}" for p, r in chosen if r == "source"],
-                domain_features={"department": part},
-            )
-            prepared.append(finish(spec, interactions, None, None, rows, {}))
-    return prepared
+
+        return staging.write_parts(part(*one) for one in roles(FOLDERS, sources=sources, targets=targets))

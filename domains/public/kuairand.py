@@ -9,16 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from domains.errors import InvalidData
-from domains.public.reading import PreparedDomain, Staging, declare, finish, roles
+from domains.public.reading import Part, PreparedDomain, Staging, loader, roles_by_size
 
 LOG = {"user_id": "VARCHAR", "video_id": "VARCHAR", "time_ms": "BIGINT", "is_click": "INTEGER", "tab": "INTEGER"}
 ACTIONS = ("is_like", "is_follow", "is_comment", "is_forward", "long_view", "is_click")
 VIDEO = {"video_type": "category", "upload_type": "category", "music_type": "category", "tag": "category"}
+COLUMNS = {
+    "user": "user_id",
+    "item": "item_id",
+    "time": "time_ms",
+    "time_unit": "ms",
+    "label": "is_click",
+    "action": "event_type",
+}
 USER = ("user_active_degree", "follow_user_num_range", "fans_user_num_range", "register_days_range")
 
 
+@loader("kuairand")
 def load(
     path: Path,
     out_dir: Path,
@@ -31,20 +41,20 @@ def load(
     """Write one click domain per tab: ``kuairand-tab-0``, ``kuairand-tab-1``, ...
 
     Args:
-        sources, targets: tab codes as text. By default the tab with the most rows lends, and each other tab with at
-            least ``minimum_rows`` borrows.
+        sources, targets: tab codes as text. By default the tab with the most rows is the source, and each other tab
+            with at least ``minimum_rows`` a target.
         include_random: read the randomly exposed log too.
 
     Raises:
         InvalidData: no log, a missing column, an unknown tab, or a malformed row (file and line are named).
     """
-    folder, out = Path(path), Path(out_dir)
+    folder = Path(path)
     folder = folder / "data" if (folder / "data").is_dir() else folder
     logs = _files(folder, "log_standard") + (_files(folder, "log_random") if include_random else [])
     if not logs:
         raise InvalidData(f"{folder}: holds no log_standard_*.csv", file=str(folder))
     videos, people = _files(folder, "video_features_basic"), _files(folder, "user_features")
-    with Staging(out) as staging:
+    with Staging(out_dir) as staging:
         staging.scan_text("log", logs, LOG | dict.fromkeys(ACTIONS, "INTEGER"), header=True, quote='"')
         strongest = " ".join(f"WHEN {action} = 1 THEN '{action.removeprefix('is_')}'" for action in ACTIONS)
         staging.execute(
@@ -54,52 +64,33 @@ def load(
             FROM log
             """
         )
+        described: dict[str, Any] = {}
         if videos:
             columns = dict.fromkeys(("video_id", *VIDEO), "VARCHAR") | {"video_duration": "DOUBLE"}
             staging.scan_text("videos", videos, columns, header=True, quote='"')
+            described["items"] = (
+                f"SELECT video_id AS item_id, {', '.join(VIDEO)}, video_duration FROM videos "
+                "WHERE video_id IN (SELECT item_id FROM written)"
+            )
+            described["item_features"] = VIDEO | {"video_duration": "number"}
         if people:
             staging.scan_text("people", people, dict.fromkeys(("user_id", *USER), "VARCHAR"), header=True, quote='"')
-            staging.write(f"SELECT user_id, {', '.join(USER)} FROM people", out / "users.parquet")
-        by_size = staging.execute("SELECT tab::VARCHAR, count(*) FROM shown GROUP BY tab ORDER BY 2 DESC, tab")
-        tabs = [tab for tab, _ in by_size]
-        lending = list(sources) if sources is not None else [tab for tab in tabs[:1] if tab not in (targets or ())]
-        borrowing = targets
-        if borrowing is None:
-            borrowing = [tab for tab, count in by_size if tab not in lending and count >= minimum_rows]
-        prepared = []
-        for tab, role in roles(tabs, sources=lending, targets=borrowing):
-            name = f"kuairand-tab-{tab}"
-            interactions, items = out / name / "interactions.parquet", out / name / "items.parquet"
-            rows = staging.write(
-                f"SELECT user_id, item_id, time_ms, is_click, event_type FROM shown WHERE tab = {int(tab)}",
-                interactions,
-            )
-            if videos:
-                staging.write(
-                    f"SELECT video_id AS item_id, {', '.join(VIDEO)}, video_duration FROM videos "
-                    f"WHERE video_id IN (SELECT item_id FROM shown WHERE tab = {int(tab)})",
-                    items,
-                )
-            spec = declare(
-                name,
-                role,
-                "ctr",
-                {
-                    "user": "user_id",
-                    "item": "item_id",
-                    "time": "time_ms",
-                    "time_unit": "ms",
-                    "label": "is_click",
-                    "action": "event_type",
-                },
-                sources=[f"kuairand-tab-{t}" for t in lending],
-                items=VIDEO | {"video_duration": "number"} if videos else None,
-                users=dict.fromkeys(USER, "category") if people else None,
+            described |= {"users": staging.out_dir / "users.parquet", "user_features": dict.fromkeys(USER, "category")}
+            staging.write(f"SELECT user_id, {', '.join(USER)} FROM people", described["users"])
+        sizes = staging.execute("SELECT tab::VARCHAR, count(*) FROM shown GROUP BY tab ORDER BY 2 DESC, tab")
+        chosen = roles_by_size(sizes, sources=sources, targets=targets, minimum_rows=minimum_rows)
+        return staging.write_parts(
+            Part(
+                name=f"kuairand-tab-{tab}",
+                role=role,
+                interactions="SELECT user_id, item_id, time_ms, is_click, event_type FROM shown "
+                f"WHERE tab = {int(tab)}",
+                columns=COLUMNS,
                 domain_features={"tab": f"tab-{tab}"},
+                **described,
             )
-            users = out / "users.parquet" if people else None
-            prepared.append(finish(spec, interactions, items if videos else None, users, rows, {}))
-    return prepared
+            for tab, role in chosen
+        )
 
 
 def _files(folder: Path, prefix: str) -> list[Path]:

@@ -16,12 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from domains.errors import InvalidData
-from domains.public.reading import PreparedDomain, Staging, declare, find_required, finish, roles
+from domains.public.reading import Part, PreparedDomain, Role, Staging, find_required, loader, roles
 
 FIRST_SECOND = 1_649_376_000  # 2022-04-08
 PARTS = ("training", "evaluation", "testing")
 
 
+@loader("kuairand-sequences")
 def load(
     path: Path,
     out_dir: Path,
@@ -32,43 +33,33 @@ def load(
     """Write the domains ``kuairand-code-9``, ``kuairand-code-4``, ...; each step is a positive.
 
     Args:
-        sources, targets: codes as text; by default the second largest borrows from the largest.
+        sources, targets: codes as text; by default the largest is the source and the second largest the target.
 
     Raises:
         InvalidData: not such an archive, arrays of unequal shape, or an unknown code.
     """
-    out, file = Path(out_dir), find_required(Path(path), "sequences.npz")
+    file = find_required(Path(path), "sequences.npz")
     user, item, tab, step = _steps(file)
     known = item >= 0
-    chosen = list(roles([str(code) for code in np.unique(tab)], sources=sources, targets=targets))
-    prepared = []
-    with Staging(out) as staging:
-        for code, role in chosen:
+    names = " ".join(f"WHEN user < {end} THEN '{part}-' || (user - {start})" for part, start, end in _spans(file))
+    with Staging(out_dir) as staging:
+
+        def part(code: str, role: Role) -> Part:
             here = tab == int(code)
-            keep = here & known
-            staging.table("steps", pa.table({"user": user[keep], "item": item[keep], "step": step[keep]}))
-            name = f"kuairand-code-{code}"
-            interactions = out / name / "interactions.parquet"
-            offsets = " ".join(
-                f"WHEN user < {end} THEN '{part}-' || (user - {start})" for part, start, end in _spans(file)
-            )
-            rows = staging.write(
-                f"""
-                SELECT CASE {offsets} END AS user_id, item::VARCHAR AS item_id, {FIRST_SECOND} + step AS ts FROM steps
-                """,
-                interactions,
-            )
-            spec = declare(
-                name,
-                role,
-                "ctr",
-                {"user": "user_id", "item": "item_id", "time": "ts", "time_unit": "s"},
-                sources=[f"kuairand-code-{c}" for c, r in chosen if r == "source"],
+            kept = here & known
+            staging.table("steps", pa.table({"user": user[kept], "item": item[kept], "step": step[kept]}))
+            return Part(
+                name=f"kuairand-code-{code}",
+                role=role,
+                interactions=f"SELECT CASE {names} END AS user_id, item::VARCHAR AS item_id, "
+                f"{FIRST_SECOND} + step AS ts FROM steps",
+                columns={"user": "user_id", "item": "item_id", "time": "ts", "time_unit": "s"},
                 domain_features={"code": f"code-{code}"},
+                left_out={"unknown item": int((here & ~known).sum())},
             )
-            unknown = int((here & ~known).sum())
-            prepared.append(finish(spec, interactions, None, None, rows, {"unknown item": unknown}))
-    return prepared
+
+        codes = [str(code) for code in np.unique(tab)]
+        return staging.write_parts(part(*one) for one in roles(codes, sources=sources, targets=targets))
 
 
 def _spans(file: Path) -> list[tuple[str, int, int]]:

@@ -1,21 +1,26 @@
-"""What all loaders share: finding original files, scanning them with DuckDB, and faults that name file and line."""
+"""What all loaders share: scanning original files with DuckDB, writing one domain after the other, faults by line."""
 
 from __future__ import annotations
 
 import gzip
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, Self, cast
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from domains.errors import InvalidData, NotEnoughData
 from domains.spec import DomainSpec
 
 Task = Literal["rating", "ctr"]
+Role = Literal["source", "target"]
+ROWS_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,62 @@ class PreparedDomain:
     users: Path | None
     rows: int
     left_out: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One domain of a public set, before it is written.
+
+    ``interactions`` is the query of its rows and ``columns`` the section of the spec that names their columns.
+    ``items`` is the query of its items; it may read the rows just written as ``written``. ``users`` is a file that
+    domains share. The features map names to types.
+    """
+
+    name: str
+    role: Role
+    interactions: str
+    columns: Mapping[str, Any]
+    task: Task = "ctr"
+    items: str | None = None
+    item_features: Mapping[str, str] = field(default_factory=dict)
+    users: Path | None = None
+    user_features: Mapping[str, str] = field(default_factory=dict)
+    domain_features: Mapping[str, str | float] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def spec(self, sources: Sequence[str]) -> DomainSpec:
+        """The spec that goes with the files; a target names ``sources``."""
+        declared: dict[str, Any] = {
+            "name": self.name,
+            "role": self.role,
+            "task": self.task,
+            "owner": "public-data",
+            "interactions": dict(self.columns),
+            "domain_features": dict(self.domain_features),
+        }
+        if self.role == "target":
+            declared["sources"] = list(sources)
+            declared["gate"] = {"baseline": "item_mean" if self.task == "rating" else "popularity"}
+        if self.items is not None:
+            declared["items"] = {"id": "item_id", "features": dict(self.item_features)}
+        if self.users is not None:
+            declared["users"] = {"id": "user_id", "features": dict(self.user_features)}
+        return DomainSpec.from_mapping(declared)
+
+
+Loader = Callable[..., list[PreparedDomain]]
+LOADERS: dict[str, Loader] = {}
+"""Loader by the name that the command line takes."""
+
+
+def loader(name: str) -> Callable[[Loader], Loader]:
+    """Make a function the loader of a public set: ``load(path, out_dir, **options)``."""
+
+    def register(load: Loader) -> Loader:
+        LOADERS[name] = load
+        return load
+
+    return register
 
 
 class Staging:
@@ -116,6 +177,41 @@ class Staging:
         """Make an Arrow table readable under ``name``."""
         self._connection.register(name, arrow_table)
 
+    def stage_rows(self, view: str, rows: Iterable[tuple], schema: pa.Schema) -> None:
+        """Make ``view`` a table of rows that Python parses, written beside the output in bounded memory."""
+        path = self._folder / f"{view}.parquet"
+        with pq.ParquetWriter(path, schema) as writer:
+            for batch in _batches(rows, ROWS_AT_ONCE):
+                columns = zip(*batch, strict=True)
+                arrays = [pa.array(column, type=kind.type) for column, kind in zip(columns, schema, strict=True)]
+                writer.write_table(pa.table(arrays, schema=schema))
+        self.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS SELECT * FROM read_parquet({literal(str(path))})")
+
+    def write_parts(self, parts: Iterable[Part]) -> list[PreparedDomain]:
+        """Write each domain's files and ``spec.yaml`` under ``out_dir/<domain>/``; sources must come first.
+
+        Each part is asked for after the one before is written, so parts may stage their rows under one name.
+        """
+        prepared: list[PreparedDomain] = []
+        sources: list[str] = []
+        for part in parts:
+            if part.role == "source":
+                sources.append(part.name)
+            folder = self.out_dir / part.name
+            interactions, items = folder / "interactions.parquet", folder / "items.parquet"
+            rows = self.write(part.interactions, interactions)
+            if part.items is not None:
+                written = f"read_parquet({literal(str(interactions))})"
+                self.execute(f"CREATE OR REPLACE TEMP VIEW written AS SELECT * FROM {written}")
+                self.write(part.items, items)
+            spec = part.spec(sources)
+            (folder / "spec.yaml").write_text(spec.to_yaml(), encoding="utf-8")
+            left_out = {reason: count for reason, count in part.left_out.items() if count}
+            prepared.append(
+                PreparedDomain(spec, interactions, None if part.items is None else items, part.users, rows, left_out)
+            )
+        return prepared
+
     def write(self, sql: str, path: Path) -> int:
         """Write a query's rows as Parquet; returns how many."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,24 +279,41 @@ def find_required(folder: Path, *names: str) -> Path:
 
 def roles(
     available: Collection[str], *, sources: Sequence[str] | None, targets: Sequence[str]
-) -> Iterator[tuple[str, Literal["source", "target"]]]:
+) -> list[tuple[str, Role]]:
     """Domains to write with their role, sources first; ``sources=None`` takes all that are no target.
 
     Raises:
         InvalidData: a name that is not available, or one in both roles.
         NotEnoughData: no target.
     """
-    lenders = [name for name in available if name not in targets] if sources is None else list(sources)
-    for name in (*lenders, *targets):
+    if sources is None:
+        sources = [name for name in available if name not in targets]
+    for name in (*sources, *targets):
         if name not in available:
             raise InvalidData(f"no domain {name!r} in these files; there are {', '.join(available)}")
-    both = set(lenders) & set(targets)
+    both = set(sources) & set(targets)
     if both:
         raise InvalidData(f"{', '.join(sorted(both))} cannot be both source and target")
     if not targets:
         raise NotEnoughData("at least one target domain is needed")
-    yield from ((name, "source") for name in lenders)
-    yield from ((name, "target") for name in targets)
+    return [*((name, cast(Role, "source")) for name in sources), *((name, cast(Role, "target")) for name in targets)]
+
+
+def roles_by_size(
+    sizes: Sequence[tuple[str, int]],
+    *,
+    sources: Sequence[str] | None,
+    targets: Sequence[str] | None,
+    minimum_rows: int,
+    largest: int = 1,
+) -> list[tuple[str, Role]]:
+    """As ``roles`` for domains with their rows, most first. By default the ``largest`` so many are sources, and each
+    other domain with at least ``minimum_rows`` is a target."""
+    if sources is None:
+        sources = [name for name, _ in sizes[:largest] if name not in (targets or ())]
+    if targets is None:
+        targets = [name for name, rows in sizes if name not in sources and rows >= minimum_rows]
+    return roles([name for name, _ in sizes], sources=sources, targets=targets)
 
 
 def rating_columns(task: Task, *, timed: bool) -> dict[str, Any]:
@@ -213,42 +326,9 @@ def rating_columns(task: Task, *, timed: bool) -> dict[str, Any]:
     return columns
 
 
-def declare(
-    name: str,
-    role: str,
-    task: Task,
-    interactions: Mapping[str, Any],
-    *,
-    sources: Sequence[str] = (),
-    items: Mapping[str, str] | None = None,
-    users: Mapping[str, str] | None = None,
-    domain_features: Mapping[str, str | float] | None = None,
-) -> DomainSpec:
-    """The spec of a public domain; ``items`` and ``users`` map feature names to types, None where there is no file."""
-    declared: dict[str, Any] = {
-        "name": name,
-        "role": role,
-        "task": task,
-        "owner": "public-data",
-        "interactions": dict(interactions),
-        "domain_features": dict(domain_features or {}),
-    }
-    if role == "target":
-        declared["sources"] = list(sources)
-        declared["gate"] = {"baseline": "item_mean" if task == "rating" else "popularity"}
-    if items is not None:
-        declared["items"] = {"id": "item_id", "features": dict(items)}
-    if users is not None:
-        declared["users"] = {"id": "user_id", "features": dict(users)}
-    return DomainSpec.from_mapping(declared)
-
-
-def finish(
-    spec: DomainSpec, interactions: Path, items: Path | None, users: Path | None, rows: int, left_out: Mapping[str, int]
-) -> PreparedDomain:
-    """Write the spec as ``spec.yaml`` beside the interactions, and say what was prepared."""
-    (interactions.parent / "spec.yaml").write_text(spec.to_yaml(), encoding="utf-8")
-    return PreparedDomain(spec, interactions, items, users, rows, left_out)
+def sampled(column: str, share: float) -> str:
+    """SQL that holds for the same share of a column's values in every run, chosen by their hash."""
+    return f"hash({column}) % 10000 < {round(share * 10_000)}"
 
 
 def slug(text: str) -> str:
@@ -259,3 +339,9 @@ def slug(text: str) -> str:
 def literal(value: str) -> str:
     """An SQL string literal."""
     return "'" + value.replace("'", "''") + "'"
+
+
+def _batches(rows: Iterable[tuple], size: int) -> Iterator[tuple[tuple, ...]]:
+    iterator = iter(rows)
+    while batch := tuple(islice(iterator, size)):
+        yield batch

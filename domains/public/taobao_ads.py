@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from domains.public.reading import PreparedDomain, Staging, declare, find, find_required, finish
+from domains.public.reading import Part, PreparedDomain, Staging, find, find_required, loader, sampled
 
 PROFILE = {
     "cms_segid": "category",
@@ -24,9 +24,29 @@ PROFILE = {
     "shopping_level": "category",
     "occupation": "category",
 }
+FILES = {
+    "samples": (
+        "raw_sample.csv",
+        {"user": "BIGINT", "time_stamp": "BIGINT", "adgroup_id": "BIGINT", "pid": "VARCHAR", "clk": "INTEGER"},
+        "",
+    ),
+    "ads": (
+        "ad_feature.csv",
+        {"adgroup_id": "BIGINT", "cate_id": "BIGINT", "brand": "VARCHAR", "price": "DOUBLE"},
+        "NULL",
+    ),
+    "log": (
+        "behavior_log.csv",
+        {"user": "BIGINT", "time_stamp": "BIGINT", "btag": "VARCHAR", "cate": "BIGINT", "brand": "VARCHAR"},
+        "",
+    ),
+}
+"""View of each file: its name, its columns, and how it writes an unknown value."""
+TIMED = {"user": "user_id", "item": "item_id", "time": "ts", "time_unit": "s"}
 ITEM_ID = "cate || '/' || coalesce(brand, 'none')"
 
 
+@loader("taobao-ads")
 def load(
     path: Path,
     out_dir: Path,
@@ -35,7 +55,7 @@ def load(
     user_share: float = 1.0,
     keep_log_of_target_categories: bool = False,
 ) -> list[PreparedDomain]:
-    """Write ``taobao-ads`` (target, clicks on impressions) and ``taobao-log`` (source, each row a positive).
+    """Write ``taobao-log`` (source, each row a positive) and ``taobao-ads`` (target, clicks on impressions).
 
     Args:
         boundary: first category that belongs to the source.
@@ -46,114 +66,77 @@ def load(
     Raises:
         InvalidData: a file or column is missing, or a row is malformed (file and line are named).
     """
-    folder, out = Path(path), Path(out_dir)
-    kept = f"hash(text_of(user)) % 10000 < {round(user_share * 10_000)}"
-    with Staging(out) as staging:
-        staging.scan_text(
-            "samples",
-            find_required(folder, "raw_sample.csv"),
-            {"user": "BIGINT", "time_stamp": "BIGINT", "adgroup_id": "BIGINT", "pid": "VARCHAR", "clk": "INTEGER"},
-            header=True,
-        )
-        staging.scan_text(
-            "ads",
-            find_required(folder, "ad_feature.csv"),
-            {"adgroup_id": "BIGINT", "cate_id": "BIGINT", "brand": "VARCHAR", "price": "DOUBLE"},
-            header=True,
-            null="NULL",
-        )
-        staging.scan_text(
-            "log",
-            find_required(folder, "behavior_log.csv"),
-            {"user": "BIGINT", "time_stamp": "BIGINT", "btag": "VARCHAR", "cate": "BIGINT", "brand": "VARCHAR"},
-            header=True,
-        )
+    folder = Path(path)
+    kept = sampled("text_of(user)", user_share)
+    logs = {"taobao-log": f"cate >= {int(boundary)} AND {kept}"}
+    if keep_log_of_target_categories:
+        logs["taobao-log-near"] = f"cate < {int(boundary)} AND {kept}"
+    with Staging(out_dir) as staging:
+        for view, (file, columns, null) in FILES.items():
+            staging.scan_text(view, find_required(folder, file), columns, header=True, null=null)
         staging.execute(
             f"""
             CREATE TABLE goods AS SELECT adgroup_id, cate_id AS cate, brand, price, {ITEM_ID} AS item_id
             FROM (SELECT *, cate_id AS cate FROM ads)
             """
         )
-        users = _write_profiles(staging, folder, out)
-
-        shown = out / "taobao-ads" / "interactions.parquet"
-        rows = staging.write(
-            f"""
-            SELECT text_of(user) AS user_id, item_id, time_stamp AS ts, clk AS click, pid
-            FROM samples JOIN goods USING (adgroup_id) WHERE cate < {int(boundary)} AND {kept}
-            """,
-            shown,
-        )
-        ((impressions, known),) = staging.execute(
-            f"SELECT count(*), count(goods.cate) FROM samples LEFT JOIN goods USING (adgroup_id) WHERE {kept}"
-        )
-        left_out = {"ad not in ad_feature.csv": impressions - known, "category of the source": known - rows}
-        catalogue = out / "taobao-ads" / "items.parquet"
-        staging.write(
-            f"""
-            SELECT item_id, any_value(cate)::VARCHAR AS cate, any_value(brand) AS brand, median(price) AS price
-            FROM goods WHERE cate < {int(boundary)} GROUP BY item_id
-            """,
-            catalogue,
-        )
-        prepared = []
-        logs = {"taobao-log": f"cate >= {int(boundary)}"}
-        if keep_log_of_target_categories:
-            logs["taobao-log-near"] = f"cate < {int(boundary)}"
-        for name, belongs in logs.items():
-            prepared.append(_write_log(staging, out, name, f"{belongs} AND {kept}", users))
-        spec = declare(
-            "taobao-ads",
-            "target",
-            "ctr",
-            {
-                "user": "user_id",
-                "item": "item_id",
-                "time": "ts",
-                "time_unit": "s",
-                "label": "click",
-                "context": {"pid": "category"},
-            },
-            sources=list(logs),
-            items={"cate": "category", "brand": "category", "price": "number"},
-            users=PROFILE if users else None,
-            domain_features={"surface": "ads"},
-        )
-        prepared.append(finish(spec, shown, catalogue, users, rows, {k: n for k, n in left_out.items() if n}))
-    return prepared
+        users = _write_profiles(staging, folder)
+        sources = [_log(name, rows, users) for name, rows in logs.items()]
+        return staging.write_parts([*sources, _ads(staging, boundary, kept, users)])
 
 
-def _write_profiles(staging: Staging, folder: Path, out: Path) -> Path | None:
+def _ads(staging: Staging, boundary: int, kept: str, users: Path | None) -> Part:
+    """The impressions of ads below the boundary."""
+    ((unknown, of_source),) = staging.execute(
+        f"""
+        SELECT count(*) FILTER (goods.cate IS NULL), count(*) FILTER (goods.cate >= {int(boundary)})
+        FROM samples LEFT JOIN goods USING (adgroup_id) WHERE {kept}
+        """
+    )
+    return Part(
+        name="taobao-ads",
+        role="target",
+        interactions=f"""
+        SELECT text_of(user) AS user_id, item_id, time_stamp AS ts, clk AS click, pid
+        FROM samples JOIN goods USING (adgroup_id) WHERE cate < {int(boundary)} AND {kept}
+        """,
+        columns=TIMED | {"label": "click", "context": {"pid": "category"}},
+        items=f"""
+        SELECT item_id, any_value(cate)::VARCHAR AS cate, any_value(brand) AS brand, median(price) AS price
+        FROM goods WHERE cate < {int(boundary)} GROUP BY item_id
+        """,
+        item_features={"cate": "category", "brand": "category", "price": "number"},
+        users=users,
+        user_features=PROFILE,
+        domain_features={"surface": "ads"},
+        left_out={"ad not in ad_feature.csv": unknown, "category of the source": of_source},
+    )
+
+
+def _log(name: str, rows: str, users: Path | None) -> Part:
+    """The rows of the behaviour log for which the SQL ``rows`` holds."""
+    return Part(
+        name=name,
+        role="source",
+        interactions=f"SELECT text_of(user) AS user_id, {ITEM_ID} AS item_id, time_stamp AS ts, btag FROM log "
+        f"WHERE {rows}",
+        columns=TIMED | {"action": "btag"},
+        items=f"""
+        SELECT {ITEM_ID} AS item_id, any_value(cate)::VARCHAR AS cate, any_value(brand) AS brand
+        FROM log WHERE {rows} GROUP BY 1
+        """,
+        item_features={"cate": "category", "brand": "category"},
+        users=users,
+        user_features=PROFILE,
+        domain_features={"surface": "shop"},
+    )
+
+
+def _write_profiles(staging: Staging, folder: Path) -> Path | None:
     file = find(folder, "user_profile.csv", required=False)
     if file is None:
         return None
     staging.scan_text("profiles", file, {"userid": "BIGINT"} | dict.fromkeys(PROFILE, "VARCHAR"), header=True)
-    users = out / "users.parquet"
+    users = staging.out_dir / "users.parquet"
     staging.write(f"SELECT text_of(userid) AS user_id, {', '.join(PROFILE)} FROM profiles", users)
     return users
-
-
-def _write_log(staging: Staging, out: Path, name: str, belongs: str, users: Path | None) -> PreparedDomain:
-    interactions, items = out / name / "interactions.parquet", out / name / "items.parquet"
-    rows = staging.write(
-        f"SELECT text_of(user) AS user_id, {ITEM_ID} AS item_id, time_stamp AS ts, btag FROM log WHERE {belongs}",
-        interactions,
-    )
-    staging.write(
-        f"""
-        SELECT {ITEM_ID} AS item_id, any_value(cate)::VARCHAR AS cate, any_value(brand) AS brand
-        FROM log WHERE {belongs} GROUP BY 1
-        """,
-        items,
-    )
-    columns = {"user": "user_id", "item": "item_id", "time": "ts", "time_unit": "s", "action": "btag"}
-    spec = declare(
-        name,
-        "source",
-        "ctr",
-        columns,
-        items={"cate": "category", "brand": "category"},
-        users=PROFILE if users else None,
-        domain_features={"surface": "shop"},
-    )
-    return finish(spec, interactions, items, users, rows, {})

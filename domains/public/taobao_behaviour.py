@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from domains.public.reading import PreparedDomain, Staging, declare, find_required, finish
+from domains.public.reading import Part, PreparedDomain, Role, Staging, find_required, loader, sampled
 
 FIRST_SECOND, END_SECOND = 1_511_539_200, 1_512_316_800  # 2017-11-25 to 2017-12-04, midnight in China
 
 
+@loader("taobao-behaviour")
 def load(path: Path, out_dir: Path, *, boundary: int = 1_000_000, user_share: float = 1.0) -> list[PreparedDomain]:
     """Write ``taobao-behaviour-far`` (source) and ``taobao-behaviour-near`` (target, categories below ``boundary``).
 
@@ -27,51 +28,38 @@ def load(path: Path, out_dir: Path, *, boundary: int = 1_000_000, user_share: fl
     Raises:
         InvalidData: the file is missing or a row is malformed (file and line are named).
     """
-    out = Path(out_dir)
-    kept = f"hash(user_id) % 10000 < {round(user_share * 10_000)}"
+    kept = sampled("user_id", user_share)
     dated = f"ts >= {FIRST_SECOND} AND ts < {END_SECOND}"
-    with Staging(out) as staging:
-        staging.scan_text(
-            "log",
-            find_required(Path(path), "UserBehavior.csv"),
-            {
-                "user_id": "VARCHAR",
-                "item_id": "VARCHAR",
-                "category_id": "BIGINT",
-                "behavior_type": "VARCHAR",
-                "ts": "BIGINT",
-            },
-        )
-        prepared = []
-        for name, role, belongs in (
-            ("taobao-behaviour-far", "source", f"category_id >= {int(boundary)}"),
-            ("taobao-behaviour-near", "target", f"category_id < {int(boundary)}"),
-        ):
-            interactions, items = out / name / "interactions.parquet", out / name / "items.parquet"
-            rows = staging.write(
-                f"SELECT user_id, item_id, ts, behavior_type FROM log WHERE {belongs} AND {kept} AND {dated}",
-                interactions,
-            )
-            staging.write(
-                f"""
-                SELECT item_id, any_value(category_id)::VARCHAR AS category FROM log
-                WHERE {belongs} AND {kept} AND {dated} GROUP BY item_id
-                """,
-                items,
-            )
+    columns = dict.fromkeys(("user_id", "item_id"), "VARCHAR")
+    columns |= {"category_id": "BIGINT", "behavior_type": "VARCHAR", "ts": "BIGINT"}
+    with Staging(out_dir) as staging:
+        staging.scan_text("log", find_required(Path(path), "UserBehavior.csv"), columns)
+
+        def part(name: str, role: Role, belongs: str) -> Part:
             ((undated,),) = staging.execute(
                 f"SELECT count(*) FROM log WHERE {belongs} AND {kept} AND (NOT ({dated}) OR ts IS NULL)"
             )
-            columns = {"user": "user_id", "item": "item_id", "time": "ts", "time_unit": "s", "action": "behavior_type"}
-            spec = declare(
-                name,
-                role,
-                "ctr",
-                columns,
-                sources=["taobao-behaviour-far"],
-                items={"category": "category"},
+            rows = f"FROM log WHERE {belongs} AND {kept} AND {dated}"
+            return Part(
+                name=name,
+                role=role,
+                interactions=f"SELECT user_id, item_id, ts, behavior_type {rows}",
+                columns={
+                    "user": "user_id",
+                    "item": "item_id",
+                    "time": "ts",
+                    "time_unit": "s",
+                    "action": "behavior_type",
+                },
+                items=f"SELECT item_id, any_value(category_id)::VARCHAR AS category {rows} GROUP BY item_id",
+                item_features={"category": "category"},
                 domain_features={"surface": role},
+                left_out={"dated outside of the nine days": undated},
             )
-            left_out = {"dated outside of the nine days": undated} if undated else {}
-            prepared.append(finish(spec, interactions, items, None, rows, left_out))
-    return prepared
+
+        return staging.write_parts(
+            [
+                part("taobao-behaviour-far", "source", f"category_id >= {int(boundary)}"),
+                part("taobao-behaviour-near", "target", f"category_id < {int(boundary)}"),
+            ]
+        )
