@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from benchmarks import command, harm_pages, results_page
 from benchmarks.injected_harm import FEEDS, GOOD, HarmedWorkspace, drawn_kinds, prepare
@@ -42,10 +41,10 @@ from benchmarks.results_table import Case, Cell, Method, Scored, Table, run
 from models.baselines.plain import ItemMean, ItemUserBias, TrainMean
 from models.batch import Batch
 from models.cctl.config import TransferConfig
-from models.cctl.domain_encoder import EnhancementConfig, RepresentationEnhancement
 from models.metrics import auc
-from models.training.loop import TrainConfig, predict, train
+from models.training.loop import predict, train
 from orchestrator.data.batches import DomainBatchSampler
+from orchestrator.training.fit import train_config
 from orchestrator.training.recipe import Recipe
 
 RECIPE = Recipe(
@@ -57,7 +56,7 @@ ENOUGH_ROWS = {"simulator": 100_000, "amazon": 50_000}
 """Source rows that a target-only tower looks at, at most: the simulator has two sources, so twice as many feeds."""
 UNIFORM, ALONE, ORACLE = "uniform", "target only", "oracle (drops the liars; cheats)"
 INFLUENCE, GRADIENT, BANDIT = "CCTL, influence", "CCTL, policy gradient", "CCTL, bucket bandit"
-POINT, ENHANCED = "CCTL, influence at a point", "CCTL, influence + REN"
+POINT = "CCTL, influence at a point"
 LOSSES = "CCTL, influence, on losses alone"
 CLEANED = "target only, without refused feeds"
 UNGUARDED, POINT_UNGUARDED = "CCTL, influence, no guard", "CCTL, influence at a point, no guard"
@@ -126,7 +125,6 @@ def fit(
     *,
     config: TransferConfig | None = None,
     refuses: bool = False,
-    enhanced: bool = False,
     honest: bool = False,
     sources: bool = True,
 ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -144,9 +142,7 @@ def fit(
     if honest:
         given = without(given, [feed for feed in _feeds(given) if given.workspace.kind_of_feed(*feed) != GOOD])
     recipe, slot = given.recipe, given.target
-    model: nn.Module = network(given)
-    if enhanced:
-        model = RepresentationEnhancement(model, EnhancementConfig(domains=slot + 1, state=128))
+    model = network(given)
     target, held = given.parts[slot], []
     if config is not None and (config.mode != "influence" or config.influence == "point"):
         # These judge by target rows that are never trained on; the path needs none.
@@ -162,14 +158,7 @@ def fit(
     result = train(
         model,
         SideBySide(own, epoch_of(given, list(given.lent), recipe.batch_size) if teaches else None),
-        config=TrainConfig(
-            epochs=recipe.epochs,
-            patience=recipe.patience,
-            learning_rate=recipe.learning_rate,
-            auxiliary_weight=0.1 if enhanced else 0.0,
-            seed=recipe.seed,
-            progress_every_steps=0,
-        ),
+        config=train_config(recipe, progress_every_steps=0),
         validation=epoch_of(given, [(given.validation, slot)], 4096, shuffle=False) if recipe.patience else None,
         sample_weigher=transfer if teaches else None,
     )
@@ -223,7 +212,6 @@ def methods(setting: str = "simulator-harmed") -> list[Method]:
         rows[GRADIENT] = {"config": replace(source_weighting, mode="reinforce", sync_every=8, companion=True)}
         rows[BANDIT] = {"config": replace(source_weighting, mode="bucket", sync_every=8)}
         rows[POINT] = {"config": replace(source_weighting, influence="point")}
-        rows[ENHANCED] = {"config": source_weighting, "refuses": True, "enhanced": True}
     simple = {"train mean": TrainMean, "item mean": ItemMean, "item + user bias": ItemUserBias}
     found = [Method((name,), partial(plain, name, make), {"defaults": repr(make())}) for name, make in simple.items()]
     shown = {"recipe": RECIPE.model_dump(mode="json"), "target": [TARGET_BATCH, TARGET_ROWS, TINY_ROWS, MANY]}
@@ -264,7 +252,7 @@ def measure(
 
 def write(table: Table, out: Path) -> None:
     """The page and the plots of a table, whole or not yet."""
-    not_baselines = (ORACLE, ENHANCED, UNGUARDED, LOSSES, CLEANED)
+    not_baselines = (ORACLE, UNGUARDED, LOSSES, CLEANED)
     page = results_page.markdown(
         table,
         subject=INFLUENCE,

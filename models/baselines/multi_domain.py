@@ -87,11 +87,8 @@ class MMoE(Baseline):
         self.gates = nn.ModuleList(_gate(self.inputs.size, experts) for _ in range(config.domains))
         self.towers = Towers(config, config.hidden[-2])
 
-    def gate_shares(self, batch: Batch) -> Tensor:
-        """How much each row listens to each expert, (B, experts): watched for collapse."""
-        return self._shares(self.inputs(batch).features, each_domain(batch))
-
     def _shares(self, x: Tensor, present: list[tuple[int, Tensor]]) -> Tensor:
+        """How much each row listens to each expert, (B, experts)."""
         shares = x.new_zeros(len(x), len(self.experts))
         for slot, rows in present:
             shares = shares.index_copy(0, rows, torch.softmax(self.gates[slot](x[rows]), dim=-1))

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,13 +35,6 @@ from models.training.optimisers import Optimisers, coalesced
 SILENT_AFTER = timedelta(minutes=10)
 """A process that keeps the others waiting for this long counts as lost."""
 _ROWS_AT_ONCE = 65_536  # of a table on its way to the process that saves it
-
-
-class ReadsRows(Protocol):
-    """A model that can say beforehand which rows of its tables a batch reads."""
-
-    def rows_read(self, batch: Batch) -> Sequence[tuple[RowTable, Tensor]]:
-        """Tables and indices into them, of any shape; a table may come more than once."""
 
 
 class Alone:

@@ -1,8 +1,8 @@
 """Optimisers whose cost follows the rows that a batch touched, not the size of the table.
 
 An embedding table of millions of rows sees a few thousand of them in a step. A dense optimiser still reads and writes
-all of it. Those here take sparse gradients, as ``nn.Embedding(sparse=True)`` gives them, or (ids, rows), sum the
-gradients of repeated ids once, and touch nothing else.
+all of it. Those here take sparse gradients, as ``nn.Embedding(sparse=True)`` gives them, sum the gradients of repeated
+ids once, and touch nothing else.
 
     R  rows of a table    D  width    n  gradient rows of a step, ids repeated    m <= n  distinct ids
 
@@ -82,14 +82,6 @@ class _TouchedRows(torch.optim.Optimizer):
                 else:
                     self._apply(parameter, group, torch.arange(len(parameter), device=parameter.device), gradient)
         return loss
-
-    @torch.no_grad()
-    def apply_rows(self, parameter: nn.Parameter, ids: Tensor, rows: Tensor) -> None:
-        """One step of ``parameter`` alone from gradient rows (n, D) at ``ids`` (n,), which may repeat."""
-        for group in self.param_groups:
-            if any(parameter is own for own in group["params"]):
-                return self._apply(parameter, group, *summed_by_row(ids, rows))
-        raise ValueError("the parameter belongs to no group of this optimiser")
 
     def _apply(self, parameter: nn.Parameter, group: dict[str, Any], ids: Tensor, rows: Tensor) -> None:
         state = self.state[parameter]

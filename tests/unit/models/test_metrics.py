@@ -10,7 +10,6 @@ from domains.spec import METRICS_BY_TASK
 from models import metrics
 from models.metrics import METRICS, under_user_weights
 
-
 ECE, PCOC = (
     metrics.Metric(name, name, function, greater_is_better=False, per_user=False, tasks=())
     for name, function in (("ece", metrics.ece), ("pcoc", metrics.pcoc))

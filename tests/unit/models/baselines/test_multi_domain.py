@@ -185,8 +185,11 @@ def test_mmoe_by_hand_mixes_experts_by_the_softmax_of_its_own_gate():
 
 def test_mmoe_starts_with_every_expert_heard_alike():
     torch.manual_seed(0)
-    shares = MMoE(CONFIG, item_codes(), experts=5).gate_shares(some_batch())
-    torch.testing.assert_close(shares, torch.full_like(shares, 0.2))
+    model, batch = MMoE(CONFIG, item_codes(), experts=5).eval(), some_batch(domain=2)
+    x = model.inputs(batch).features
+    alike = torch.stack([expert(x) for expert in model.experts]).mean(0)
+    expected = model.towers.of[2](alike).squeeze(-1) + model.inputs.expected(batch) + batch.offset
+    torch.testing.assert_close(model(batch), expected)
 
 
 def test_the_shared_gate_of_ple_mixes_the_experts_of_all_domains():

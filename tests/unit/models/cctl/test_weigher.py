@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import Batch, Events
-from models.cctl.domain_encoder import EnhancementConfig, RepresentationEnhancement
 from models.cctl.information_flow import BucketBandit, Influence, InformationFlow, ShowsHidden, Traits
 from models.cctl.weigher import CollaborativeTransfer, Companion, TransferConfig, TransferReport
 from models.metrics import auc
-from models.training.loop import TrainConfig, TrainingStep, predict, output_losses, task_loss, train
+from models.training.loop import TrainConfig, TrainingStep, output_losses, predict, task_loss, train
 from models.training.optimisers import Optimisers
 
 USERS, ITEMS, TARGET = 100, 80, 0
@@ -409,46 +408,6 @@ def test_a_stopped_run_continues_to_the_same_bits_weights_and_record(mode, influ
         continued, second = run(tmp_path / str(last))
         assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), continued.parameters(), strict=True))
         assert first.report() == second.report()
-
-
-# Representation enhancement
-
-
-def enhanced(seed: int = 0, **changes) -> RepresentationEnhancement:
-    torch.manual_seed(seed + 50)
-    return RepresentationEnhancement(Showing(seed), EnhancementConfig(domains=9, state=8, **changes))
-
-
-def test_a_fresh_enhancement_scores_like_the_model_inside():
-    batch = batch_of(3, *Market(0, 1, [GOOD]).draw(1, 50, GOOD))
-    net = enhanced().eval()
-    assert torch.equal(net(batch), net.model(batch))
-
-
-def test_training_on_the_contrast_tells_a_domains_view_from_the_shared_one_and_from_other_domains():
-    net, market = enhanced(), Market(0, 300, HARMED)
-    batch = batch_of(2, *market.draw(1, 500, GOOD))
-
-    def confusion() -> float:
-        torch.manual_seed(0)
-        with torch.no_grad():
-            return float(net.train().contrast(net.model.hidden(batch)[0], batch.domain))
-
-    before = confusion()
-    train(net, market, config=replace(TRAIN, auxiliary_weight=0.5))
-    assert confusion() < 0.7 * before
-
-
-def test_enhancement_trains_with_transfer_and_still_beats_uniform_weights():
-    """On a toy whose domains are alike it has nothing to keep and costs about 0.01 AUC."""
-    with_it, report = fitted(replace(BASE, companion=False), net=enhanced())
-    assert with_it > uniform_auc()
-    assert mean_weight(report, GOOD) - mean_weight(report, REVERSED) > 0.3
-
-
-def test_a_model_that_shows_no_state_cannot_be_enhanced():
-    with pytest.raises(TypeError, match="hidden"):
-        RepresentationEnhancement(Factors(), EnhancementConfig(domains=2, state=8))
 
 
 def test_a_config_that_cannot_be_meant_is_refused():

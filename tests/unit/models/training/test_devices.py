@@ -177,10 +177,11 @@ def test_fine_tuning_with_kept_numbers_stays_on_the_device(
 
 @pytest.mark.parametrize("rule", [LazyAdam, RowwiseAdagrad])
 def test_touched_rows_are_updated_on_the_device(rule: type, device: None) -> None:
-    weight, ids, rows = torch.randn(50, 4), torch.tensor([3, 7, 3]), torch.randn(3, 4)
+    weight, gradient = torch.randn(50, 4), torch.randn(50, 4)
     here, elsewhere = nn.Parameter(weight.clone()), nn.Parameter(Elsewhere(weight.clone()))
-    rule([here], lr=0.1, weight_decay=0.1).apply_rows(here, ids, rows)
-    rule([elsewhere], lr=0.1, weight_decay=0.1).apply_rows(elsewhere, Elsewhere(ids), Elsewhere(rows))
+    here.grad, elsewhere.grad = gradient, Elsewhere(gradient)
+    for parameter in (here, elsewhere):
+        rule([parameter], lr=0.1, weight_decay=0.1).step()
     assert elsewhere.tolist() == here.tolist()
 
 

@@ -162,20 +162,6 @@ def test_rows_that_no_batch_touched_keep_their_bits(rule):
     assert not torch.equal(table.weight[[1, 4]], before[[1, 4]])
 
 
-@pytest.mark.parametrize("rule", [LazyAdam, RowwiseAdagrad])
-def test_ids_and_rows_do_what_the_sparse_gradient_does(rule):
-    sparse, direct = _table(), _table()
-    first, second = rule([sparse.weight], lr=0.1), rule([direct.weight], lr=0.1)
-    for step in range(4):
-        _gradient(sparse, torch.tensor([2, 2, 9]), step)
-        raw = sparse.weight.grad
-        first.step()
-        second.apply_rows(direct.weight, raw._indices()[0], raw._values())
-    assert torch.equal(sparse.weight, direct.weight)
-    with pytest.raises(ValueError, match="no group"):
-        second.apply_rows(sparse.weight, torch.tensor([1]), torch.zeros(1, 4))
-
-
 def test_many_rows_are_updated_block_by_block_without_a_seam():
     lazy, dense = _table(10_000, 2), _table(10_000, 2)
     dense.sparse = False
