@@ -8,7 +8,7 @@ visible, without times. ``...-timed`` settings (Amazon) are point in time: only 
 tested, baselines learn from rows before that moment, and ours sees of a user's source what came before the tested row.
 Amazon's original review files (``amazon/``: Movies_and_TV, CDs_and_Vinyl, Books) are read where a user has them.
 
-Stopped, it goes on where it was. Under ``--out``: ``cells.jsonl``, ``cold-start-ratings.md`` and ``.svg`` files.
+Stopped, it goes on where it was. Under ``--out``: ``results.jsonl``, ``cold-start-ratings.md`` and ``.svg`` files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import command, results_page
 from benchmarks.public_pairs import Pair, amazon_reviews, offered, settle
 from benchmarks.rating_bridges import BridgeData, BridgeRows, bridge_rows, fit_bridge, ridge_cmf, ridge_emcdr
-from benchmarks.results_table import Case, Cell, Method, Scored, Table, run
+from benchmarks.results_table import Method, Result, Scored, Table, Task, run
 from domains.events.splits import Split
 from domains.public import PreparedDomain
 from domains.registry.registry import Domain
@@ -161,7 +161,7 @@ def prepare(data: Path, folder: Path, pair: str) -> tuple[Settings, tuple[Domain
     return settle(folder / "homes" / pair, load, histories=True)
 
 
-def open_case(data: Path, folder: Path, setting: str, seed: int) -> Case:
+def open_task(data: Path, folder: Path, setting: str, seed: int) -> Task:
     """One draw of the cold users of one setting."""
     pair, share = setting.rsplit("-", 1)
     settings, domains = prepare(data, folder, pair)
@@ -188,12 +188,12 @@ def open_case(data: Path, folder: Path, setting: str, seed: int) -> Case:
         replace(test, label=nothing, value=nothing),
         BridgeData(encoder, workspace.batch_builder(encoder, slots), len(workspace.data(target.name).item_vocabulary)),
     )
-    return Case(given, test.label, test.user, BOUNDS)
+    return Task(given, test.label, test.user, BOUNDS)
 
 
-def plain(make: type[PlainBaseline], case: Case, seed: int) -> dict[str, Scored]:
+def plain(make: type[PlainBaseline], task: Task, _seed: int) -> dict[str, Scored]:
     """A baseline without a network: it has nothing to choose, so the source's held-out rows teach it too."""
-    given: Given = case.given
+    given: Given = task.given
     lent = [
         np.concatenate(part)
         for part in zip(*(_triple(r) for r in (given.source, given.source_validation)), strict=True)
@@ -202,9 +202,9 @@ def plain(make: type[PlainBaseline], case: Case, seed: int) -> dict[str, Scored]
     return {"": Scored(baseline.predict(given.asked.user, given.asked.item))}
 
 
-def tuned_bias(case: Case, seed: int) -> dict[str, Scored]:
+def tuned_bias(task: Task, _seed: int) -> dict[str, Scored]:
     """The mapped source bias at its best: both smoothings chosen on held-out cold users."""
-    given: Given = case.given
+    given: Given = task.given
     lent, learnt, held = Rows.of(*_triple(given.source)), Rows.of(*_triple(given.known)), given.validation
     items = {smoothing: ItemMean(smoothing).fit(*_triple(given.known)) for smoothing in SMOOTHINGS}
     biases = {ridge: source_bias(lent, ridge) for ridge in SMOOTHINGS}
@@ -217,12 +217,12 @@ def tuned_bias(case: Case, seed: int) -> dict[str, Scored]:
     return {TUNED: Scored(baseline.predict(given.asked.user, given.asked.item), detail)}
 
 
-def bridge(name: str, settings: Mapping[str, Any], case: Case, seed: int) -> dict[str, Scored]:
+def bridge(name: str, settings: Mapping[str, Any], task: Task, seed: int) -> dict[str, Scored]:
     """A bridge of the papers: the better, on held-out cold users, of early stopping and of a fixed number of epochs.
 
     The fixed number, of which the last epoch is kept, is what the papers' code does, and has a row of its own.
     """
-    given: Given = case.given
+    given: Given = task.given
     rows = given.bridge_rows(seed)
     stopped = {**settings, "epochs": EPOCHS_AT_MOST, "patience": 2}
     found = [Scored(*fit_bridge(name, rows, seed=seed, **stopped))]
@@ -232,9 +232,9 @@ def bridge(name: str, settings: Mapping[str, Any], case: Case, seed: int) -> dic
     return answers if len(found) == 1 else {**answers, name + LAST: found[-1]}
 
 
-def solved_bridge(name: str, make: Any, case: Case, seed: int) -> dict[str, Scored]:
+def solved_bridge(name: str, make: Any, task: Task, seed: int) -> dict[str, Scored]:
     """A bridge whose factors are solved for, its ridges chosen on held-out cold users."""
-    given: Given = case.given
+    given: Given = task.given
     score, detail = make(
         source=given.source,
         known=given.known,
@@ -246,9 +246,9 @@ def solved_bridge(name: str, make: Any, case: Case, seed: int) -> dict[str, Scor
     return {name: Scored(score, detail)}
 
 
-def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
+def graft(recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
     """Ours as the product trains it: the shared model, then the target's adapter with all else frozen."""
-    given: Given = case.given
+    given: Given = task.given
     recipe = recipe.model_copy(update={"seed": seed})
     ranker, encoder = fit(given.workspace, recipe, given.slots)
     batch_builder = given.workspace.batch_builder(encoder, given.slots)
@@ -269,9 +269,9 @@ def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
     }
 
 
-def facts_alone(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
+def facts_alone(recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
     """What ours says before any descent: item means and facts in closed form, so that no network is thanked for it."""
-    given: Given = case.given
+    given: Given = task.given
     learnt = lessons(given.workspace, recipe, given.slots)
     batch_builder = given.workspace.batch_builder(learnt.encoder, given.slots)
     ranker = new_ranker(given.workspace, learnt.encoder, recipe, mean_label=learnt.mean_label)
@@ -332,8 +332,8 @@ def measure(
         settings=settings or offered(Path(data), SETTINGS, pair_of),
         seeds=range(seeds),
         methods=chosen,
-        open_case=partial(open_case, Path(data), out),
-        on_cell=_say,
+        open_task=partial(open_task, Path(data), out),
+        on_result=_say,
     )
     write(table, out)
     return table
@@ -364,8 +364,8 @@ def write(table: Table, out: Path) -> None:
     (out / "cold-start-ratings.md").write_text("\n".join(parts))
 
 
-def _named(name: str, fit_one: Any, case: Case, seed: int) -> dict[str, Scored]:
-    return {name: fit_one(case, seed)[""]}
+def _named(name: str, fit_one: Any, task: Task, seed: int) -> dict[str, Scored]:
+    return {name: fit_one(task, seed)[""]}
 
 
 def _triple(rows: Examples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -380,10 +380,10 @@ def _rmse(rows: Examples, score: np.ndarray) -> float:
     return float(np.sqrt(np.square(np.clip(score, *BOUNDS) - rows.label).mean()))
 
 
-def _say(cell: Cell) -> None:
+def _say(result: Result) -> None:
     print(
-        f"{cell.setting} seed {cell.seed} {cell.model}: mae {cell.metrics['mae']:.4f} rmse {cell.metrics['rmse']:.4f} "
-        f"in {cell.seconds:.1f} s",
+        f"{result.setting} seed {result.seed} {result.model}: mae {result.metrics['mae']:.4f} "
+        f"rmse {result.metrics['rmse']:.4f} in {result.seconds:.1f} s",
         flush=True,
     )
 

@@ -41,7 +41,7 @@ def run(
     )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="rows to train; all by default")
-    parser.add_argument("--json", type=Path, help="also write the cells as one JSON file")
+    parser.add_argument("--json", type=Path, help="also write the results as one JSON file")
     given: Any = parser.parse_args(arguments)
     torch.set_num_threads(1)
     table = measure(given.data, given.out, settings=given.settings, seeds=given.seeds, models=given.models)

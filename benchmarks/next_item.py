@@ -25,7 +25,7 @@ from benchmarks import command, ranking_facts, results_page
 from benchmarks.ranking_facts import TITLES, Counts, Weights, others_facts, title_vectors, weigh
 from benchmarks.ranking_network import Bins, Lists, Reach, answers, fit_network, new_network
 from benchmarks.ranking_questions import TEST, TRAIN, VALIDATION, Log, Market, Questions, ask, food_kitchen, game_video
-from benchmarks.results_table import Case, Cell, Method, Scored, Table, run
+from benchmarks.results_table import Method, Result, Scored, Table, Task, run
 from models.baselines.plain import ImplicitFactors
 from models.training.loop import TrainConfig
 
@@ -79,14 +79,14 @@ def open_market(data: Path, setting: str, seed: int) -> Market:
     return game_video(data / "game_video", random)
 
 
-def open_case(data: Path, out: Path, setting: str, seed: int, *, sizes: Sizes | None = None) -> Case:
+def open_task(data: Path, out: Path, setting: str, seed: int, *, sizes: Sizes | None = None) -> Task:
     """One draw of a setting. Facts are counted once and kept beside the table."""
     sizes = sizes or Sizes()
     kept = out / "facts" / f"{setting}-{seed}-{'-'.join(map(str, astuple(sizes)))}.npz"
     return case_of(open_market(data, setting, seed), seed, sizes, kept)
 
 
-def case_of(market: Market, seed: int, sizes: Sizes, kept: Path | None = None) -> Case:
+def case_of(market: Market, seed: int, sizes: Sizes, kept: Path | None = None) -> Task:
     """The questions of a market; each sees what came before it and was not held back for those that come after.
 
     Models learn from the events before the last of four in five users, and the other fifth's choose: neither is among
@@ -109,7 +109,9 @@ def case_of(market: Market, seed: int, sizes: Sizes, kept: Path | None = None) -
     def questions(rows: np.ndarray, seen: Log, most: int, negatives: int, met: Log) -> Questions:
         """At most so many of each domain."""
         parts = [random.permutation(np.flatnonzero(rows & (log.domain == domain)))[:most] for domain in (0, 1)]
-        return ask(market, seen, log.take(np.sort(np.concatenate(parts))), negatives, random, met)
+        return ask(
+            market, seen, log.take(np.sort(np.concatenate(parts))), negatives=negatives, random=random, known=met
+        )
 
     training = questions(teaches, train, sizes.training, sizes.training_negatives, held)
     validation = questions(chooses, train, sizes.validation, sizes.validation_negatives, held)
@@ -128,7 +130,7 @@ def case_of(market: Market, seed: int, sizes: Sizes, kept: Path | None = None) -
         len(market.domain_of), known, training, found[0], validation, found[1], asked, found[2], names, found[3]
     )
     segments = {name: asked.domain == domain for domain, name in enumerate(market.names)}
-    return Case(given, right, asked.user, segments=segments)
+    return Task(given, right, asked.user, segments=segments)
 
 
 def _both_domains(market: Market) -> np.ndarray:
@@ -162,22 +164,22 @@ def _count(
 # Rows without a network
 
 
-def popularity(case: Case, seed: int) -> dict[str, Scored]:
+def popularity(task: Task, _seed: int) -> dict[str, Scored]:
     """How often each item was met."""
-    given: Given = case.given
+    given: Given = task.given
     count = np.bincount(given.known.item, minlength=given.items)
     return {"popularity": Scored(count[given.asked.candidates])}
 
 
-def co_occurrence(case: Case, seed: int) -> dict[str, Scored]:
+def co_occurrence(task: Task, _seed: int) -> dict[str, Scored]:
     """How many people met the candidate together with each thing that the user has, added up; ties by popularity."""
-    given: Given = case.given
+    given: Given = task.given
     return {"co-occurrence": Scored(ranking_facts.co_occurrence(given.asked, given.known, given.items))}
 
 
-def factors(case: Case, seed: int) -> dict[str, Scored]:
+def factors(task: Task, seed: int) -> dict[str, Scored]:
     """Implicit matrix factorisation of both domains together, from `implicit`."""
-    given: Given = case.given
+    given: Given = task.given
     known, asked = given.known, given.asked
     model = ImplicitFactors(width=FACTORS, seed=seed).fit(known.user, known.item, np.ones(len(known)))
     people = np.repeat(asked.user, asked.candidates.shape[1])
@@ -185,9 +187,9 @@ def factors(case: Case, seed: int) -> dict[str, Scored]:
     return {"implicit MF": Scored(score.reshape(asked.candidates.shape))}
 
 
-def weighed(name: str, without: Sequence[str], case: Case, seed: int) -> dict[str, Scored]:
+def weighed(name: str, without: Sequence[str], task: Task, _seed: int) -> dict[str, Scored]:
     """The facts but for these, weighed on training questions."""
-    given: Given = case.given
+    given: Given = task.given
     score = _expected(given, without, given.asked_facts, given.asked)
     return {name: Scored(score, {"facts": len(_columns(given, without))})}
 
@@ -197,7 +199,7 @@ def _columns(given: Given, without: Sequence[str]) -> list[int]:
 
 
 def _expected(given: Given, without: Sequence[str], facts: np.ndarray, questions: Questions) -> np.ndarray:
-    """What the facts say of candidates, (Q, C); the weights are solved for once a case."""
+    """What the facts say of candidates, (Q, C); the weights are solved for once a task."""
     columns, key = _columns(given, without), tuple(without)
     if key not in given.weights:
         part = slice(None, None, -(-len(given.training) // WEIGHED))
@@ -233,9 +235,9 @@ class Training:
     ordered: int = 50
 
 
-def network(name: str, changes: Mapping[str, Any], how: Training, case: Case, seed: int) -> dict[str, Scored]:
+def network(name: str, changes: Mapping[str, Any], how: Training, task: Task, seed: int) -> dict[str, Scored]:
     """A ranker on lists; its detail says what validation thought of it and of what it started from."""
-    given: Given = case.given
+    given: Given = task.given
     columns = _columns(given, how.without)
     training, validation, asked = _lists(given, how, columns)
     bins = _bins(given, how, columns)
@@ -358,9 +360,9 @@ def measure(
             settings=[setting],
             seeds=range(seeds),
             methods=chosen,
-            open_case=partial(open_case, Path(data), Path(out)),
-            task="ranking",
-            on_cell=_say,
+            open_task=partial(open_task, Path(data), Path(out)),
+            kind="ranking",
+            on_result=_say,
         )
     write(table, Path(out))
     return table
@@ -376,9 +378,12 @@ def write(table: Table, out: Path) -> None:
         results_page.plot(table, f"{name}/mrr", out / f"next-item-{name.lower()}.svg", subject=SUBJECT)
 
 
-def _say(cell: Cell) -> None:
-    said = " ".join(f"{name} {value:.4f}" for name, value in cell.metrics.items() if name.endswith("mrr"))
-    print(f"{cell.setting} seed {cell.seed} {cell.model}: {said} in {cell.seconds:.1f} s {cell.detail}", flush=True)
+def _say(result: Result) -> None:
+    said = " ".join(f"{name} {value:.4f}" for name, value in result.metrics.items() if name.endswith("mrr"))
+    print(
+        f"{result.setting} seed {result.seed} {result.model}: {said} in {result.seconds:.1f} s {result.detail}",
+        flush=True,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

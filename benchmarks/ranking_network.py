@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,7 +97,7 @@ class ListBatches:
         self.lists, self.size, self.reach, self.seed, self.shuffle = lists, questions, reach, seed, shuffle
 
     def __len__(self) -> int:
-        return -(-len(self.lists.questions) // self.size)
+        return math.ceil(len(self.lists.questions) / self.size)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         count = len(self.lists.questions)

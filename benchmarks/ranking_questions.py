@@ -85,7 +85,7 @@ class Questions:
         return hidden, np.argmin(order, 1)
 
 
-def ask(market: Market, seen: Log, about: Log, negatives: int, random: np.random.Generator, known: Log) -> Questions:
+def ask(market: Market, seen: Log, about: Log, *, negatives: int, random: np.random.Generator, known: Log) -> Questions:
     """Questions whose right items are those of the events ``about``, from what ``seen`` holds before each.
 
     In a cold market that is all of the other domain and nothing of the asked one. Wrong candidates are drawn uniformly
@@ -104,12 +104,14 @@ def ask(market: Market, seen: Log, about: Log, negatives: int, random: np.random
     for domain in (0, 1):
         rows = np.flatnonzero(about.domain == domain)
         pool = market.items(domain)
-        candidates[rows, 1:] = _drawn(pool, about.user[rows], negatives, has, len(market.domain_of), random)
+        candidates[rows, 1:] = _drawn(
+            pool, about.user[rows], negatives, has=has, items=len(market.domain_of), random=random
+        )
     return Questions(seen, about.user, about.domain, about.time_us, start, stop, candidates)
 
 
 def _drawn(
-    pool: np.ndarray, user: np.ndarray, count: int, has: np.ndarray, items: int, random: np.random.Generator
+    pool: np.ndarray, user: np.ndarray, count: int, *, has: np.ndarray, items: int, random: np.random.Generator
 ) -> np.ndarray:
     """``count`` distinct items of the pool for each user, none that he has, (Q, count)."""
     drawn = np.empty((len(user), count), np.int64)

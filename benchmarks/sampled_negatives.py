@@ -75,7 +75,9 @@ def draw(
         positives = steps.take(rows)
         had = np.unique(_keys(steps.user, steps.item, catalogue)[known[name]])
         pool = positives.item if negatives == "matched" else np.arange(1, catalogue)
-        parts[name] = _with_negatives(positives, pool, had, catalogue, per_positive, random)
+        parts[name] = _with_negatives(
+            positives, pool, had, catalogue=catalogue, per_positive=per_positive, random=random
+        )
     used = chosen["train"] | chosen["validation"] | chosen["test"]
     return Parts(**parts, first_us=first_us(steps, used), first_test_us=first_us(steps, chosen["test"]))
 
@@ -84,6 +86,7 @@ def _with_negatives(
     positives: Examples,
     pool: np.ndarray,
     had: np.ndarray,
+    *,
     catalogue: int,
     per_positive: int,
     random: np.random.Generator,
