@@ -3,12 +3,12 @@
     python -m benchmarks.lifelong_ctr --data DIR --out DIR [--settings matched ...] [--seeds 5] [--models ROW ...]
 
 KuaiRand's sequences: code 0 (141,674 steps of known items, 21,360 items) is the target, the six other codes are the
-sources. A row asks whether a user took an item of code 0 at a moment, knowing everything strictly before: his latest
-800 events of the other codes, 24 of his own code. Of each user the last two steps are the test, the one before is held
-out to choose by, the three before those teach; each stands with two negatives (`benchmarks/sampled_negatives.py`). A
-seed draws 1,250 users, the negatives and the networks' first weights. All networks start from the same item vectors,
-made of events before the rows (`benchmarks/item_vectors.py`), and are trained alike
-(`benchmarks/lifelong_networks.py`).
+sources. A row asks whether a user took an item of code 0 at a moment, knowing everything strictly before: their latest
+800 events of the other codes, 24 of their own code. Of each user the last two steps are the test, the one before is
+held out to choose by, the three before those teach; each stands with two negatives
+(`benchmarks/sampled_negatives.py`). A seed draws 1,250 users, the negatives and the networks' first weights. All
+networks start from the same item vectors, made of events before the rows (`benchmarks/item_vectors.py`), and are
+trained alike (`benchmarks/lifelong_networks.py`).
 
 Settings: ``matched`` negatives are drawn as often as people took them, ``uniform`` ones evenly from the catalogue.
 The others take impressions with their own clicks from original files (`benchmarks/logged_clicks.py`), 20,000 users a

@@ -39,7 +39,7 @@ from orchestrator.data.batches import Examples
 from orchestrator.training import fit
 from orchestrator.training.recipe import Recipe
 
-FACTS, SHARED = "Graft, facts alone", "Graft, shared"
+WIDE_PART, SHARED = "Graft, wide part alone", "Graft, shared"
 STARS = " of stars"
 SETTINGS = (*PAIRS, *new_domain.SETTINGS)
 RECIPE = Recipe(
@@ -144,7 +144,7 @@ def baseline(name: str, recipe: Recipe, task: Task, seed: int) -> dict[str, Scor
 
 
 def graft(recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
-    """Ours: what the facts expect, and the shared model, which starts from it."""
+    """Ours: what the wide part expects, and the shared model, which starts from it."""
     given: Given = task.given
     recipe = recipe.model_copy(update={"seed": seed})
     learnt = fit.lessons(given.workspace, recipe, given.slots)
@@ -170,7 +170,7 @@ def graft(recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
     weights = [ranker.evidence, *(ranker.owned(slot).evidence for slot in range(len(given.slots)))]
     detail = {"best_epoch": result.best_epoch, "validation": result.best}
     return {
-        FACTS: Scored(facts, {"parameters": sum(part.numel() for part in weights)}),
+        WIDE_PART: Scored(facts, {"parameters": sum(part.numel() for part in weights)}),
         SHARED: Scored(
             given.answers(score), detail | {"parameters": sum(part.numel() for part in ranker.parameters())}
         ),
@@ -197,7 +197,7 @@ def methods(pair: str, recipe: Recipe = RECIPE, ours: Recipe = GRAFT) -> list[Me
         Method((name,), partial(plain, name, make, stars=stars), {"defaults": repr(make()), "stars": stars})
         for name, (make, stars) in PLAIN.items()
     ]
-    rows.append(Method((FACTS, SHARED), partial(graft, ours), ours.model_dump(mode="json", exclude_defaults=True)))
+    rows.append(Method((WIDE_PART, SHARED), partial(graft, ours), ours.model_dump(mode="json", exclude_defaults=True)))
     for name in MULTI_DOMAIN:
         rate = FASTER.get(pair, {}).get(name, recipe.learning_rate)
         own = recipe.model_copy(update={"epochs": LONGER.get(name, recipe.epochs), "learning_rate": rate})
@@ -242,7 +242,7 @@ def write(table: Table, out: Path) -> None:
             dict.fromkeys(name for result in part.results() for name in result.metrics if name.endswith("/auc"))
         )
         parts.append(f"# {pair}\n")
-        parts.append(results_page.markdown(part, subject=SHARED, measures=measures, not_baselines=(FACTS,)))
+        parts.append(results_page.markdown(part, subject=SHARED, measures=measures, not_baselines=(WIDE_PART,)))
         shown = table.only([pair], without=("train mean", "popularity"))  # far below all others
         for metric in measures:
             picture = f"multi-domain-ctr-{pair}-{metric.removesuffix('/auc')}.svg".replace(" ", "-")

@@ -36,8 +36,8 @@ SETTINGS = tuple(f"{pair}-new-{short}-{percent}" for pair, (short, _) in NEW.ite
 START, ADAPTER, FEW = "Graft, zero-shot", "Graft, adapter", "Graft, adapter without item rows"
 FULL, SCRATCH = "full fine-tuning", "from scratch"
 WAYS = (START, ADAPTER, FEW, FULL, SCRATCH)
-BESIDE_PLAIN = ", plain facts"
-"""The same ways where no wide facts are solved for, so that all there is must be learnt by descent."""
+BESIDE_PLAIN = ", basic wide features"
+"""The same ways where no wide part is solved for, so that all there is must be learnt by descent."""
 PLAIN: dict[str, Callable[[], PlainBaseline]] = {
     "item mean of stars": ItemMean,
     "item + user bias of stars": ItemUserBias,

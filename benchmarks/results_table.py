@@ -2,7 +2,7 @@
 
 A result is one model on one seed of one setting. Results are JSON lines under a folder and their test scores lie beside
 them, so a run that was killed goes on where it stopped, and a new model joins without training the others again.
-A model is handed rows to learn from, rows to choose by and bare questions; the answers to those stay in here, and each
+A model is handed rows to learn from, rows to choose by and bare queries; the answers to those stay in here, and each
 set of scores is judged on them once.
 
     table = Table(folder)
@@ -41,7 +41,7 @@ class Task:
     Attributes:
         given: whatever models learn from; it holds no test label.
         label, user: (N,) the answers to the test rows and whose rows they are. In the kind ``ranking`` a row is a
-            question and its answer the position of the right one among its candidates, which models see shuffled.
+            query and its answer the position of the right one among its candidates, which models see shuffled.
         bounds: labels cannot lie outside, so scores are also judged clipped to them; None for no bounds.
         segments: (N,) bool each; the rows so named are also judged by themselves, as ``segment/metric``.
     """
@@ -328,7 +328,7 @@ def paired_over_users(
 ) -> Interval:
     """Interval of metric(subject) - metric(baseline), each draw taking the same users again with replacement.
 
-    Users of all seeds are drawn together, a user as often as he was a test user.
+    Users of all seeds are drawn together, a user as often as they were a test user.
 
     Args:
         metric: its name, perhaps of one segment: ``auc``, ``mrr``, ``cold/auc``.

@@ -42,8 +42,8 @@ def test_settings_are_offered_where_their_files_lie(data, tmp_path):
         ratings.offered(tmp_path, ratings.SETTINGS, ratings.pair_of)
 
 
-def test_cold_users_are_hidden_and_questions_are_bare(task):
-    """No target row of a test user teaches or chooses; the questions hold no label; the source shows all of it."""
+def test_cold_users_are_hidden_and_queries_are_bare(task):
+    """No target row of a test user teaches or chooses; the queries hold no label; the source shows all of it."""
     given = task.given
     cold, held = set(given.asked.user), set(given.validation.user)
     assert cold
@@ -105,7 +105,7 @@ def test_every_row_answers_and_a_second_run_trains_nothing(data, out, monkeypatc
     errors = {name: table.values(SETTING, name, "rmse")[0] for name in names}
     assert errors[ratings.BASELINE] < errors["item mean"]
     assert errors[ratings.ADAPTER] < errors["item mean"]
-    assert ratings.FACTS in (out / "cold-start-ratings.md").read_text()
+    assert ratings.WIDE_PART in (out / "cold-start-ratings.md").read_text()
 
     def refuse(*_):
         raise AssertionError("a result was trained again")

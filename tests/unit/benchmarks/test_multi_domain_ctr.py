@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import multi_domain_ctr, new_domain
-from benchmarks.multi_domain_ctr import FACTS, SHARED, measure, open_task
+from benchmarks.multi_domain_ctr import SHARED, WIDE_PART, measure, open_task
 from benchmarks.results_table import Task
 from orchestrator.data.batches import EventSource
 
@@ -50,7 +50,7 @@ def test_a_case_holds_no_answer_of_the_test_rows(task: Task):
 
 
 def test_a_cold_user_has_no_training_row_in_the_domain_and_some_in_the_other(task: Task):
-    """He is cold here because he is known there."""
+    """A user is cold here because they are known there."""
     book, music = task.given.known
     for segment, here, there in (("book cold", book, music), ("music cold", music, book)):
         cold = np.unique(task.user[task.segments[segment]])
@@ -89,7 +89,7 @@ def test_rows_of_the_table_are_trained_once_and_taken_up_again(data: Path, out: 
     monkeypatch.setattr(multi_domain_ctr, "methods", lambda _: rows)
     names = ["item + user bias of stars", SHARED, "MMoE", "DNN-single"]
     table = measure(data, out, settings=["douban"], seeds=1, models=names)
-    assert {result.model for result in table.results()} == {*names, FACTS}
+    assert {result.model for result in table.results()} == {*names, WIDE_PART}
     assert all(0.5 < result.metrics["book warm/auc"] <= 1 for result in table.results())
     written = (out / "results.jsonl").read_text()
     measure(data, out, settings=["douban"], seeds=1, models=names)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import next_item, ranking_facts, results_page
+from benchmarks import next_item, ranking_features, results_page
 from benchmarks.next_item import Sizes, Training, case_of
-from benchmarks.ranking_facts import Counts, facts, others_facts, weigh
+from benchmarks.ranking_features import Counts, features, others_features, weigh
 from benchmarks.ranking_network import Bins, Lists, Reach, answers, batch_of, new_network
-from benchmarks.ranking_questions import DAY_US, TEST, TRAIN, VALIDATION, Log, Market, ask, food_kitchen, game_video
+from benchmarks.ranking_queries import DAY_US, TEST, TRAIN, VALIDATION, Log, Market, ask, food_kitchen, game_video
 from benchmarks.results_table import Method, Scored, Table, Task, run
 from models.ranking_metrics import rank_counts, reciprocal_rank
 
@@ -19,7 +19,7 @@ SMALL = Sizes(test=60, validation=60, training=200, test_negatives=19, validatio
 
 
 def written(folder, seed: int = 0):
-    """Food and kitchen files in their public form: a user's items all come from his half of each domain."""
+    """Food and kitchen files in their public form: a user's items all come from their half of each domain."""
     chance = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     names = {f"F{i}": [i, 0] for i in range(1, ITEMS + 1)} | {f"K{i}": [ITEMS + i, 1] for i in range(1, ITEMS + 1)}
@@ -86,9 +86,9 @@ def test_who_chooses_teaches_nothing(task):
     """Users are apart, and what they are asked for is not among what is counted or seen."""
     given = task.given
     assert not set(given.training.user.tolist()) & set(given.validation.user.tolist())
-    for questions in (given.training, given.validation):
-        shown = set(zip(questions.seen.user.tolist(), questions.seen.item.tolist(), strict=True))
-        assert not shown & set(zip(questions.user.tolist(), questions.candidates[:, 0].tolist(), strict=True))
+    for queries in (given.training, given.validation):
+        shown = set(zip(queries.seen.user.tolist(), queries.seen.item.tolist(), strict=True))
+        assert not shown & set(zip(queries.user.tolist(), queries.candidates[:, 0].tolist(), strict=True))
 
 
 def test_wrong_candidates_are_of_the_domain_and_strangers_to_the_user(task, market):
@@ -105,57 +105,57 @@ def test_wrong_candidates_are_of_the_domain_and_strangers_to_the_user(task, mark
 
 def test_a_history_holds_what_came_before_and_nothing_else(task):
     given = task.given
-    for questions in (given.training, given.validation, given.asked):
-        seen = questions.seen
-        for q in range(len(questions)):
-            mine = np.flatnonzero((seen.user == questions.user[q]) & (seen.time_us < questions.now_us[q]))
-            assert mine.tolist() == list(range(questions.start[q], questions.stop[q]))
+    for queries in (given.training, given.validation, given.asked):
+        seen = queries.seen
+        for q in range(len(queries)):
+            mine = np.flatnonzero((seen.user == queries.user[q]) & (seen.time_us < queries.now_us[q]))
+            assert mine.tolist() == list(range(queries.start[q], queries.stop[q]))
 
 
-def test_facts_of_a_training_question_do_not_know_its_own_answer(market):
-    """Two people who share all they have, and nobody beside them: each one's facts come from the other alone."""
+def test_features_of_a_training_query_do_not_know_its_own_answer(market):
+    """Two people who share all they have, and nobody beside them: each one's features come from the other alone."""
     log = Log(
         np.repeat([0, 1], 4), np.array([1, 2, 41, 42, 1, 3, 41, 43]), np.tile(np.arange(1, 5) * DAY_US, 2),
         np.array([0, 0, 1, 1, 0, 0, 1, 1]), np.zeros(8, np.int64),
     )  # fmt: skip
-    questions = ask(market, log, log.take(np.array([1, 5])), negatives=3, random=np.random.default_rng(0), known=log)
+    queries = ask(market, log, log.take(np.array([1, 5])), negatives=3, random=np.random.default_rng(0), known=log)
     for seed in range(20):
         fold = np.random.default_rng(seed).integers(0, 2, 2)
         if fold[0] != fold[1]:
             break
     options = {"timed": True, "width": 2, "seed": seed}
-    found = others_facts(questions, log, len(market.domain_of), folds=2, **options)
-    names = ranking_facts.names(timed=True, titled=False)
+    found = others_features(queries, log, len(market.domain_of), folds=2, **options)
+    names = ranking_features.names(timed=True, titled=False)
     assert found.shape == (2, 4, len(names))
     assert (found[:, 0, names.index("together, own")] == 0).all()
     assert (found[:, 0, names.index("popularity")] == 0).all()
-    leaky = facts(questions, Counts.of(log, len(market.domain_of), **options))
+    leaky = features(queries, Counts.of(log, len(market.domain_of), **options))
     assert (leaky[:, 0, names.index("together, own")] > 0).all()
 
 
-def test_what_was_met_lately_ends_before_the_day_of_the_question(market):
+def test_what_was_met_lately_ends_before_the_day_of_the_query(market):
     """Events of the same day and after it are not counted."""
     times = np.array([1, 5, 5, 9]) * DAY_US + 1_000_000
     log = Log(np.arange(4), np.full(4, 7), times, np.zeros(4, np.int64), np.zeros(4, np.int64))
     about = Log(np.array([0]), np.array([7]), np.array([5 * DAY_US + 5_000_000]), np.array([0]), np.array([0]))
-    questions = ask(market, log, about, negatives=3, random=np.random.default_rng(0), known=about)
+    queries = ask(market, log, about, negatives=3, random=np.random.default_rng(0), known=about)
     counts = Counts.of(log, len(market.domain_of), timed=True, width=2, seed=0)
-    names = ranking_facts.names(timed=True, titled=False)
-    found = facts(questions, counts)[0, 0]
+    names = ranking_features.names(timed=True, titled=False)
+    found = features(queries, counts)[0, 0]
     assert found[names.index("before")] == pytest.approx(np.log(2))
     assert found[names.index("popularity")] == pytest.approx(np.log(5))
 
 
-def test_weighed_facts_find_the_half_that_a_user_buys_from(task):
+def test_weighed_features_find_the_half_that_a_user_buys_from(task):
     """Far better than chance on what the made market holds, and never told by the order of candidates."""
     given = task.given
-    weights = weigh(given.training_facts, given.training.domain)
-    placed = rank_counts(weights.score(given.asked_facts, given.asked.domain), task.label)
+    weights = weigh(given.training_features, given.training.domain)
+    placed = rank_counts(weights.score(given.asked_features, given.asked.domain), task.label)
     chance = reciprocal_rank(rank_counts(np.zeros((1, SMALL.test_negatives + 1)), np.zeros(1, int)))[0]
     assert reciprocal_rank(placed).mean() > 1.3 * chance
 
 
-def test_rows_of_a_question_share_a_history_and_their_own_domain_stands_apart(task):
+def test_rows_of_a_query_share_a_history_and_their_own_domain_stands_apart(task):
     given = task.given
     some = given.training.take(np.arange(6))
     nothing = np.zeros((*some.candidates.shape, 0), np.int64)
@@ -193,9 +193,9 @@ def test_lists_that_are_learnt_from_hold_the_best_where_the_right_one_is_among_t
     kept = lists.contested(4)
     best = np.sort(np.argsort(-prior, 1)[:, :4], 1)
     among = (best == 0).any(1)
-    assert (kept.questions.candidates[:, 0] == given.training.candidates[among, 0]).all()
+    assert (kept.queries.candidates[:, 0] == given.training.candidates[among, 0]).all()
     assert (np.sort(kept.offset, 1) == np.sort(np.take_along_axis(prior, best, 1), 1)[among]).all()
-    assert 0 < len(kept.questions) < len(lists.questions)
+    assert 0 < len(kept.queries) < len(lists.queries)
 
 
 def test_a_ranker_with_no_level_of_the_pyramid_still_reads_short_histories(task):
@@ -236,7 +236,7 @@ def test_bins_are_codes_from_one_on():
     bins = Bins.of(known, 5)
     codes = bins.codes(known)
     assert codes.min() >= 1
-    assert all(codes[..., fact].max() < size for fact, size in enumerate(bins.sizes))
+    assert all(codes[..., feature].max() < size for feature, size in enumerate(bins.sizes))
 
 
 def test_a_network_row_is_filled_once_and_says_what_validation_thought(market, tmp_path):
@@ -251,7 +251,7 @@ def test_a_network_row_is_filled_once_and_says_what_validation_thought(market, t
     rows = [
         one
         for one in next_item.methods(how, SMALL)
-        if one.names[0] in (next_item.SUBJECT, "popularity", "network on facts alone")
+        if one.names[0] in (next_item.SUBJECT, "popularity", "network on features alone")
     ]
     for _ in range(2):
         table = Table(tmp_path / "table")
@@ -286,12 +286,12 @@ def test_cold_users_are_asked_with_the_other_domain_alone(tmp_path):
     assert len(np.unique(market.log.user)) == 4
     train = market.log.take(market.log.role == TRAIN)
     about = market.log.take((market.log.role == TEST) & (market.log.domain == 0))
-    questions = ask(market, train, about, negatives=1, random=np.random.default_rng(0), known=market.log)
-    visible = train.take(np.arange(questions.start[0], questions.stop[0]))
+    queries = ask(market, train, about, negatives=1, random=np.random.default_rng(0), known=market.log)
+    visible = train.take(np.arange(queries.start[0], queries.stop[0]))
     assert (visible.domain == 1).all()
     assert (visible.user == about.user[0]).all()
     assert len(visible) == 2
-    assert torch.from_numpy(questions.candidates).unique().numel() == 2
+    assert torch.from_numpy(queries.candidates).unique().numel() == 2
 
 
 def test_validation_rows_of_a_cold_user_are_not_known_at_the_test():
@@ -306,5 +306,5 @@ def test_validation_rows_of_a_cold_user_are_not_known_at_the_test():
     given = case_of(market, 0, Sizes(30, 10, 10, 5, 5, 5)).given
     cold = given.known.take(given.known.user < 4)
     assert (cold.domain == 1).all()
-    for questions in (given.training, given.validation, given.asked):
-        assert not (questions.seen.domain[questions.seen.user < 4] == 0).any()
+    for queries in (given.training, given.validation, given.asked):
+        assert not (queries.seen.domain[queries.seen.user < 4] == 0).any()

@@ -156,15 +156,15 @@ def test_the_page_sets_the_best_in_bold_and_names_the_baseline(tmp_path):
     assert len(json.loads(json.dumps(results_page.as_dict(table)))["results"]) == 6
 
 
-def questions(seed: int) -> Task:
-    """Forty questions of eight candidates; the first half of them is a segment."""
+def queries(seed: int) -> Task:
+    """Forty queries of eight candidates; the first half of them is a segment."""
     chance = np.random.default_rng(seed)
     return Task(None, chance.integers(0, 8, 40), np.arange(40) // 4, segments={"first half": np.arange(40) < 20})
 
 
 def test_ranking_is_judged_by_the_place_of_the_right_candidate():
     """Right at the top in the first half, right at the bottom in the other."""
-    task = questions(0)
+    task = queries(0)
     right = np.eye(8)[task.label]
     found = judge(task, np.where(task.segments["first half"][:, None], right, -right), "ranking")
     assert found["first half/mrr"] == 1.0
@@ -174,11 +174,11 @@ def test_ranking_is_judged_by_the_place_of_the_right_candidate():
 
 def test_a_tie_among_candidates_is_worth_the_mean_of_its_orders():
     """All alike: the mean reciprocal rank of a place drawn by chance."""
-    found = judge(questions(0), np.zeros((40, 8)), "ranking")
+    found = judge(queries(0), np.zeros((40, 8)), "ranking")
     assert found["mrr"] == pytest.approx(np.mean(1 / np.arange(1, 9)))
 
 
-def test_segments_of_questions_are_paired_over_users(tmp_path):
+def test_segments_of_queries_are_paired_over_users(tmp_path):
     """The interval of a segment holds the difference of that segment alone."""
 
     def fit(task: Task, seed: int) -> dict[str, Scored]:
@@ -192,7 +192,7 @@ def test_segments_of_questions_are_paired_over_users(tmp_path):
         settings=["one"],
         seeds=range(2),
         methods=methods,
-        open_task=lambda _, seed: questions(seed),
+        open_task=lambda _, seed: queries(seed),
         kind="ranking",
     )
     interval = paired_over_users(table, "one", "first half/mrr", "good", "bad", draws=20)
