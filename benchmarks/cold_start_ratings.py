@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import command, results_page
 from benchmarks.public_pairs import Pair, amazon_reviews, offered, settle
 from benchmarks.rating_bridges import BridgeData, BridgeRows, bridge_rows, fit_bridge, ridge_cmf, ridge_emcdr
-from benchmarks.results_table import Method, Result, Scored, Table, Task, run
+from benchmarks.results_table import Method, Scored, Table, Task, run
 from domains.events.splits import Split
 from domains.public import PreparedDomain
 from domains.registry.registry import Domain
@@ -334,7 +334,7 @@ def measure(
         seeds=range(seeds),
         methods=chosen,
         open_task=partial(open_task, Path(data), out),
-        on_result=_say,
+        on_result=command.printing("mae", "rmse"),
     )
     write(table, out)
     return table
@@ -379,14 +379,6 @@ def _count(ranker: Ranker) -> int:
 
 def _rmse(rows: Examples, score: np.ndarray) -> float:
     return float(np.sqrt(np.square(np.clip(score, *BOUNDS) - rows.label).mean()))
-
-
-def _say(result: Result) -> None:
-    print(
-        f"{result.setting} seed {result.seed} {result.model}: mae {result.metrics['mae']:.4f} "
-        f"rmse {result.metrics['rmse']:.4f} in {result.seconds:.1f} s",
-        flush=True,
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

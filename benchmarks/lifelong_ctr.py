@@ -31,7 +31,7 @@ from benchmarks.item_vectors import item_vectors
 from benchmarks.lifelong_networks import Network, Schooling, consistency, networks, scored, trained
 from benchmarks.logged_clicks import LOGS, cut
 from benchmarks.public_pairs import Pair, offered, settle
-from benchmarks.results_table import Method, Result, Scored, Table, Task, paired_over_seeds, run
+from benchmarks.results_table import Method, Scored, Table, Task, paired_over_seeds, run
 from benchmarks.sampled_negatives import NEVER, Parts, draw
 from models.baselines.plain import CoOccurrence, ItemMean, ItemUserBias, PlainBaseline, Popularity, Rows, TrainMean
 from orchestrator.data.batches import Examples
@@ -257,7 +257,7 @@ def measure(
             methods=command.chosen(methods(), models),
             open_task=partial(open_task, workspace, people=people),
             kind="ctr",
-            on_result=_say,
+            on_result=command.printing("auc", "gauc", "logloss"),
         )
     write(table, out)
     return table
@@ -305,15 +305,6 @@ def _consistency(table: Table) -> str:
                 rows = np.mean([one.detail["consistency_rows"] for one in results if "consistency" in one.detail])
                 lines.append(f"| {model} | {setting} | {np.mean(found):.3f} ± {np.std(found):.3f} | {rows:.0f} |")
     return "\n".join([*lines, ""])
-
-
-def _say(result: Result) -> None:
-    print(
-        f"{result.setting} seed {result.seed} {result.model}: auc {result.metrics['auc']:.4f} "
-        f"gauc {result.metrics['gauc']:.4f} "
-        f"logloss {result.metrics['logloss']:.4f} in {result.seconds:.1f} s",
-        flush=True,
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks import command, model_zoo, new_domain, results_page
 from benchmarks.public_pairs import offered
-from benchmarks.results_table import Method, Result, Scored, Table, Task, run
+from benchmarks.results_table import Method, Scored, Table, Task, run
 from benchmarks.two_domains import PAIRS, TwoDomains, pair_of, prepare
 from models.baselines import MULTI_DOMAIN
 from models.baselines.plain import (
@@ -225,7 +225,7 @@ def measure(
             methods=command.chosen(rows, models),
             open_task=partial(open_task, Path(data), out),
             kind="ctr",
-            on_result=_say,
+            on_result=command.printing("auc"),
         )
     write(table, out)
     return table
@@ -249,11 +249,6 @@ def write(table: Table, out: Path) -> None:
             results_page.plot(shown, metric, out / picture, subject=SHARED)
     parts.append(new_domain.write(table, out))
     (out / "multi-domain-ctr.md").write_text("\n".join(parts))
-
-
-def _say(result: Result) -> None:
-    told = " ".join(f"{name[:-4]} {value:.4f}" for name, value in result.metrics.items() if name.endswith("/auc"))
-    print(f"{result.setting} seed {result.seed} {result.model}: {told} in {result.seconds:.1f} s", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

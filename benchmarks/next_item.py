@@ -25,7 +25,7 @@ from benchmarks import command, ranking_features, results_page
 from benchmarks.ranking_features import TITLES, Counts, Weights, others_features, title_vectors, weigh
 from benchmarks.ranking_network import Bins, Lists, Reach, answers, fit_network, new_network
 from benchmarks.ranking_queries import TEST, TRAIN, VALIDATION, Log, Market, Queries, ask, food_kitchen, game_video
-from benchmarks.results_table import Method, Result, Scored, Table, Task, run
+from benchmarks.results_table import Method, Scored, Table, Task, run
 from models.baselines.plain import ImplicitFactors
 from models.training.loop import TrainConfig
 
@@ -367,7 +367,7 @@ def measure(
             methods=chosen,
             open_task=partial(open_task, Path(data), Path(out)),
             kind="ranking",
-            on_result=_say,
+            on_result=command.printing("mrr"),
         )
     write(table, Path(out))
     return table
@@ -381,14 +381,6 @@ def write(table: Table, out: Path) -> None:
     (out / "next-item.md").write_text(page)
     for name in asked:
         results_page.plot(table, f"{name}/mrr", out / f"next-item-{name.lower()}.svg", subject=SUBJECT)
-
-
-def _say(result: Result) -> None:
-    said = " ".join(f"{name} {value:.4f}" for name, value in result.metrics.items() if name.endswith("mrr"))
-    print(
-        f"{result.setting} seed {result.seed} {result.model}: {said} in {result.seconds:.1f} s {result.detail}",
-        flush=True,
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

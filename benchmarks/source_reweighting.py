@@ -37,7 +37,7 @@ from benchmarks.refused_feeds import (
     transfer_of,
     without,
 )
-from benchmarks.results_table import Method, Result, Scored, Table, Task, run
+from benchmarks.results_table import Method, Scored, Table, Task, run
 from models.baselines.plain import ItemMean, ItemUserBias, TrainMean
 from models.batch import Batch
 from models.cctl.config import TransferConfig
@@ -244,7 +244,7 @@ def measure(
                 methods=command.chosen(methods(setting), models),
                 open_task=partial(open_task, None if data is None else Path(data), out),
                 kind="ctr",
-                on_result=_say,
+                on_result=command.printing("auc"),
             )
     write(table, out)
     return table
@@ -264,17 +264,6 @@ def write(table: Table, out: Path) -> None:
     (out / "source-reweighting.md").write_text(f"{harm_pages.weights(table)}\n{beside}\n{page}")
     results_page.plot(table, "auc", out / "source-reweighting-auc.svg", subject=INFLUENCE)
     harm_pages.plot(table, out / "source-reweighting-weights.svg")
-
-
-def _say(result: Result) -> None:
-    weights = {name: round(value, 2) for name, value in result.detail.get("weights", {}).items()}
-    print(
-        f"{result.setting} seed {result.seed} {result.model}: auc {result.metrics['auc']:.4f} "
-        f"in {result.seconds:.1f} s {weights or ''} {result.detail.get('verdicts', '')} "
-        f"below half {result.detail.get('feeds_below_half', '')} "
-        f"pass {result.detail.get('best_pass')}/{result.detail.get('passes')}",
-        flush=True,
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
