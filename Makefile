@@ -63,7 +63,7 @@ tests: $(READY) ## Only the tests, all of them; PYTEST_ARGS="-k histories" picks
 
 docs: $(READY) ## Build the documentation site into site/; fails on a broken link or an outdated reference page
 	$(BIN)/python docs/generate.py --check
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 docs-reference: $(READY) ## Write the pages that are generated from the code
 	$(BIN)/python docs/generate.py

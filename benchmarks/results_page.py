@@ -17,8 +17,8 @@ WIDTH, ROW, LEFT = 760, 20, 290
 
 
 def as_dict(table: Table) -> dict[str, Any]:
-    """All results as JSON."""
-    return {"results": [asdict(result) for result in table.results()]}
+    """All cells as JSON."""
+    return {"cells": [asdict(cell) for cell in table.cells()]}
 
 
 def markdown(
@@ -38,10 +38,7 @@ def markdown(
         not_baselines: rows that are the subject's own kin.
     """
     parts = ["## Results\n", *_all_results(table, measures)]
-    parts += [
-        "## Paired tests\n",
-        _tests(table, subject, measures, plain=plain, not_baselines=not_baselines, bounds=bounds),
-    ]
+    parts += ["## Paired tests\n", _tests(table, subject, measures, plain, not_baselines, bounds)]
     if bounds is not None:
         parts += ["## Unclipped\n", *_all_results(table, [f"raw_{metric}" for metric in measures])]
     parts += ["## Cost\n", _cost(table)]
@@ -65,7 +62,7 @@ def _results(table: Table, title: str, columns: Sequence[tuple[str, str, str]]) 
     # A segment of one set is no segment of another: such a setting has no column.
     columns = [one for one in columns if any(table.values(one[1], model, one[2]) for model in models)]
     names = [name for name, _, _ in columns]
-    lines = [f"{title} (mean ± sd over seeds)\n", row(["model", *names]), row(["---"] * (len(columns) + 1))]
+    lines = [f"{title} (mean ± sd over seeds)\n", _row(["model", *names]), _row(["---"] * (len(columns) + 1))]
     best, seeds = {}, {}
     for name, setting, metric in columns:
         found = {model: list(table.values(setting, model, metric).values()) for model in models}
@@ -84,7 +81,7 @@ def _results(table: Table, title: str, columns: Sequence[tuple[str, str, str]]) 
                 cells.append(f"{text} ({len(values)} of {seeds[name]} seeds)")
                 continue
             cells.append(f"**{text}**" if _sign(metric) * np.mean(values) <= best[name] else text)
-        lines.append(row([model, *cells]))
+        lines.append(_row([model, *cells]))
     return "\n".join([*lines, ""])
 
 
@@ -92,7 +89,6 @@ def _tests(
     table: Table,
     subject: str,
     measures: Sequence[str],
-    *,
     plain: str | None,
     not_baselines: Sequence[str],
     bounds: tuple[float, float] | None,
@@ -111,7 +107,7 @@ def _tests(
         "seeds won",
         "95 % over users",
     ]
-    lines = [row(head), row(["---"] * len(head))]
+    lines = [_row(head), _row(["---"] * len(head))]
     baselines = [model for model in table.models() if model != subject and model not in not_baselines]
     for setting in table.settings():
         for metric in measures:
@@ -126,7 +122,7 @@ def _tests(
                 users = paired_over_users(table, setting, metric, subject, baseline, bounds=bounds)
                 gap, won = over.difference, over.lower if sign == 1 else over.seeds - over.lower
                 lines.append(
-                    row(
+                    _row(
                         [
                             setting,
                             metric,
@@ -143,17 +139,17 @@ def _tests(
 
 
 def _cost(table: Table) -> str:
-    """Median over all results."""
-    lines = [row(["model", "processor seconds", "memory, MB", "parameters"]), row(["---"] * 4)]
+    """Median over all cells."""
+    lines = [_row(["model", "processor seconds", "memory, MB", "parameters"]), _row(["---"] * 4)]
     for model in table.models():
-        results = [result for result in table.results() if result.model == model]
-        parameters = [result.detail["parameters"] for result in results if "parameters" in result.detail]
+        cells = [cell for cell in table.cells() if cell.model == model]
+        parameters = [cell.detail["parameters"] for cell in cells if "parameters" in cell.detail]
         lines.append(
-            row(
+            _row(
                 [
                     model,
-                    f"{np.median([result.seconds for result in results]):.1f}",
-                    f"{np.median([result.megabytes for result in results]):.0f}",
+                    f"{np.median([cell.seconds for cell in cells]):.1f}",
+                    f"{np.median([cell.megabytes for cell in cells]):.0f}",
                     f"{np.median(parameters):,.0f}" if parameters else "–",
                 ]
             )
@@ -209,5 +205,5 @@ def _sign(metric: str) -> int:
     return -1 if METRICS[metric.rpartition("/")[2].removeprefix("raw_")].greater_is_better else 1
 
 
-def row(cells: Sequence[str]) -> str:
+def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"

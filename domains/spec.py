@@ -167,8 +167,8 @@ class Gate(_Declared):
     minimum_cold_users: Whole = Field(default=30, ge=1)
     """Fewer held-out cold users than this prove nothing."""
     maximum_prediction_bias: Number = Field(default=0.25, gt=0)
-    """How far predictions of a version that goes live may be off on average, as a share: |predicted clicks / clicks -
-    1|; for ratings |bias| over their standard deviation."""
+    """How far predictions of a version that goes live may be off on average, as a share: |predicted clicks / clicks - 1|;
+    for ratings |bias| over their standard deviation."""
     cold_share: Number = Field(default=0.2, gt=0, lt=1)
     """Share of the users with source history that is held out as cold."""
 

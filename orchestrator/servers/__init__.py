@@ -1,1 +1,1 @@
-"""The servers of one machine: the plan, what runs, and the supervisor."""
+"""Which servers run, and their supervisor."""

@@ -163,16 +163,10 @@ def losses(settings: Settings, run_id: str, **recipe: object) -> tuple[str, dict
             seen[detail["steps"]] = detail["loss"]
 
     registry = Registry(settings.registry_url)
-    run = use_cases.run(
-        "train-shared",
-        params={**QUICK, **recipe},
-        registry=registry,
-        settings=settings,
-        by="test",
-        run_id=run_id,
-        on_progress=watch,
+    version = use_cases.train_shared(
+        registry=registry, settings=settings, by="test", run_id=run_id, on_progress=watch, **QUICK, **recipe
     )
-    return run.result["version"], seen
+    return version.id, seen
 
 
 @pytest.fixture(scope="module")

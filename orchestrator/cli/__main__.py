@@ -1,5 +1,0 @@
-"""``python -m orchestrator.cli`` is ``graft``."""
-
-from orchestrator.cli import app
-
-app()
