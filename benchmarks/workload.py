@@ -15,8 +15,8 @@ from torch import nn
 from domains.events.histories import HistoryStore
 from models.batch import Batch
 from models.ranker import adapters
-from models.ranker.frozen_cache import keep
 from models.ranker.network import DomainConfig, Ranker, RankerConfig
+from models.ranker.precompute import keep
 from models.training import loop
 from models.training.optimisers import Optimisers
 from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, EventSource, Examples

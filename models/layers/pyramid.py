@@ -95,10 +95,6 @@ class Pyramid(nn.Module):
         self.msa = MedianScopeAttention(width, config.norm) if "msa" in config.levels else None
         self.fsa = FocusedScopeAttention(config, width) if "fsa" in config.levels else None
 
-    def reads_moments(self) -> bool:
-        """Whether CSA is linear in the history's second moment, so that it needs no more than that."""
-        return "csa" in self.config.levels and self.config.norm != "softmax"
-
     def forward(self, history: History, candidate: Tensor) -> Tensor:
         return self.read(history, candidate)[0]
 
@@ -111,26 +107,20 @@ class Pyramid(nn.Module):
         """`read` as a `Reading` that goes beside others on the same history; the levels' answers apart."""
         config = self.config
         mask = history.mask.expand(-1, candidate.shape[1], -1)
-        moment = history.moment if self.reads_moments() else None
-        # Where CSA has no need to pool its products, they only choose, and no gradient asks for them.
-        queries = [candidate if moment is None else candidate.detach()]
+        queries = [candidate]
         if self.msa is not None:
             queries.append(self.msa.of_item(candidate))
         scores = yield [query[:, :, None] for query in queries]
         raw, *of_items = (part.squeeze(2) for part in scores)  # [C, G, L] each
-        answers: dict[Level, Tensor] = {}
         weights: dict[Level, Tensor] = {}
-        if moment is not None:
-            count = history.mask.sum(-1, keepdim=True).clamp(min=1)
-            answers["csa"] = candidate @ moment / (count if config.norm == "1/n_valid" else 1)
-        elif "csa" in config.levels:
+        if "csa" in config.levels:
             weights["csa"] = _weights(raw, mask, config.norm)[:, :, None]
         if self.msa is not None:
             mask = _best_mask(raw, mask, config.k1) if config.k1 < mask.shape[2] else mask
             raw = history.context_scores_of(self.msa.of_context(candidate, history)).squeeze(2).add_(of_items[0])
             weights["msa"] = _weights(raw, mask, config.norm)[:, :, None]
         pooled = yield list(weights.values())
-        answers |= dict(zip(weights, pooled, strict=True))
+        answers: dict[Level, Tensor] = dict(zip(weights, pooled, strict=True))
         if "csa" in weights:
             answers["csa"] = answers["csa"].squeeze(2)
         if self.msa is not None:
@@ -286,7 +276,7 @@ def _best(scores: Tensor, mask: Tensor, count: int) -> Selection:
     if bool(tied.any()):
         among = ranked[tied].topk(count, dim=-1, sorted=False).indices
         chosen[tied] = torch.zeros_like(ranked[tied], dtype=torch.bool).scatter_(-1, among, True)
-    position = (chosen.view(-1).nonzero()[:, 0] % scores.shape[-1]).view(*scores.shape[:2], count)
+    position = (chosen.reshape(-1).nonzero()[:, 0] % scores.shape[-1]).view(*scores.shape[:2], count)
     return Selection(position, mask.gather(-1, position))
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from models.layers.embeddings import FieldEmbedding, ItemTable, context_vectors, known
 from models.layers.row_groups import RowGroups
-from models.training.optimisers import pooled_by_row
+from models.layers.sparse import pooled_by_row
 
 _FEW_ROWS = 8
 
@@ -234,7 +234,6 @@ class History:
         table:   (N, D)
         joined:  (C, L, D) context vectors, or None
         reads:   of the stored items, as `stored_items` gives it
-        moment:  (C, D, D), sum of e e^T over the item vectors of a chunk's only view, where it is known
     """
 
     items: Tensor
@@ -243,11 +242,10 @@ class History:
     table: Tensor
     joined: Tensor | None = None
     reads: Reads | None = None
-    moment: Tensor | None = None
 
     def only(self, mask: Tensor) -> History:
         """The same history of which only these events, (C, G, L), are seen."""
-        return replace(self, mask=mask, moment=None)
+        return replace(self, mask=mask)
 
     def views(self) -> RowGroups | None:
         """Which cells see the same; None where nearly all differ, and where they are written out as one already."""

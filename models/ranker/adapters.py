@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from models.batch import Batch
     from models.ranker.config import DomainConfig
     from models.ranker.network import Ranker
 
@@ -28,15 +27,6 @@ class AdapterMismatch(ValueError):
     """An adapter was made on another backbone, or is not what it says it is."""
 
     code = "adapter_mismatch"
-
-
-class DomainOwned(nn.Module):
-    """Marks a module whose parameters and buffers belong to one domain alone."""
-
-
-def owned_parameters(ranker: Ranker, slot: int) -> list[nn.Parameter]:
-    """Parameters of the domain in this slot."""
-    return list(ranker.owned(slot).parameters())
 
 
 def trained_parameter_count(ranker: Ranker) -> int:
@@ -184,28 +174,6 @@ def attach(ranker: Ranker, adapter: Adapter, *, backbone: str | None = None) -> 
         del ranker.domains[slot]
         raise AdapterMismatch(f"the adapter does not fit this ranker: {mismatch}") from None
     return slot
-
-
-class MixedScorer:
-    """Scores rows of many domains in one pass; equal to scoring each domain's rows alone.
-
-    Stacks the owned weights of all slots once, so the ranker must not change afterwards: a reload makes a new scorer.
-    """
-
-    def __init__(self, ranker: Ranker) -> None:
-        self.ranker = ranker.eval()
-        with torch.no_grad():
-            self._stack = ranker.stack(range(len(ranker.domains)))
-
-    @torch.inference_mode()
-    def score(self, batch: Batch) -> Tensor:
-        """As Ranker.forward."""
-        return self.ranker(batch, self._stack)
-
-    @torch.inference_mode()
-    def probability(self, batch: Batch) -> Tensor:
-        """As Ranker.probability."""
-        return self.ranker.probability(batch, self._stack)
 
 
 def tensor_hash(tensor: Tensor) -> str:

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from models.layers.cross_attention import StepWeights
 from models.layers.embeddings import ItemTable
-from models.ranker.adapters import DomainOwned
 from models.ranker.config import DomainConfig, RankerConfig
+
+
+class DomainOwned(nn.Module):
+    """Marks a module whose parameters and buffers belong to one domain alone."""
 
 
 class Calibrator(nn.Module):

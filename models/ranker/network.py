@@ -12,7 +12,7 @@ in one `DomainAdapter`. All of it is zero or the identity at first, so a fresh d
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -39,7 +39,7 @@ from models.layers.wide import (
 )
 from models.ranker.config import DomainConfig, RankerConfig
 from models.ranker.domain_adapter import DomainAdapter, DomainStack
-from models.ranker.frozen_cache import Kept
+from models.ranker.frozen_cache import FrozenCache
 
 __all__ = ["DomainAdapter", "DomainConfig", "DomainStack", "Ranker", "RankerConfig", "TargetAttention"]
 
@@ -124,7 +124,7 @@ class Ranker(nn.Module):
             nn.init.zeros_(self.head[-1].weight)  # type: ignore[arg-type]
         self.domains = nn.ModuleList()
         self.tuned_slot: int | None = None
-        self.kept: Kept | None = None
+        self.kept: FrozenCache | None = None
 
     def _head_inputs(self) -> int:
         config = self.config
@@ -170,10 +170,6 @@ class Ranker(nn.Module):
         if self.tuned_slot is not None:
             self.owned(self.tuned_slot).train(mode)
         return self
-
-    def row_tables(self) -> list[RowTable]:
-        """Tables of which a step touches few rows, for the optimiser's choice of update."""
-        return [module for module in self.modules() if isinstance(module, RowTable)]
 
     def rows_read(self, batch: Batch) -> list[tuple[RowTable, Tensor]]:
         """Tables and the indices into them that scoring or training on a batch looks up; a table may come often."""
@@ -254,8 +250,6 @@ class Ranker(nn.Module):
 
         kept = self.kept if self.kept is not None and cells.key is not None else None
         history = self._history(cells, shape, items)
-        if kept is not None and cells.key is not None and history.mask.shape[1] == 1:
-            history = replace(history, moment=kept.moment(cells.key[:: layout.per_chunk]))
         profile = self._profile(cells, shape)
         inputs = [candidate]
         if kept is None:
@@ -295,7 +289,7 @@ class Ranker(nn.Module):
             facts, mean = self._facts(cells, present)
             state = self.head[1:-1](first_layer(first, joined, facts))
         else:
-            facts, mean = kept.facts.index_select(0, cells.key), kept.mean.index_select(0, cells.key)
+            facts, mean = kept.wide.index_select(0, cells.key), kept.mean.index_select(0, cells.key)
             state = self.head[1:-1](kept.first_layer(joined, cells.key))
         score = last(state).view(-1) + self._expected(facts, mean, cells.domain, present)
         return layout.back(state), layout.back(score) + batch.offset
@@ -329,10 +323,6 @@ class Ranker(nn.Module):
         still[self.config.width : (1 + vectors) * self.config.width] = True
         still[first.in_features - facts :] = True
         return still
-
-    def reads_moments(self) -> bool:
-        """Whether second moments of histories stand for something that is read."""
-        return self.pyramid is not None and self.pyramid.reads_moments()
 
     def _facts(self, cells: Batch, present: list[int]) -> tuple[Tensor, Tensor]:
         if self.config.wide and self.config.task == "ctr":

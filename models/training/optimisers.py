@@ -17,7 +17,8 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from models.layers.sparse import pooled_by_row
 
 Nested = dict[str, Any]
 
@@ -30,18 +31,6 @@ def summed_by_row(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     A sort and one pooled gather: half the time of ``Tensor.coalesce``, and the same order of summation every time.
     """
     return pooled_by_row(ids[:, None], rows)
-
-
-def pooled_by_row(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """As `summed_by_row` where row i counts for every one of the ids (n, F)[i]; it is read for each and not copied."""
-    if ids.numel() == 0:
-        return ids.reshape(-1), rows[:0]
-    ordered, place = torch.sort(ids.reshape(-1), stable=True)
-    place = place.div(ids.shape[1], rounding_mode="floor") if ids.shape[1] > 1 else place
-    distinct, count = torch.unique_consecutive(ordered, return_counts=True)
-    if distinct.numel() == ordered.numel():
-        return distinct, rows.index_select(0, place)
-    return distinct, F.embedding_bag(place, rows, torch.cumsum(count, 0) - count, mode="sum")
 
 
 def coalesced(gradient: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from models.ranker import adapters
-from models.ranker.frozen_cache import keeping
+from models.ranker.precompute import keeping
 from models.ranker.network import Ranker
 from models.training import loop
 from models.training.devices import device_for

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.batch import Batch, Events
+from models.layers.embeddings import RowTable
 from models.ranker.network import DomainConfig, Ranker, RankerConfig
 from models.training import run_state
 from models.training.distributed import Alone, joined
@@ -106,7 +107,7 @@ def a_ranker(ages: int = 3) -> Ranker:
 def run(asked: dict, peers: Alone) -> dict:
     """Train and tell what happened: the losses, the largest share of a table seen, and the weights' fingerprint."""
     ranker = a_ranker(asked.get("ages", 3))
-    tables = ranker.row_tables()
+    tables = [module for module in ranker.modules() if isinstance(module, RowTable)]
     losses: dict[int, float] = {}
     shares: set[tuple[int, ...]] = set()
 

@@ -9,19 +9,17 @@ import torch
 from models.batch import Batch
 from models.ranker.adapters import (
     AdapterMismatch,
-    DomainOwned,
-    MixedScorer,
     attach,
     backbone_hash,
     certificate,
     extract,
     fingerprint,
     freeze_all_but,
-    owned_parameters,
     tensor_hash,
     trained_parameter_count,
     unfreeze,
 )
+from models.ranker.domain_adapter import DomainOwned
 from models.ranker.network import DomainConfig, Ranker
 
 MakeBatch = Callable[..., Batch]
@@ -61,7 +59,7 @@ def test_fine_tuning_moves_nothing_that_is_frozen(
     proof = certificate(before, fingerprint(ranker, excluding=TARGET), trained_parameters=count)
     assert proof.ok
     assert proof.changed == ()
-    assert count == sum(parameter.numel() for parameter in owned_parameters(ranker, TARGET))
+    assert count == sum(parameter.numel() for parameter in ranker.owned(TARGET).parameters())
     ranker.eval()
     assert all(torch.equal(ranker(batch), score) for batch, score in zip(others, scores, strict=True))
     assert not torch.equal(ranker(own), own_before)
@@ -141,7 +139,7 @@ def test_an_extracted_adapter_scores_the_same_where_it_is_attached(
     slot = attach(home, adapter)
     assert slot == TARGET
     assert torch.equal(home.probability(batch), expected)
-    assert adapter.parameter_count() >= sum(p.numel() for p in owned_parameters(ranker, TARGET))
+    assert adapter.parameter_count() >= sum(p.numel() for p in ranker.owned(TARGET).parameters())
 
 
 def test_an_adapter_is_a_copy(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
@@ -208,7 +206,7 @@ def test_one_pass_over_mixed_domains_equals_a_loop_over_them(
     batch = make_batch(40)
     batch = replace(batch, domain=torch.arange(40) % 4)
     # A stored target history belongs to one domain: each row of this batch has its own.
-    mixed = MixedScorer(ranker).probability(batch)
+    mixed = ranker.probability(batch, ranker.stack(range(4)))
     for slot in range(4):
         mine = batch.domain == slot
         alone = ranker.probability(batch.rows(mine))

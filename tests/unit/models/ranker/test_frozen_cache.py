@@ -9,8 +9,8 @@ import torch
 
 from models.batch import Batch
 from models.ranker import adapters
-from models.ranker.frozen_cache import keep, keeping
 from models.ranker.network import Ranker
+from models.ranker.precompute import keep, keeping
 from models.training import loop
 
 MakeBatch = Callable[..., Batch]
@@ -54,7 +54,7 @@ class Shuffled:
 
 def test_scores_and_gradients_are_those_of_computing_all_anew(tuned: Ranker, rows: Batch) -> None:
     """On a batch other than those that the kept numbers were made of."""
-    owned = adapters.owned_parameters(tuned, TARGET)
+    owned = list(tuned.owned(TARGET).parameters())
     some = rows.rows(torch.tensor([5, 2, 7, 11, 3, 3]))
 
     def answer() -> list[torch.Tensor]:
@@ -105,24 +105,6 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_same_bits(tuned: Ranker, rows: B
     with keeping(tuned, [rows], ROWS, limit=PLENTY):
         loop.train(tuned, Shuffled(rows), config=config, checkpoint_dir=tmp_path)
     assert all(torch.equal(value, whole[name]) for name, value in tuned.state_dict().items())
-
-
-def test_moments_are_kept_as_far_as_there_is_room(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
-    """Rows beyond the limit are read event by event, and nothing about their scores is different."""
-    ranker = make_ranker(architecture="dacdr+lcn")
-    adapters.freeze_all_but(ranker, TARGET)
-    batch = replace(make_batch(rows=ROWS, users=4, length=LENGTH, domain=TARGET, full=True), key=torch.arange(ROWS))
-    anew = ranker(batch)
-    whole = keep(ranker, [batch], ROWS, limit=PLENTY)
-    assert whole is not None
-    assert (whole.window >= 0).all()
-    rest = sum(part.nbytes for part in (whole.facts, whole.mean, whole.share, whole.window))
-    ranker.kept = keep(ranker, [batch], ROWS, limit=rest + 2 * whole.moments[0].nbytes)
-    assert ranker.kept is not None
-    assert len(ranker.kept.moments) == 2
-    assert (ranker.kept.window < 0).any()
-    torch.testing.assert_close(ranker(batch), anew)
-    assert keep(ranker, [batch], ROWS, limit=rest - 1) is None
 
 
 def test_nothing_is_kept_of_weights_that_train(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:

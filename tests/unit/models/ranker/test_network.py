@@ -154,7 +154,7 @@ def test_a_mixed_batch_equals_the_textbook(make_ranker: MakeRanker, make_batch: 
 
 
 def in_float32(batch: Batch) -> Batch:
-    parts = {name: getattr(batch, name).float() for name in ("label", "weight", "prior")}
+    parts = {name: getattr(batch, name).float() for name in ("label", "weight", "offset")}
     return every_history(replace(batch, **parts), lambda events: replace(events, value=events.value.float()))
 
 

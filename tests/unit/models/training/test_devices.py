@@ -20,8 +20,8 @@ from models.batch import Batch, Events
 from models.layers import shared_history
 from models.layers.contrast import ContrastConfig
 from models.ranker import adapters
-from models.ranker.frozen_cache import keeping
 from models.ranker.network import Ranker
+from models.ranker.precompute import keeping
 from models.training import loop, step
 from models.training.devices import device_for
 from models.training.optimisers import LazyAdam, Optimisers, RowwiseAdagrad

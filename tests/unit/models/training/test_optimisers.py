@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models.layers.embeddings import FieldEmbedding
-from models.training.optimisers import LazyAdam, Optimisers, RowwiseAdagrad, coalesced, pooled_by_row, summed_by_row
+from models.layers.sparse import pooled_by_row
+from models.training.optimisers import LazyAdam, Optimisers, RowwiseAdagrad, coalesced, summed_by_row
 
 
 def _table(rows: int = 12, width: int = 4, seed: int = 0) -> nn.Embedding:
