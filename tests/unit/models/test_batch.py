@@ -43,6 +43,7 @@ def batch_of(users: list[int], domains: list[int]) -> Batch:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 2)), min_size=1, max_size=60))
+@pytest.mark.slow
 def test_every_row_has_its_cell_and_every_cell_its_history(rows: list[tuple[int, int]]) -> None:
     """Any users and domains in any order: answers come back in place, and chunks share history and domain."""
     batch = batch_of([user for user, _ in rows], [domain for _, domain in rows])

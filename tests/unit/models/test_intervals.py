@@ -73,6 +73,7 @@ def test_seed_interval_is_students_t():
     assert np.isnan(seed_interval([1.0]).low)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_rows_are_resampled_in_seconds():
     rows = _clicks(np.random.default_rng(10), users=5000, rows=100_000)
     begun = time.perf_counter()

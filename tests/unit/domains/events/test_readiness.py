@@ -50,7 +50,7 @@ def _observed(users: range = range(1, 201), *, each: int = 2, prior: int = 0, cl
 
 
 TARGET = _observed()
-VIDEO = _observed(range(51, 351), each=5, offset=5)
+VIDEO = _observed(range(51, 351), each=5, prior=5)
 
 
 def _judged(target: Observed = TARGET, video: Observed = VIDEO, **changed: object) -> Readiness:
@@ -87,8 +87,8 @@ EMPTY = replace(
         (_observed(clicks=1.0), VIDEO, "the same label"),
         (_observed(clicks=0.1), VIDEO, "only 40 clicks; at least 50"),
         (_observed(clicks=0.9), VIDEO, "only 40 events without a click"),
-        (TARGET, _observed(range(191, 351), offset=5), "only 10 of its 200 users have source history"),
-        (TARGET, _observed(range(51, 351), offset=0), "only 0 of its 200 users have source history"),
+        (TARGET, _observed(range(191, 351), prior=5), "only 10 of its 200 users have source history"),
+        (TARGET, _observed(range(51, 351), prior=0), "only 0 of its 200 users have source history"),
         (replace(TARGET, item_features=None), VIDEO, "no items file was given"),
     ],
 )

@@ -143,6 +143,7 @@ def mean_weight(report: TransferReport, kind: str, kinds: list[str] = HARMED) ->
 
 
 @pytest.mark.parametrize("net", [Showing, Factors], ids=["last layer", "central difference"])
+@pytest.mark.slow
 def test_injected_harm_is_found_and_helps_no_one(net):
     """A quarter of sources reversed, a quarter random: weights part by more than 0.3, AUC is at least uniform's."""
     score, report = fitted(replace(BASE, companion=False), net=net())
@@ -153,6 +154,7 @@ def test_injected_harm_is_found_and_helps_no_one(net):
     assert all(report.verdicts[source].borrow for source in (1, 2, 3, 4))
 
 
+@pytest.mark.slow
 def test_a_source_that_only_harms_is_not_to_be_borrowed_from_even_when_it_is_the_only_one():
     """A lone reversed source of twice the target's size leaves the model knowing nothing; the control tower tells."""
     _, report = fitted(replace(BASE, control=True, companion=False), kinds=[REVERSED], steps=1000)
@@ -161,12 +163,14 @@ def test_a_source_that_only_harms_is_not_to_be_borrowed_from_even_when_it_is_the
     assert "wrong way" in verdict.reason or "alone" in verdict.reason or "brings nothing" in verdict.reason
 
 
+@pytest.mark.slow
 def test_a_lone_source_that_helps_is_borrowed_from_under_the_control_as_well():
     _, report = fitted(replace(BASE, control=True, companion=False), kinds=[GOOD], steps=1000)
     assert report.verdicts[1].borrow
     assert report.windows[-1]["control_gain"] > 0
 
 
+@pytest.mark.slow
 def test_sources_that_all_help_are_all_borrowed_from():
     _, report = fitted(replace(BASE, companion=False), kinds=[GOOD] * 3, steps=1000)
     assert all(v.borrow and v.weight > 0.5 for v in report.verdicts.values())
@@ -181,6 +185,7 @@ MANY_PASSES = {
 
 
 @pytest.mark.parametrize("influence", ["path", "point"])
+@pytest.mark.slow
 def test_many_passes_over_a_tiny_target_do_not_fool_the_guarded_network(influence):
     """Guarded, it stays with nearly uniform weights: too little of the target is known to judge sources by."""
     config = replace(BASE, companion=False, warm_up_steps=30, sync_every=36, influence=influence)
@@ -190,6 +195,7 @@ def test_many_passes_over_a_tiny_target_do_not_fool_the_guarded_network(influenc
     assert all(row["frozen"] for row in report.windows[1:])
 
 
+@pytest.mark.slow
 def test_unguarded_the_influence_at_a_point_turns_upside_down_and_along_a_path_it_does_not():
     """A memorised target pushes all sources away from the model's point; the target tower's path tells them apart."""
     config = replace(BASE, companion=False, warm_up_steps=30, sync_every=36, guarded=False)
@@ -201,6 +207,7 @@ def test_unguarded_the_influence_at_a_point_turns_upside_down_and_along_a_path_i
     assert told > uniform_auc_after_many_passes() - 0.02
 
 
+@pytest.mark.slow
 def test_with_held_out_rows_the_gap_between_fresh_and_seen_loss_freezes_the_network():
     config = replace(BASE, companion=False, warm_up_steps=30, sync_every=36, influence="point")
     score, report = fitted(config, held_out=8, **MANY_PASSES)
@@ -275,6 +282,7 @@ def test_the_companion_learns_from_target_rows_alone_and_becomes_the_model():
     assert all(torch.equal(p, dict(companion.tower.named_parameters())[n]) for n, p in net.named_parameters())
 
 
+@pytest.mark.slow
 def test_the_gain_is_negative_under_harm_and_the_control_is_never_set_back():
     """Uniform weights on reversed sources: the mixed tower does worse on fresh rows than either tower without them."""
     config = replace(BASE, mode="uniform", control=True)
@@ -284,6 +292,7 @@ def test_the_gain_is_negative_under_harm_and_the_control_is_never_set_back():
     assert np.mean([row["control_gain"] for row in late]) < np.mean([row["gain"] for row in late])
 
 
+@pytest.mark.slow
 def test_the_policy_gradient_moves_weights_toward_rewarded_actions():
     """Reward for high weights on source 1 and low ones on source 2, one number for both, as in the papers' form."""
     torch.manual_seed(0)
@@ -318,6 +327,7 @@ def test_the_bandit_finds_which_buckets_lower_the_loss():
 
 
 @pytest.mark.parametrize("mode", ["reinforce", "bucket"])
+@pytest.mark.slow
 def test_the_other_modes_run_whole_and_keep_weights_in_bounds(mode):
     """What they learn needs thousands of windows; their rules are tested above, here that they run in the loop."""
     config = replace(BASE, mode=mode, warm_up_steps=50, sync_every=6, largest=0.9, show_scores=True)
@@ -328,6 +338,7 @@ def test_the_other_modes_run_whole_and_keep_weights_in_bounds(mode):
     assert set(report.verdicts) == set(range(1, 9))
 
 
+@pytest.mark.slow
 def test_weights_over_time_are_recorded_per_source_and_start_at_one():
     _, report = fitted(BASE, steps=500)
     early = [row for row in report.weights if row["step"] <= BASE.warm_up_steps]
@@ -385,6 +396,7 @@ class Stop(Exception):
     ],
 )
 @pytest.mark.parametrize("net", [Showing, Factors])
+@pytest.mark.slow
 def test_a_stopped_run_continues_to_the_same_bits_weights_and_record(mode, influence, net, ahead, tmp_path):
     config = replace(BASE, mode=mode, influence=influence, warm_up_steps=10, sync_every=8, control=True)
     training = replace(TRAIN, checkpoint_every_steps=7, progress_every_steps=1)

@@ -38,6 +38,7 @@ def graph(ranker: Ranker, batch) -> list[str]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.slow
 def test_scoring_with_contrast_runs_the_same_operators_on_the_same_weights(architecture, make_ranker, make_batch):
     """Same tensors under the same names, same operators, same shapes, and the same scores to the bit."""
     plain = make_ranker(architecture=architecture)
@@ -52,6 +53,7 @@ def test_scoring_with_contrast_runs_the_same_operators_on_the_same_weights(archi
         assert torch.equal(plain.probability(batch), contrasted.probability(batch))
 
 
+@pytest.mark.slow
 def test_a_graph_that_does_more_is_told_apart(make_ranker, make_batch):
     """The comparison is no empty one: another way to read the history is another graph."""
     batch = make_batch(20)

@@ -19,6 +19,7 @@ def test_a_c_library_without_the_call_is_left_alone(monkeypatch):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc gives freed memory back so eagerly")
+@pytest.mark.slow
 def test_large_tensors_made_again_and_again_come_to_cost_no_new_pages():
     """Writing 64 MB takes 16,384 page faults; once there is room for it, next to none."""
     script = """

@@ -97,6 +97,7 @@ class Stop(Exception):
     """Ends a run from its callback."""
 
 
+@pytest.mark.slow
 def test_it_learns_clicks_and_ratings():
     net = Net()
     result = train(net, Taste(3000), config=TrainConfig(epochs=4, learning_rate=0.02), validation=Taste(800, seed=1))
@@ -117,6 +118,7 @@ def test_it_learns_clicks_and_ratings():
 
 
 @pytest.mark.parametrize("rule", ["lazy_adam", "rowwise_adagrad", "dense"])
+@pytest.mark.slow
 def test_a_run_stopped_at_any_step_continues_to_the_same_bits(rule, tmp_path):
     """30 steps, checkpoints at every fourth and at the ends of epochs: stop after each kind of step."""
     whole, expected = run(None, embedding_optimiser=rule)
@@ -161,6 +163,7 @@ def endless_steps(folder: str) -> None:
     print("done", flush=True)
 
 
+@pytest.mark.slow
 def test_a_run_killed_with_signal_9_continues_to_the_same_bits(tmp_path):
     whole, expected = run(None, epochs=15)
     code = f"import runpy; runpy.run_path({__file__!r})['endless_steps']({str(tmp_path)!r})"
@@ -259,6 +262,7 @@ def test_validation_keeps_the_best_epoch_and_patience_ends_the_run():
     assert auc(rows["label"], rows["score"]) == pytest.approx(result.best)
 
 
+@pytest.mark.slow
 def test_training_never_returns_worse_weights_than_it_was_given_if_asked():
     data, held = Taste(96), Taste(400, seed=1)
     net = Net()
@@ -270,6 +274,7 @@ def test_training_never_returns_worse_weights_than_it_was_given_if_asked():
     assert all(torch.equal(given[name], tensor) for name, tensor in net.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_start_that_is_to_be_beaten_surely_stands_against_luck_and_yields_to_learning(tmp_path):
     """A step that helps a handful of held-out users by chance changes nothing; one that all of them feel does."""
     net, held = Net(), Taste(4000)
@@ -342,6 +347,7 @@ def test_batches_made_ahead_change_nothing_and_their_faults_arrive():
     left.close()
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_as_well_within_a_stated_bound():
     results = [
         train(
@@ -355,6 +361,7 @@ def test_bfloat16_learns_as_well_within_a_stated_bound():
     assert abs(results[0].best - results[1].best) < 0.02
 
 
+@pytest.mark.slow
 def test_touched_row_training_is_as_good_as_dense():
     results = {
         rule: train(
