@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
 import grimp
@@ -28,11 +29,11 @@ def floors(graph: Any, package: str) -> list[list[str]]:
     """What stands directly in a package, by levels: each level imports only levels after it."""
     children = sorted(graph.find_children(package))
     below = {
-        one: {
+        one: [
             two
             for two in children
             if two != one and graph.direct_import_exists(importer=one, imported=two, as_packages=True)
-        }
+        ]
         for one in children
     }
     height: dict[str, int] = {}
@@ -54,13 +55,12 @@ def packages_picture(packages: Sequence[str]) -> str:
     graph = grimp.build_graph(*packages, include_external_packages=False, cache_dir=None)
     parts, middles, y = [], {}, 14
     for package in packages:
-        levels = floors(graph, package)
+        levels = [line for names in floors(graph, package) for line in wrap("  ·  ".join(names), 92)]
         height = 34 + 19 * len(levels)
         parts.append(f'<rect x="10" y="{y}" width="690" height="{height}" rx="8" class="box"/>')
         parts.append(f'<text x="24" y="{y + 22}" class="name">{package}</text>')
         parts += [
-            f'<text x="24" y="{y + 42 + 19 * number}" class="part">{"  ·  ".join(names)}</text>'
-            for number, names in enumerate(levels)
+            f'<text x="24" y="{y + 42 + 19 * number}" class="part">{line}</text>' for number, line in enumerate(levels)
         ]
         middles[package] = (y, height)
         y += height + 14
