@@ -7,7 +7,7 @@ The events of user ``u`` lie at positions ``offsets[u] .. offsets[u + 1]`` of on
     window(user 1, before 9, length 2) -> [1, 3): the two events at time 5, never the one at 9 itself
 
 "Before" is strict, so events of one moment never see each other. Their order among themselves is a hash of their
-contents: it does not depend on the order of arbaseline, and unlike an order by item id it tells nothing.
+contents: it does not depend on the order of arrival, and unlike an order by item id it tells nothing.
 """
 
 from __future__ import annotations

@@ -228,14 +228,14 @@ def _events(
     drawn_to = _category_draw(shape, here, centroids)
     total = round(config.total_events * shape.events_share)
     end = config.days * DAY_US
-    opening, arbaseline = int(shape.opens_at * end), int(0.8 * end)
+    opening, arrival = int(shape.opens_at * end), int(0.8 * end)
     early_rate, full_rate = float(weight[~late].sum()), float(weight.sum())
-    early_mass = early_rate * (arbaseline - opening)
-    early_events = round(total * early_mass / (early_mass + full_rate * (end - arbaseline)))
+    early_mass = early_rate * (arrival - opening)
+    early_events = round(total * early_mass / (early_mass + full_rate * (end - arrival)))
     chunk = 0
     for begin, until, events, present in (
-        (opening, arbaseline, early_events, ~late),
-        (arbaseline, end, total - early_events, np.ones_like(late)),
+        (opening, arrival, early_events, ~late),
+        (arrival, end, total - early_events, np.ones_like(late)),
     ):
         user, until_weight = member[present], np.cumsum(weight[present])
         done = 0

@@ -54,7 +54,7 @@ def test_a_window_is_what_a_naive_loop_finds(tmp_path_factory, events, asked, le
 
 @settings(max_examples=40, deadline=None)
 @given(events=st.lists(EVENT, min_size=1, max_size=40), data=st.data())
-def test_the_order_of_arbaseline_is_forgotten(tmp_path_factory, events, data):
+def test_the_order_of_arrival_is_forgotten(tmp_path_factory, events, data):
     """The same events in any order, ties in time included, give the same arrays."""
     folder = tmp_path_factory.mktemp("histories")
     one = built(folder / "one", events)

@@ -133,11 +133,11 @@ def test_the_liar_cannot_be_told_by_its_click_rate(marketplace: dict[str, Simula
 def test_targets_have_cold_users_with_source_history(marketplace: dict[str, SimulatedDomain]) -> None:
     """A good part of a target's users arrive in the last fifth of time, and bring source events of before."""
     config = SimulatorConfig(size="tiny", seed=7)
-    arbaseline = config.start_us + int(0.8 * config.days * simulator.DAY_US)
+    arrival = config.start_us + int(0.8 * config.days * simulator.DAY_US)
     shopped = set(_column(marketplace["video"].interactions, "user_id"))
     for name in ("live", "grocery", "reading"):
         users, ts = (_column(marketplace[name].interactions, column) for column in ("user_id", "ts"))
-        cold = set(users) - set(users[ts < arbaseline])
+        cold = set(users) - set(users[ts < arrival])
         assert len(cold) > 0.25 * len(set(users))
         assert len(cold & shopped) > 0.8 * len(cold)
         assert ts[0] >= config.start_us + int(0.5 * config.days * simulator.DAY_US)
