@@ -75,7 +75,7 @@ def _cron(expression: str) -> str:
 
 
 Place = tuple[str | int, ...]
-"""Where a field stands: keys and list positions from the top."""
+"""Where a field is: keys and list positions from the top."""
 Text = Annotated[str, AfterValidator(_printable)]
 Name = Annotated[str, AfterValidator(_domain_name)]
 Whole = Annotated[int, Strict()]
@@ -163,18 +163,18 @@ class Gate(_Declared):
     """What the team would otherwise use, or the strongest of all baselines that are required; the lower bound of the
     interval must beat it."""
     metric: Literal["auc", "gauc", "logloss", "mae", "rmse"] = "auc"
-    """Judged by: auc, gauc or logloss for ctr (auc unless said); mae or rmse for rating (mae unless said)."""
+    """Measured by: auc, gauc or logloss for ctr (auc unless said); mae or rmse for rating (mae unless said)."""
     minimum_cold_users: Whole = Field(default=30, ge=1)
     """Fewer held-out cold users than this prove nothing."""
     maximum_prediction_bias: Number = Field(default=0.25, gt=0)
-    """How far predictions of a version that goes live may be off on average, as a share: |predicted clicks / clicks - 1|;
-    for ratings |bias| over their standard deviation."""
+    """How far predictions of a version that goes live may be off on average, as a share: for clicks
+    |predicted / clicks - 1|, for ratings |bias| over their standard deviation."""
     cold_share: Number = Field(default=0.2, gt=0, lt=1)
     """Share of the users with source history that is held out as cold."""
 
 
 class DomainSpec(_Declared):
-    """One domain as its team declares it; everything the house needs to know to launch it.
+    """One domain as its team declares it: everything that is needed to launch it.
 
     Raises:
         pydantic.ValidationError: built by keyword from wrong values. ``from_yaml`` and ``from_mapping`` raise
@@ -184,7 +184,7 @@ class DomainSpec(_Declared):
     name: Name
     """Lower-case letters, digits and '-'; part of the endpoint's address."""
     role: Literal["source", "target"]
-    """source: rich in data, lends its histories. target: the surface to launch."""
+    """source: rich in data, and its histories help the targets. target: the surface to launch."""
     task: Literal["ctr", "rating"]
     """What is predicted: the probability of a click, or a rating."""
     sources: tuple[Name, ...] = ()
@@ -210,7 +210,7 @@ class DomainSpec(_Declared):
 
     @rule(mode="before")
     @classmethod
-    def _judge_ratings_by_mae(cls, declared: Any) -> Any:
+    def _measure_ratings_by_mae(cls, declared: Any) -> Any:
         if not isinstance(declared, Mapping) or declared.get("task") != "rating":
             return declared
         gate = declared.get("gate", {})
@@ -281,9 +281,9 @@ class DomainSpec(_Declared):
 
 def _role_problems(spec: DomainSpec) -> Iterator[tuple[Place, str]]:
     if spec.role == "source" and spec.sources:
-        yield ("sources",), "only a target borrows from sources; a source lends"
+        yield ("sources",), "only a target has sources, and this domain is a source itself"
     if spec.name in spec.sources:
-        yield ("sources", spec.sources.index(spec.name)), "a domain cannot borrow from itself"
+        yield ("sources", spec.sources.index(spec.name)), "a domain cannot be its own source"
     for position, name in enumerate(spec.sources):
         if name in spec.sources[:position]:
             yield ("sources", position), f"{name!r} is named twice"
@@ -292,25 +292,34 @@ def _role_problems(spec: DomainSpec) -> Iterator[tuple[Place, str]]:
 def _task_problems(spec: DomainSpec) -> Iterator[tuple[Place, str]]:
     columns, metrics = spec.interactions, METRICS_BY_TASK[spec.task]
     low, high = columns.label_range
-    says_range = "label_range" in columns.model_fields_set
     if spec.gate.metric not in metrics:
-        yield ("gate", "metric"), f"{spec.gate.metric} does not judge a {spec.task} domain; use {' or '.join(metrics)}"
+        yield (
+            ("gate", "metric"),
+            f"{spec.gate.metric} does not measure a {spec.task} domain; use {' or '.join(metrics)}",
+        )
     if low >= high:
         yield ("interactions", "label_range"), "the lowest label must be below the highest"
-    if spec.task == "rating":
-        if columns.label is None:
-            yield ("interactions", "label"), "a rating domain must name the column of the rating"
-        if columns.positive_above is not None:
-            yield ("interactions", "positive_above"), "makes clicks of ratings, so it belongs to task ctr"
-        if not says_range:
-            yield ("interactions", "label_range"), "a rating domain must say its scale, such as [1, 5]"
-    elif columns.positive_above is None:
+    yield from _rating_problems(columns) if spec.task == "rating" else _click_problems(columns)
+
+
+def _rating_problems(columns: Interactions) -> Iterator[tuple[Place, str]]:
+    if columns.label is None:
+        yield ("interactions", "label"), "a rating domain must name the column of the rating"
+    if columns.positive_above is not None:
+        yield ("interactions", "positive_above"), "makes clicks of ratings, so it belongs to task ctr"
+    if "label_range" not in columns.model_fields_set:
+        yield ("interactions", "label_range"), "a rating domain must say its scale, such as [1, 5]"
+
+
+def _click_problems(columns: Interactions) -> Iterator[tuple[Place, str]]:
+    low, high = columns.label_range
+    if columns.positive_above is None:
         if (low, high) != (0.0, 1.0):
             hint = "for clicks made of ratings add positive_above"
             yield ("interactions", "label_range"), f"a click is 0 or 1, so the range is [0, 1]; {hint}"
     elif columns.label is None:
         yield ("interactions", "positive_above"), "needs the column of the label that it cuts"
-    elif not says_range:
+    elif "label_range" not in columns.model_fields_set:
         yield ("interactions", "label_range"), "positive_above needs the scale of the label, such as [1, 5]"
     elif not low <= columns.positive_above < high:
         yield ("interactions", "positive_above"), f"must lie within label_range and below its top, {high:g}"

@@ -48,7 +48,7 @@ class _Reader(yaml.SafeLoader):
 class _Writer(yaml.SafeDumper):
     """Quotes whatever either YAML 1.1 or 1.2 would take for something other than text."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, _data: Any) -> bool:
         return True
 
 
@@ -103,13 +103,13 @@ def parse_yaml(content: str | bytes, *, origin: str | None) -> tuple[dict[str, A
 
 
 def _mark(node: yaml.Node, place: tuple[str, ...], lines: Lines, origin: str | None) -> None:
-    """Note the line of everything below ``node``, and refuse a key that stands twice."""
+    """Note the line of everything below ``node``, and refuse a key that is given twice."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             inner = (*place, str(key.value))
             line = key.start_mark.line + 1
             if inner in lines:
-                raise _refused(f"key {key.value!r} stands twice, first on line {lines[inner]}", origin, line, inner)
+                raise _refused(f"key {key.value!r} is given twice, first on line {lines[inner]}", origin, line, inner)
             lines[inner] = line
             _mark(value, inner, lines, origin)
     elif isinstance(node, yaml.SequenceNode):

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from domains.errors import NotEnoughData
@@ -166,7 +165,7 @@ class DomainData:
         return {**empty, **self._state["totals"], "quarantined": quarantined}
 
     def ingests(self) -> list[IngestReport]:
-        """The report of each published ingest, oldest first: what really stands on disk, whoever recorded it."""
+        """The report of each published ingest, oldest first, as it is on disk, whether or not it was recorded."""
         return [IngestReport.from_dict(generation["report"]) for generation in self._state["generations"]]
 
     def quarantine(self, limit: int = 1000) -> list[dict[str, Any]]:
@@ -190,23 +189,20 @@ class DomainData:
         """All users of all domains, read anew."""
         return Vocabulary.load(self.folder.user_vocabulary)
 
-    def popularity(self, *, before_us: int | None = None, weight: float = PRIOR_WEIGHT) -> pa.Table:
+    def popularity(self) -> pa.Table:
         """What is known of each item without personalisation, one row for each item of the vocabulary.
 
         Columns ``item_id``, ``item``, ``events``, ``label_mean`` (null without events) and
-        ``score = (sum + weight * mean) / (events + weight)``, where ``mean`` is the domain's mean label.
-        Only events strictly before ``before_us`` count, so that a prior can be had as of training time.
+        ``score = (sum + PRIOR_WEIGHT * mean) / (events + PRIOR_WEIGHT)``, where ``mean`` is the domain's mean label.
         """
         vocabulary = self.item_vocabulary
         events, total = np.zeros(len(vocabulary)), np.zeros(len(vocabulary))
-        for batch in self.event_batches(["item", "label", "time_us"]):
-            if before_us is not None:
-                batch = batch.filter(pc.less(batch.column("time_us"), before_us))
+        for batch in self.event_batches(["item", "label"]):
             item, label = batch.column("item").to_numpy(), batch.column("label").to_numpy()
             events += np.bincount(item, minlength=len(vocabulary))
             total += np.bincount(item, weights=label, minlength=len(vocabulary))
         mean = total.sum() / events.sum() if events.sum() else 0.0
-        score = (total + weight * mean) / (events + weight)
+        score = (total + PRIOR_WEIGHT * mean) / (events + PRIOR_WEIGHT)
         seen = np.divide(total, events, out=np.zeros_like(total), where=events > 0)
         return pa.table(
             {

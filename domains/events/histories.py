@@ -6,7 +6,7 @@ The events of user ``u`` lie at positions ``offsets[u] .. offsets[u + 1]`` of on
     time_us      | 3  5  5  9   | 4   |      offsets = [0, 0, 4, 5]
     window(user 1, before 9, length 2) -> [1, 3): the two events at time 5, never the one at 9 itself
 
-"Before" is strict, so events of one moment never see each other. Their order among themselves is a hash of their
+"Before" is strict, so events at one time never see each other. Their order among themselves is a hash of their
 contents: it does not depend on the order of arrival, and unlike an order by item id it tells nothing.
 """
 
@@ -57,7 +57,7 @@ def action_code(name: str | None) -> int:
 
 
 class LeakedFuture(ValueError):
-    """A window holds an event that is not strictly before its moment."""
+    """A window holds an event that is not strictly before its row's time."""
 
 
 @dataclass(frozen=True)
@@ -189,11 +189,11 @@ class HistoryStore:
         return np.where(known, start, 0), np.where(known, stop, 0)
 
     def window(self, users: np.ndarray, before_us: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """The last ``length`` events of each user strictly before a moment.
+        """The last ``length`` events of each user strictly before a time.
 
         Shapes:
             users:     (N,) int, index of the user; unknown users have an empty window
-            before_us: (N,) int64 or one moment for all
+            before_us: (N,) int64 or one time for all
             returns:   start, stop (N,) int64, positions in the store's arrays
 
         All rows search their user's range by halves at once: about log2(longest history) passes over N rows.
@@ -218,25 +218,11 @@ class HistoryStore:
         start = max(first, stop - length)
         return HistorySlice(**{name: getattr(self, name)[start:stop] for name in COLUMNS})
 
-    def gather(self, start: np.ndarray, stop: np.ndarray, length: int) -> Columns:
-        """Windows as padded arrays, each (N, length): the events of ``COLUMNS`` oldest first from position 0 on, zeros
-        after them, and ``mask``, True where an event is. A longer window gives its latest ``length`` events."""
-        start, stop = np.asarray(start, np.int64), np.asarray(stop, np.int64)
-        start = np.maximum(start, stop - length)
-        position = start[:, None] + np.arange(length)
-        mask = position < stop[:, None]
-        place = np.where(mask, position, 0)
-        padded: Columns = {"mask": mask}
-        for name, kind in COLUMNS.items():
-            column = getattr(self, name)
-            padded[name] = np.where(mask, column[place], 0).astype(kind) if len(self) else np.zeros(mask.shape, kind)
-        return padded
-
     def check_windows(self, start: np.ndarray, stop: np.ndarray, before_us: np.ndarray) -> None:
-        """Look at every event of the windows, trusting no order.
+        """Look at every event of the windows, whatever their order.
 
         Raises:
-            LeakedFuture: an event is at or after its row's moment; names the first such row and counts all.
+            LeakedFuture: an event is at or after its row's time; names the first such row and counts all.
         """
         filled = np.flatnonzero(stop > start)
         if not len(filled):
@@ -249,20 +235,6 @@ class HistoryStore:
         leaked = filled[latest >= before]
         if len(leaked):
             raise LeakedFuture(f"{len(leaked)} of {len(start)} windows hold the future; the first is row {leaked[0]}")
-
-    def check(self) -> None:
-        """Look at all events: each user's must stand in time order.
-
-        Raises:
-            LeakedFuture: an event stands before an earlier one, so that a window could hold the future.
-        """
-        for begin in range(0, len(self) - 1, SORTED_AT_ONCE):
-            part = self.time_us[begin : begin + SORTED_AT_ONCE + 1]
-            backward = begin + 1 + np.flatnonzero(part[1:] < part[:-1])
-            wrong = backward[~np.isin(backward, self.offsets)]
-            if len(wrong):
-                user = int(np.searchsorted(self.offsets, wrong[0], side="right")) - 1
-                raise LeakedFuture(f"the events of user {user} are out of time order at position {wrong[0]}")
 
 
 @dataclass(frozen=True)

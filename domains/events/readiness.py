@@ -7,7 +7,7 @@ numpy.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,7 @@ class SourceReadiness:
     ``shared_users`` have events here and in the target; ``shared_share`` is their part of the target's users.
     ``source_events`` are the shared users' events before their first in the target. ``label_shift`` is the target's
     mean label less the source's. ``feature_shift`` holds the population stability index of each feature that both
-    declare,
-    weighted by events: below 0.1 alike, above 0.25 strongly shifted.
+    declare, weighted by events: below 0.1 alike, above 0.25 strongly shifted.
     """
 
     name: str
@@ -115,13 +114,13 @@ class Readiness:
 def assess(spec: DomainSpec, data_dir: Path, *, sources: Sequence[str] | None = None) -> Readiness:
     """Read a domain and its sources and judge whether it can launch.
 
-    ``sources`` names the source domains there are, which matters to a spec that borrows from all of them; by default
-    the sources that the spec names.
+    ``sources`` names the source domains there are, which matters to a spec that names none and so takes all of them;
+    by default the sources that the spec names.
     """
-    lending = [name for name in (sources if sources is not None else spec.sources) if name != spec.name]
+    chosen = [name for name in (sources if sources is not None else spec.sources) if name != spec.name]
     if spec.sources:
-        lending = [name for name in spec.sources if name in lending]
-    own, others = DomainData(data_dir, spec.name), {name: DomainData(data_dir, name) for name in lending}
+        chosen = [name for name in spec.sources if name in chosen]
+    own, others = DomainData(data_dir, spec.name), {name: DomainData(data_dir, name) for name in chosen}
     users = len(own.user_vocabulary)  # read after the data is pinned, so that it knows every user of it
     first_us = np.full(users, np.iinfo(np.int64).max)
     target = _observe(own, users, first_us, keep_first=True)
@@ -131,21 +130,24 @@ def assess(spec: DomainSpec, data_dir: Path, *, sources: Sequence[str] | None = 
 
 def judge(spec: DomainSpec, target: Observed, sources: Mapping[str, Observed]) -> Readiness:
     """The rule, on what was observed; every user array must have the same length."""
-    held = {name: source for name, source in sources.items() if source.events}
-    prior = sum((source.prior_events for source in held.values()), np.zeros_like(target.events_of_user))
-    here, lent_to = target.events_of_user > 0, prior > 0
-    here[:1] = lent_to[:1] = False
-    brought = prior[lent_to]
-    with_history, waiting = int((here & lent_to).sum()), int((lent_to & ~here).sum())
-    lenders = [_source(name, source, target, here) for name, source in sources.items()]
+    filled = {name: source for name, source in sources.items() if source.events}
+    prior = sum((source.prior_events for source in filled.values()), np.zeros_like(target.events_of_user))
+    here, has_history = target.events_of_user > 0, prior > 0
+    here[:1] = has_history[:1] = False
+    brought = prior[has_history]
+    with_history, waiting = int((here & has_history).sum()), int((has_history & ~here).sum())
+    assessed = [_source(name, source, target, here) for name, source in sources.items()]
 
-    missing = [*_missing_data(spec, target)]
+    missing = [*_missing_labels(spec, target), *_missing_items(spec, target)]
     if spec.role == "target":
-        missing += _missing_history(spec, held, int(here.sum()), with_history)
+        missing += _missing_history(spec, filled, int(here.sum()), with_history)
+    notes = [*_data_notes(spec, target, int(here.sum())), *_history_notes(brought, waiting)]
+    for source in assessed:
+        notes += _source_notes(spec, source, target, sources[source.name])
     return Readiness(
         domain=spec.name,
         missing=missing,
-        notes=_notes(spec, target, sources, lenders, here, waiting, brought),
+        notes=notes,
         events=target.events,
         users=int(here.sum()),
         items=int((target.events_of_item[1:] > 0).sum()),
@@ -158,7 +160,7 @@ def judge(spec: DomainSpec, target: Observed, sources: Mapping[str, Observed]) -
         }
         if len(brought)
         else {},
-        sources=lenders,
+        sources=assessed,
     )
 
 
@@ -172,36 +174,30 @@ def stability_index(expected: np.ndarray, actual: np.ndarray) -> float:
     return float(((a - e) * np.log(a / e)).sum())
 
 
-def _missing_data(spec: DomainSpec, target: Observed) -> list[str]:
+def _missing_labels(spec: DomainSpec, target: Observed) -> list[str]:
     if not target.events:
         return ["there are no interactions yet; ingest some"]
-    missing = []
-    labelled = spec.interactions.label is not None
-    if spec.task == "ctr" and labelled:
+    if spec.interactions.label is not None and np.count_nonzero(target.label_events) < 2:
+        what = "ratings are the same" if spec.task == "rating" else "events have the same label"
+        return [f"all {target.events:,} {what}, so there is nothing to tell apart"]
+    counts = {"events": target.events}
+    if spec.task == "rating":
+        counts = {"ratings": target.events}
+    elif spec.interactions.label is not None:
         clicks = int(target.label_events[target.label > 0].sum())
-        rest = target.events - clicks
-        if not clicks or not rest:
-            missing.append(f"all {target.events:,} events have the same label, so there is nothing to tell apart")
-        else:
-            for count, what in ((clicks, "clicks"), (rest, "events without a click")):
-                if count < MINIMUM_OF_EACH_LABEL:
-                    missing.append(f"only {count:,} {what}; at least {MINIMUM_OF_EACH_LABEL} are needed")
-    elif spec.task == "rating":
-        if len(target.label) < 2:
-            missing.append(f"all {target.events:,} ratings are the same, so there is nothing to tell apart")
-        elif target.events < MINIMUM_RATINGS:
-            missing.append(f"only {target.events:,} ratings; at least {MINIMUM_RATINGS} are needed")
-    elif target.events < MINIMUM_OF_EACH_LABEL:
-        missing.append(f"only {target.events:,} events; at least {MINIMUM_OF_EACH_LABEL} are needed")
-    if spec.items is not None and spec.items.features and target.item_features is None:
-        missing.append(
-            f"the spec declares item features ({', '.join(spec.items.features)}) but no items file was given"
-        )
-    return missing
+        counts = {"clicks": clicks, "events without a click": target.events - clicks}
+    needed = MINIMUM_RATINGS if spec.task == "rating" else MINIMUM_OF_EACH_LABEL
+    return [f"only {count:,} {what}; at least {needed} are needed" for what, count in counts.items() if count < needed]
 
 
-def _missing_history(spec: DomainSpec, held: Mapping[str, Observed], users: int, with_history: int) -> list[str]:
-    if not held:
+def _missing_items(spec: DomainSpec, target: Observed) -> list[str]:
+    if not target.events or spec.items is None or not spec.items.features or target.item_features is not None:
+        return []
+    return [f"the spec declares item features ({', '.join(spec.items.features)}) but no items file was given"]
+
+
+def _missing_history(spec: DomainSpec, filled: Mapping[str, Observed], users: int, with_history: int) -> list[str]:
+    if not filled:
         named = f" ({', '.join(spec.sources)})" if spec.sources else ""
         return [f"none of its source domains{named} has data yet"]
     if not users:
@@ -245,19 +241,18 @@ def _feature_shift(
     source_weight: np.ndarray,
     target_weight: np.ndarray,
 ) -> dict[str, float]:
-    shift = {}
-    for name in sorted((source or {}).keys() & (target or {}).keys()):
-        assert source is not None
-        assert target is not None
-        shift[name] = stability_index(*_histograms(source[name], source_weight, target[name], target_weight))
-    return shift
+    source, target = source or {}, target or {}
+    return {
+        name: stability_index(*_histograms(source[name], source_weight, target[name], target_weight))
+        for name in sorted(source.keys() & target.keys())
+    }
 
 
 def _histograms(
     source: np.ndarray, source_weight: np.ndarray, target: np.ndarray, target_weight: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Events per bin in both: a bin per category and one for what is missing; numbers by the source's deciles."""
-    if source.dtype == object or target.dtype == object:
+    if object in (source.dtype, target.dtype):
         both = np.concatenate([source, target]).tolist()
         codes = {value: code for code, value in enumerate(dict.fromkeys(both))}
         code = np.array([codes[value] for value in both])
@@ -274,52 +269,48 @@ def _histograms(
     )
 
 
-def _notes(
-    spec: DomainSpec,
-    target: Observed,
-    sources: Mapping[str, Observed],
-    lenders: Sequence[SourceReadiness],
-    here: np.ndarray,
-    waiting: int,
-    brought: np.ndarray,
-) -> list[str]:
-    notes = []
+def _data_notes(spec: DomainSpec, target: Observed, users: int) -> Iterator[str]:
     if target.events:
-        notes.append(
-            f"{target.events:,} events of {int(here.sum()):,} users on {int((target.events_of_item[1:] > 0).sum()):,} "
+        yield (
+            f"{target.events:,} events of {users:,} users on {int((target.events_of_item[1:] > 0).sum()):,} "
             f"items, mean label {target.label_mean:.3f}"
         )
         if spec.interactions.label is None:
-            notes.append("each event is a positive; what was not chosen has to be drawn")
+            yield "each event is a positive; what was not chosen has to be drawn"
     if spec.users is not None and spec.users.features and target.user_features is None:
-        notes.append(f"no users file was given, so the profile ({', '.join(spec.users.features)}) stays unknown")
+        yield f"no users file was given, so the profile ({', '.join(spec.users.features)}) stays unknown"
     if spec.items is None:
-        notes.append("without an items file, new items are ranked by the domain's mean alone")
+        yield "without an items file, new items are ranked by the domain's mean alone"
+
+
+def _history_notes(brought: np.ndarray, waiting: int) -> Iterator[str]:
     if len(brought):
         low, middle, high = np.quantile(brought, (0.1, 0.5, 0.9))
-        notes.append(
+        yield (
             f"users bring {middle:,.0f} source events in the median (10%: {low:,.0f}, 90%: {high:,.0f}); "
             f"{waiting:,} users with source history have not come here yet"
         )
-    for lender in lenders:
-        notes += _source_notes(spec, lender, target, sources[lender.name])
-    return notes
 
 
-def _source_notes(spec: DomainSpec, lender: SourceReadiness, target: Observed, source: Observed) -> list[str]:
-    if not lender.events:
-        return [f"{lender.name}: has no data yet"]
-    said = f"{lender.name}: {lender.shared_users:,} shared users ({lender.shared_share:.0%} of this domain's)"
-    if lender.label_shift is not None and target.events:
-        said += f", mean label {lender.label_mean:.3f}"
-    notes = [said]
-    for name, index in lender.feature_shift.items():
+def _source_notes(spec: DomainSpec, source: SourceReadiness, target: Observed, observed: Observed) -> list[str]:
+    if not source.events:
+        return [f"{source.name}: has no data yet"]
+    summary = f"{source.name}: {source.shared_users:,} shared users ({source.shared_share:.0%} of this domain's)"
+    if source.label_shift is not None and target.events:
+        summary += f", mean label {source.label_mean:.3f}"
+    notes = [summary]
+    for name, index in source.feature_shift.items():
         if index > MODERATE_SHIFT:
             strength = "strongly" if index > STRONG_SHIFT else "somewhat"
-            notes.append(f"{lender.name}: {name} is {strength} shifted (stability index {index:.2f})")
-    if spec.interactions.time and source.last_us and target.first_us and target.first_us - source.last_us > 30 * DAY_US:
-        days = (target.first_us - source.last_us) // DAY_US
-        notes.append(f"{lender.name}: its last event is {days} days older than this domain's first")
+            notes.append(f"{source.name}: {name} is {strength} shifted (stability index {index:.2f})")
+    if (
+        spec.interactions.time
+        and observed.last_us
+        and target.first_us
+        and target.first_us - observed.last_us > 30 * DAY_US
+    ):
+        days = (target.first_us - observed.last_us) // DAY_US
+        notes.append(f"{source.name}: its last event is {days} days older than this domain's first")
     return notes
 
 

@@ -1,6 +1,6 @@
-"""Which rows a model may learn from, which choose its settings, and which judge it.
+"""Which rows a model is trained on, which choose its settings, and which it is tested on.
 
-Three splits: by time, by cold users, and warm. Each depends only on its arguments and the seed: users are drawn by a
+Two splits: by time and by cold users. Each depends only on its arguments and the seed: users are drawn by a
 hash of their index, so the draw is the same in every process, and users who join later do not move those drawn before.
 """
 
@@ -14,6 +14,8 @@ import numpy as np
 from domains.errors import NotEnoughData
 from domains.events.histories import HistoryStore, LeakedFuture
 
+CUT_SHARE = 0.2
+"""Share of a domain's rows, the latest, on which cold users are tested."""
 TELLING = 0.99
 """A feature that orders labels this well (AUC), or explains this share of their variance, knows them."""
 
@@ -35,9 +37,9 @@ class Split:
 
 
 def time_forward(time_us: np.ndarray, *, validation_share: float, test_share: float) -> Split:
-    """Learn from the past, judge on the future: ``time_us`` (N,) int64, shares of rows in (0, 1).
+    """Train on the past, test on the future: ``time_us`` (N,) int64, shares of rows in (0, 1).
 
-    Rows of one moment stay together, so a part may be a little smaller or larger than its share.
+    Rows of one time stay together, so a part may be a little smaller or larger than its share.
 
     Raises:
         NotEnoughData: a part would be empty, such as when all rows have one time.
@@ -61,9 +63,8 @@ def cold_users(
     share: float,
     validation_share: float,
     seed: int,
-    cut_share: float | None = 0.2,
 ) -> Split:
-    """Judge on users of whom training saw source history and nothing of the target domain.
+    """Test on users of whom training saw source history and nothing of the target domain.
 
     Shapes:
         user:               (N,) int, the user of each target row
@@ -71,9 +72,9 @@ def cold_users(
         time_us:            (N,) int64 or None
 
     ``share`` of the users with source history become cold: none of their rows is trained on. ``validation_share`` of
-    the rest of these users are hidden likewise, for choosing settings. With time, only rows in the last ``cut_share``
-    of all rows are tested, and all training and validation rows lie before. With ``time_us`` or ``cut_share`` None, or
-    one time for all rows, there is no cut.
+    the rest of these users are hidden likewise, for choosing settings. With time, only rows in the last ``CUT_SHARE``
+    of all rows are tested, and all training and validation rows lie before. Without time, or
+    with one time for all rows, there is no cut.
 
     Raises:
         NotEnoughData: a part would be empty.
@@ -87,42 +88,14 @@ def cold_users(
     held = np.sort(rest[: round(validation_share * len(rest))])
     cut: int | None = None
     before = after = np.ones(len(user), bool)
-    if time_us is not None and cut_share is not None and len(user) and np.ptp(time_us) > 0:
-        cut = int(_cut(np.asarray(time_us, np.int64), cut_share))
+    if time_us is not None and len(user) and np.ptp(time_us) > 0:
+        cut = int(_cut(np.asarray(time_us, np.int64), CUT_SHARE))
         after = np.asarray(time_us) >= cut
         before = ~after
     is_cold, is_held = np.isin(user, cold), np.isin(user, held)
     train = np.flatnonzero(~is_cold & ~is_held & before)
     validation, test = np.flatnonzero(is_held & before), np.flatnonzero(is_cold & after)
     return _filled(Split(train, validation, test, cold, cut, held))
-
-
-def warm(
-    user: np.ndarray, time_us: np.ndarray | None, *, validation_share: float, test_share: float, seed: int
-) -> Split:
-    """Judge on users whom training knows: ``user`` (N,) int, ``time_us`` (N,) int64 or None.
-
-    With time it is ``time_forward`` less the rows of users who are not in training; without, rows are drawn by a hash
-    and each user's first drawn row stays in training.
-
-    Raises:
-        NotEnoughData: a part would be empty.
-    """
-    user = np.asarray(user, np.int64)
-    if time_us is not None and len(user) and np.ptp(time_us) > 0:
-        split = time_forward(time_us, validation_share=validation_share, test_share=test_share)
-        train, validation, test, cut = split.train, split.validation, split.test, split.cut_us
-    else:
-        _check_shares(validation_share, test_share)
-        order = np.argsort(_drawn(np.arange(len(user)), seed), kind="stable")
-        tested = round(test_share * len(user))
-        held = tested + round(validation_share * len(user))
-        test, validation, train = np.sort(order[:tested]), np.sort(order[tested:held]), np.sort(order[held:])
-        cut = None
-    known = np.unique(user[train])
-    validation, test = (part[np.isin(user[part], known)] for part in (validation, test))
-    none = np.zeros(0, np.int64)
-    return _filled(Split(train, validation, test, none, cut))
 
 
 def scan_for_leaks(
@@ -141,7 +114,7 @@ def scan_for_leaks(
 
     Shapes:
         user, item, time_us, label: (N,) over all rows that the split numbers
-        features:  name -> (N,) numbers or category codes, judged against ``label``
+        features:  name -> (N,) numbers or category codes, compared with ``label``
         histories: name -> (store, start, stop), the windows that the rows read, each (N,); needs ``time_us``
         new_items: items of which it is said that training never saw them
     """
@@ -170,8 +143,8 @@ def scan_for_leaks(
 def _row_leaks(split: Split, user: np.ndarray, item: np.ndarray, time_us: np.ndarray | None) -> list[str]:
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     found = []
-    moment = np.zeros(len(user), np.int64) if time_us is None else np.asarray(time_us)
-    same = np.unique(np.stack([user, item, moment], axis=1), axis=0, return_inverse=True)[1].ravel()
+    at = np.zeros(len(user), np.int64) if time_us is None else np.asarray(time_us)
+    same = np.unique(np.stack([user, item, at], axis=1), axis=0, return_inverse=True)[1].ravel()
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
         shared = np.intersect1d(parts[first], parts[second])
         if len(shared):
@@ -235,7 +208,7 @@ def _tells(values: np.ndarray, label: np.ndarray) -> str | None:
 
 
 def _cut(time_us: np.ndarray, share: float) -> int:
-    """The moment from which on about ``share`` of the rows lie."""
+    """The time from which on about ``share`` of the rows lie."""
     if not len(time_us):
         return 0
     place = min(len(time_us) - 1, round((1 - share) * len(time_us)))

@@ -1,7 +1,7 @@
-"""Ids as small integers, for ever: an append-only list of names on disk.
+"""Ids as small integers that never change: an append-only list of names on disk.
 
-A name's index is its place in the list, so it never changes and stays valid in every later version. Index 0 is kept
-for "unknown". The list lies in a folder as Parquet segments (columns ``index``, ``name``) that ``vocabulary.json``
+A name's index is its place in the list, so it never changes and stays valid in every later version. Index 0 means
+"unknown". The list lies in a folder as Parquet segments (columns ``index``, ``name``) that ``vocabulary.json``
 names; appending writes a new segment and then replaces that file, so a crash adds all of the names or none.
 """
 
@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from domains.errors import Conflict
 from domains.events.publishing import flush_folder, only_writer, point_at, pointed_at
 
 UNKNOWN = 0
@@ -25,19 +24,13 @@ MOST_SEGMENTS = 64
 """Appending to a list of more segments than this rewrites it as one, so that opening stays fast."""
 
 
-class StaleVocabulary(Conflict):
-    """Another writer appended names since this vocabulary was loaded; load it again and repeat."""
-
-
 class Vocabulary:
     """Append-only map of string ids to integers; index 0 is unknown.
 
-    >>> vocabulary = Vocabulary.load(folder)        # empty where there is none
-    >>> vocabulary.extend(["b", "a", "b"])
-    array([1, 2, 1])
-    >>> vocabulary.index(["a", "never seen"])
+    >>> with Vocabulary.writing(folder) as vocabulary:        # empty where there is none
+    ...     vocabulary.append_new(pa.array(["b", "a"]))
+    >>> Vocabulary.load(folder).index(["a", "never seen"])
     array([2, 0])
-    >>> vocabulary.save()
     """
 
     def __init__(self, path: Path, stored: pa.ChunkedArray, segments: list[str]) -> None:
@@ -67,7 +60,7 @@ class Vocabulary:
         with only_writer(path):
             vocabulary = cls.load(path)
             yield vocabulary
-            vocabulary._save()
+            vocabulary.save()
 
     def __len__(self) -> int:
         """Rows of a table that this vocabulary indexes: all names and the unknown row 0."""
@@ -81,22 +74,6 @@ class Vocabulary:
         """Index of each id, (N,) int64; 0 where it is unknown, empty or None."""
         known = self._known()
         return np.fromiter((known.get(name, UNKNOWN) for name in ids), dtype=np.int64)
-
-    def extend(self, ids: Iterable[str | None]) -> np.ndarray:
-        """Index of each id, (N,) int64, appending those not yet known in the order they first come.
-
-        Empty ids and None stay unknown. Nothing is on disk until ``save``.
-        """
-        known = self._known()
-        places = []
-        for name in ids:
-            place = known.get(name, UNKNOWN)
-            if place == UNKNOWN and name:
-                place = len(self)
-                known[name] = place
-                self._added.append(name)
-            places.append(place)
-        return np.asarray(places, dtype=np.int64)
 
     def append_new(self, names: pa.Array | pa.ChunkedArray) -> None:
         """Append names in bulk that the caller knows to be absent, without building the lookup of all names.
@@ -126,20 +103,7 @@ class Vocabulary:
         return pa.chunked_array([*self._stored.chunks, pa.array(self._added, pa.string())])
 
     def save(self) -> None:
-        """Make appended names durable, all or none.
-
-        Raises:
-            StaleVocabulary: another writer appended since this was loaded.
-        """
-        with only_writer(self.path):
-            self._save()
-
-    def _save(self) -> None:
-        listed = (pointed_at(self.path / "vocabulary.json") or {"segments": []})["segments"]
-        if listed != self._segments:
-            raise StaleVocabulary(
-                f"{self.path.name}: names were appended since it was loaded", vocabulary=str(self.path)
-            )
+        """Make appended names durable, all or none; for ``writing``, which keeps other writers out."""
         if not self._added:
             return
         names = self.names()

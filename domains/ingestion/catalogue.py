@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -12,76 +13,99 @@ from domains.ingestion.source_files import SourceFile, literal, parquet, quoted,
 from domains.ingestion.validation import present, text_of
 
 
-def stage_catalogue(
-    con: duckdb.DuckDBPyConnection, source: SourceFile, *, file: int, table: str, key: str, features: Mapping[str, str]
-) -> list[str]:
-    """Read an items or users file into ``<table>_new`` (``_id``, features); bad rows go to ``bad``. Returns warnings.
+@dataclass(frozen=True)
+class Catalogue:
+    """An items or users file while it is read: its number among the files, its table, its id column, its features."""
 
-    A number that cannot be read is a missing feature, not a bad row: losing the item would lose its events.
+    source: SourceFile
+    file: int
+    table: str
+    key: str
+    features: Mapping[str, str]
 
-    Raises:
-        InvalidData: a column is missing, no row is usable, or no value of a number column is a number.
-    """
-    source.require(key, f"{table} id")
-    for name in features:
-        source.require(name, f"{table} feature")
-    texts = "".join(f", {text_of(source, name)} AS feature_{i}" for i, name in enumerate(features))
-    with rows_of(con, source) as rows:
+    def stage(self, con: duckdb.DuckDBPyConnection) -> list[str]:
+        """Read the file into ``<table>_new`` (``_id``, features); bad rows go to ``bad``. Returns warnings.
+
+        A number that cannot be read is a missing feature, not a bad row: losing the item would lose its events.
+
+        Raises:
+            InvalidData: a column is missing, no row is usable, or no value of a number column is a number.
+        """
+        table = self.table
+        self.source.require(self.key, f"{table} id")
+        for name in self.features:
+            self.source.require(name, f"{table} feature")
+        self._check_rows(con)
         con.execute(
-            f"CREATE TEMP TABLE {table}_rows AS SELECT _line AS line, _lines AS lines, _fault AS fault,"
-            f" {present(text_of(source, key))} AS _id{texts} FROM {rows}"
+            f"INSERT INTO bad SELECT {self.file}, line, lines, reason FROM {table}_checked"
+            " WHERE reason IS NOT NULL AND reason <> 'repeated'"
         )
-    same = "".join(f" AND feature_{i} IS NOT DISTINCT FROM first(feature_{i}) OVER same" for i in range(len(features)))
-    con.execute(
-        f"CREATE TEMP TABLE {table}_judged AS SELECT *, CASE WHEN fault IS NOT NULL THEN fault WHEN _id IS NULL THEN"
-        f" 'missing_id' WHEN row_number() OVER same = 1 THEN NULL WHEN true{same} THEN 'repeated'"
-        f" ELSE 'duplicate_id' END AS reason FROM {table}_rows"
-        " WINDOW same AS (PARTITION BY _id, fault IS NULL ORDER BY line)"
-    )
-    con.execute(
-        f"INSERT INTO bad SELECT {file}, line, lines, reason FROM {table}_judged"
-        " WHERE reason IS NOT NULL AND reason <> 'repeated'"
-    )
-    values = "".join(f", {_value(i, kind)} AS {quoted(name)}" for i, (name, kind) in enumerate(features.items()))
-    con.execute(f"CREATE TABLE {table}_new AS SELECT _id{values} FROM {table}_judged WHERE reason IS NULL")
-    kept = _count(con, f"SELECT count(*) FROM {table}_new")
-    if kept == 0:
-        shown_rows = con.execute(f"SELECT line, reason FROM {table}_judged ORDER BY line LIMIT 5").fetchall()
-        shown = ", ".join(f"line {line}: {reason}" for line, reason in shown_rows)
-        raise InvalidData(
-            f"{source.path.name}: holds no usable row" + (f" ({shown})" if shown else " after its header"),
-            file=source.path.name,
-            column=key,
-            first_bad=[{"line": line, "reason": reason} for line, reason in shown_rows],
+        values = "".join(
+            f", {_value(i, kind)} AS {quoted(name)}" for i, (name, kind) in enumerate(self.features.items())
         )
-    warnings = []
-    refused = _count(con, f"SELECT count(*) FROM bad WHERE file = {file}")
-    if refused:
-        warnings.append(f"{source.path.name}: {refused:,} of its rows are quarantined")
-    for i, (name, kind) in enumerate(features.items()):
-        if kind != "number":
-            continue
-        filled, unread = con.execute(
-            f"SELECT count({present(f'feature_{i}')}), count({present(f'feature_{i}')}) - count({_value(i, kind)})"
-            f" FROM {table}_judged WHERE reason IS NULL"
-        ).fetchall()[0]
-        if filled and unread == filled:
-            lines = con.execute(
-                f"SELECT line, feature_{i} FROM {table}_judged WHERE reason IS NULL"
-                f" AND {present(f'feature_{i}')} IS NOT NULL ORDER BY line LIMIT 5"
-            ).fetchall()
-            raise InvalidData(
-                f"{source.path.name}: column {name!r} is declared a number and holds none; first: "
-                + ", ".join(f"line {line}: {text!r}" for line, text in lines),
-                file=source.path.name,
-                column=name,
-                first_bad=[{"line": line, "reason": "bad_number", "row": text} for line, text in lines],
+        con.execute(f"CREATE TABLE {table}_new AS SELECT _id{values} FROM {table}_checked WHERE reason IS NULL")
+        self._refuse_if_empty(con)
+        warnings = []
+        refused = _count(con, f"SELECT count(*) FROM bad WHERE file = {self.file}")
+        if refused:
+            warnings.append(f"{self.source.path.name}: {refused:,} of its rows are quarantined")
+        for position, (name, kind) in enumerate(self.features.items()):
+            if kind == "number" and (unread := self._unread_numbers(con, position, name)):
+                problem = f"{name!r} is no number in {unread:,} rows; read there as missing"
+                warnings.append(f"{self.source.path.name}: {problem}")
+        con.execute(f"DROP TABLE {table}_checked")
+        return warnings
+
+    def _check_rows(self, con: duckdb.DuckDBPyConnection) -> None:
+        """Make ``<table>_checked``: the text of each row, and ``reason`` where the row is not taken."""
+        texts = "".join(f", {text_of(self.source, name)} AS feature_{i}" for i, name in enumerate(self.features))
+        with rows_of(con, self.source) as rows:
+            con.execute(
+                f"CREATE TEMP TABLE {self.table}_rows AS SELECT _line AS line, _lines AS lines, _fault AS fault,"
+                f" {present(text_of(self.source, self.key))} AS _id{texts} FROM {rows}"
             )
-        if unread:
-            warnings.append(f"{source.path.name}: {name!r} is no number in {unread:,} rows; read there as missing")
-    con.execute(f"DROP TABLE {table}_rows")
-    con.execute(f"DROP TABLE {table}_judged")
-    return warnings
+        features = [f"feature_{i}" for i in range(len(self.features))]
+        same = "".join(f" AND {name} IS NOT DISTINCT FROM first({name}) OVER same" for name in features)
+        con.execute(
+            f"CREATE TEMP TABLE {self.table}_checked AS SELECT *, CASE WHEN fault IS NOT NULL THEN fault"
+            " WHEN _id IS NULL THEN 'missing_id' WHEN row_number() OVER same = 1 THEN NULL"
+            f" WHEN true{same} THEN 'repeated' ELSE 'duplicate_id' END AS reason FROM {self.table}_rows"
+            " WINDOW same AS (PARTITION BY _id, fault IS NULL ORDER BY line)"
+        )
+        con.execute(f"DROP TABLE {self.table}_rows")
+
+    def _refuse_if_empty(self, con: duckdb.DuckDBPyConnection) -> None:
+        if _count(con, f"SELECT count(*) FROM {self.table}_new"):
+            return
+        rows = con.execute(f"SELECT line, reason FROM {self.table}_checked ORDER BY line LIMIT 5").fetchall()
+        shown = ", ".join(f"line {line}: {reason}" for line, reason in rows)
+        raise InvalidData(
+            f"{self.source.path.name}: holds no usable row" + (f" ({shown})" if shown else " after its header"),
+            file=self.source.path.name,
+            column=self.key,
+            first_bad=[{"line": line, "reason": reason} for line, reason in rows],
+        )
+
+    def _unread_numbers(self, con: duckdb.DuckDBPyConnection, position: int, name: str) -> int:
+        """How many values of a number column are no numbers; refuses the file where none is one."""
+        text = present(f"feature_{position}")
+        filled, unread = con.execute(
+            f"SELECT count({text}), count({text}) - count({_value(position, 'number')})"
+            f" FROM {self.table}_checked WHERE reason IS NULL"
+        ).fetchall()[0]
+        if unread < filled or not filled:
+            return unread
+        lines = con.execute(
+            f"SELECT line, feature_{position} FROM {self.table}_checked WHERE reason IS NULL"
+            f" AND {text} IS NOT NULL ORDER BY line LIMIT 5"
+        ).fetchall()
+        raise InvalidData(
+            f"{self.source.path.name}: column {name!r} is declared a number and holds none; first: "
+            + ", ".join(f"line {line}: {text!r}" for line, text in lines),
+            file=self.source.path.name,
+            column=name,
+            first_bad=[{"line": line, "reason": "bad_number", "row": text} for line, text in lines],
+        )
 
 
 def merge_catalogue(con: duckdb.DuckDBPyConnection, table: str, stored: Path | None, id_name: str) -> bool:

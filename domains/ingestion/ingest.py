@@ -23,7 +23,7 @@ from domains.errors import InvalidData
 from domains.events.domain_data import DomainFolder, IngestReport
 from domains.events.publishing import flush_folder, flush_tree, only_writer, point_at
 from domains.events.vocabulary import Vocabulary
-from domains.ingestion.catalogue import merge_catalogue, stage_catalogue, write_catalogue
+from domains.ingestion.catalogue import Catalogue, merge_catalogue, write_catalogue
 from domains.ingestion.events_writer import event_files, write_events, write_quarantine
 from domains.ingestion.source_files import (
     SourceFile,
@@ -75,11 +75,15 @@ def ingest(
         columns.check(source)
     sides = {table: open_source(Path(path)) for table, path in (("items", items), ("users", users)) if path is not None}
     folder = DomainFolder(Path(data_dir), spec.name)
-    progress = on_progress or (lambda share, step: None)
+    progress = on_progress or _silently
     progress(0.0, "waiting for other ingests of this domain")
     with only_writer(folder.root), _scratch(folder, memory_limit, threads) as (con, scratch):
-        work = _Ingest(con, scratch, folder, spec, number, events, sides)
+        work = _Ingest(con, scratch, folder, spec=spec, number=number, events=events, sides=sides)
         return work.run(now_us or time.time_ns() // 1000, progress)
+
+
+def _silently(_share: float, _step: str) -> None:
+    """Progress that nobody asked for."""
 
 
 @contextmanager
@@ -117,6 +121,7 @@ class _Ingest:
         con: duckdb.DuckDBPyConnection,
         scratch: Path,
         folder: DomainFolder,
+        *,
         spec: DomainSpec,
         number: int,
         events: list[SourceFile],
@@ -155,9 +160,7 @@ class _Ingest:
     def _read_sides(self) -> None:
         for position, (table, source) in enumerate(self.sides.items(), start=len(self.events)):
             declared: Any = self.spec.items if table == "items" else self.spec.users
-            self.warnings += stage_catalogue(
-                self.con, source, file=position, table=table, key=declared.id, features=declared.features
-            )
+            self.warnings += Catalogue(source, position, table, declared.id, declared.features).stage(self.con)
             stored = self.folder.generations / self.state[table] if self.state[table] else None
             if merge_catalogue(self.con, table, stored, f"{table.removesuffix('s')}_id"):
                 self.changed_sides.append(table)

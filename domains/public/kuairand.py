@@ -64,19 +64,7 @@ def load(
             FROM log
             """
         )
-        described: dict[str, Any] = {}
-        if videos:
-            columns = dict.fromkeys(("video_id", *VIDEO), "VARCHAR") | {"video_duration": "DOUBLE"}
-            staging.scan_text("videos", videos, columns, header=True, quote='"')
-            described["items"] = (
-                f"SELECT video_id AS item_id, {', '.join(VIDEO)}, video_duration FROM videos "
-                "WHERE video_id IN (SELECT item_id FROM written)"
-            )
-            described["item_features"] = VIDEO | {"video_duration": "number"}
-        if people:
-            staging.scan_text("people", people, dict.fromkeys(("user_id", *USER), "VARCHAR"), header=True, quote='"')
-            described |= {"users": staging.out_dir / "users.parquet", "user_features": dict.fromkeys(USER, "category")}
-            staging.write(f"SELECT user_id, {', '.join(USER)} FROM people", described["users"])
+        described = _describe(staging, videos, people)
         sizes = staging.execute("SELECT tab::VARCHAR, count(*) FROM shown GROUP BY tab ORDER BY 2 DESC, tab")
         chosen = roles_by_size(sizes, sources=sources, targets=targets, minimum_rows=minimum_rows)
         return staging.write_parts(
@@ -91,6 +79,24 @@ def load(
             )
             for tab, role in chosen
         )
+
+
+def _describe(staging: Staging, videos: list[Path], people: list[Path]) -> dict[str, Any]:
+    """What each domain says of its videos and users, as far as there are files of them."""
+    described: dict[str, Any] = {}
+    if videos:
+        columns = dict.fromkeys(("video_id", *VIDEO), "VARCHAR") | {"video_duration": "DOUBLE"}
+        staging.scan_text("videos", videos, columns, header=True, quote='"')
+        described["items"] = (
+            f"SELECT video_id AS item_id, {', '.join(VIDEO)}, video_duration FROM videos "
+            "WHERE video_id IN (SELECT item_id FROM written)"
+        )
+        described["item_features"] = VIDEO | {"video_duration": "number"}
+    if people:
+        staging.scan_text("people", people, dict.fromkeys(("user_id", *USER), "VARCHAR"), header=True, quote='"')
+        described |= {"users": staging.out_dir / "users.parquet", "user_features": dict.fromkeys(USER, "category")}
+        staging.write(f"SELECT user_id, {', '.join(USER)} FROM people", described["users"])
+    return described
 
 
 def _files(folder: Path, prefix: str) -> list[Path]:

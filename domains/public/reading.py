@@ -143,9 +143,9 @@ class Staging:
             InvalidData: a named column is missing from a header.
         """
         files = [paths] if isinstance(paths, Path) else list(paths)
-        encoder = self._layout_by_header(files, columns, separator, encoding) if header else dict(columns)
+        layout = self._layout_by_header(files, columns, separator, encoding) if header else dict(columns)
         self._scanned[view] = files[0]
-        struct = ", ".join(f"{literal(column)}: {literal(kind)}" for column, kind in encoder.items())
+        struct = ", ".join(f"{literal(column)}: {literal(kind)}" for column, kind in layout.items())
         self._connection.execute(
             f"CREATE OR REPLACE TEMP VIEW {view} AS SELECT * FROM read_csv("
             f"[{', '.join(literal(str(file)) for file in files)}], columns={{{struct}}}, auto_detect=false, "
@@ -220,17 +220,17 @@ class Staging:
     def _layout_by_header(
         self, files: Sequence[Path], columns: Mapping[str, str], separator: str, encoding: str
     ) -> dict[str, str]:
-        encoder: dict[str, str] = {}
+        layout: dict[str, str] = {}
         for file in files:
             with open_text(file, encoding=encoding) as lines:
                 names = [name.strip().strip('"') for name in lines.readline().lstrip("\ufeff").split(separator)]
             missing = [name for name in columns if name not in names]
             if missing:
                 raise fault_at(file, 1, f"the header lacks {', '.join(missing)}; it has {', '.join(names)}")
-            if encoder and list(encoder) != names:
+            if layout and list(layout) != names:
                 raise fault_at(file, 1, f"the header differs from that of {files[0].name}")
-            encoder = {name: columns.get(name, "VARCHAR") for name in names}
-        return encoder
+            layout = {name: columns.get(name, "VARCHAR") for name in names}
+        return layout
 
     def _explained(self, fault: duckdb.Error) -> InvalidData:
         text = str(fault)

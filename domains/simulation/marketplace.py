@@ -36,7 +36,7 @@ class DomainShape:
     bias: float
     number: str
     surface: str
-    encoder: str
+    layout: str
     turn_degrees: float
     shift: float
     sources: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ MARKETPLACE = (
         bias=-2.0,
         number="minutes",
         surface="video",
-        encoder="feed",
+        layout="feed",
         turn_degrees=8,
         shift=0.1,
     ),
@@ -73,7 +73,7 @@ MARKETPLACE = (
         bias=-2.4,
         number="price",
         surface="shop",
-        encoder="grid",
+        layout="grid",
         turn_degrees=15,
         shift=0.2,
     ),
@@ -86,7 +86,7 @@ MARKETPLACE = (
         bias=-1.9,
         number="price",
         surface="partner",
-        encoder="banner",
+        layout="banner",
         turn_degrees=10,
         shift=0.1,
         browse_by_taste=0.0,
@@ -100,7 +100,7 @@ MARKETPLACE = (
         bias=-2.1,
         number="minutes",
         surface="live",
-        encoder="feed",
+        layout="feed",
         turn_degrees=18,
         shift=0.2,
     ),
@@ -112,7 +112,7 @@ MARKETPLACE = (
         bias=-2.3,
         number="price",
         surface="grocery",
-        encoder="grid",
+        layout="grid",
         turn_degrees=28,
         shift=0.3,
     ),
@@ -124,7 +124,7 @@ MARKETPLACE = (
         bias=-2.2,
         number="minutes",
         surface="reading",
-        encoder="list",
+        layout="list",
         turn_degrees=40,
         shift=0.3,
         sources=("video", "shop", "lies"),
@@ -153,7 +153,6 @@ class SimulatorConfig:
     start_us: int = 1_735_689_600_000_000
     latent: int = 8
     taste_scale: float = 1.1
-    file_format: Literal["parquet", "csv"] = "parquet"
     domains: tuple[DomainShape, ...] = MARKETPLACE
 
     def __post_init__(self) -> None:

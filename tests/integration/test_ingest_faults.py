@@ -263,6 +263,7 @@ def test_a_kill_at_any_moment_leaves_the_old_state_and_a_clean_re_run(tmp_path, 
         cwd=ROOT,
         capture_output=True,
         text=True,
+        check=False,
     )
     assert died.returncode == -signal.SIGKILL, died.stderr
     finish(calm)
@@ -358,10 +359,13 @@ setattr(histories, when, stop)
 histories.Histories.build(folder / "data", [(DomainSpec.from_yaml((folder / "spec.yaml").read_text()), 1)])
 """
     for when in ("_place", "_sort_each_user", "flush_tree", "point_at"):
-        died = subprocess.run([sys.executable, "-c", program, str(folder), when], cwd=ROOT, capture_output=True)
+        died = subprocess.run(
+            [sys.executable, "-c", program, str(folder), when], cwd=ROOT, capture_output=True, check=False
+        )
         assert died.returncode == -signal.SIGKILL, died.stderr
         assert len(Histories.open(folder / "data").target[SPEC.name]) == 300
     rebuilt = Histories.build(folder / "data", [(SPEC, 1)]).target[SPEC.name]
     assert len(rebuilt) == 451
-    rebuilt.check()
+    backward = 1 + np.flatnonzero(np.diff(rebuilt.time_us) < 0)
+    assert np.isin(backward, rebuilt.offsets).all(), "the events of one user are out of time order"
     assert np.all(np.diff(rebuilt.offsets) >= 0)

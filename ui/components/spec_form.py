@@ -39,7 +39,7 @@ interactions:
 items:
   id: item_id
   features: {category: category, price: number}
-domain_features: {surface: live, encoder: feed}
+domain_features: {surface: live, layout: feed}
 gate: {baseline: popularity, metric: auc}
 """
 
@@ -114,7 +114,7 @@ def form(columns: Columns, *, key: str = "form") -> DomainSpec | None:
     traits = st.text_input(
         "Traits of the domain itself (optional)",
         key=f"{key}-traits",
-        placeholder="surface=live, encoder=feed",
+        placeholder="surface=live, layout=feed",
         help="A new domain starts near the domains whose traits it shares.",
     )
     declared["domain_features"] = _traits(traits)

@@ -26,7 +26,7 @@ interactions:
   context: {hour: category}
 items: {id: item_id, features: {category: category, price: number}}
 users: {id: user_id, features: {age_band: category}}
-domain_features: {surface: live, encoder: feed, rows: 3}
+domain_features: {surface: live, layout: feed, rows: 3}
 history: {short: 24}
 schedule: "0 3 * * *"
 gate: {baseline: popularity, metric: auc, minimum_cold_users: 30}
@@ -49,7 +49,7 @@ class TestAccepted:
         spec = DomainSpec.from_yaml(PAGE)
         assert (spec.name, spec.role, spec.sources) == ("live-rooms", "target", ("video", "shop"))
         assert spec.interactions.context == {"hour": "category"}
-        assert spec.domain_features == {"surface": "live", "encoder": "feed", "rows": 3}
+        assert spec.domain_features == {"surface": "live", "layout": "feed", "rows": 3}
 
     def test_the_shortest_page(self) -> None:
         """A source of implicit positives needs its name, its role, its task, an owner and two columns."""
@@ -130,10 +130,10 @@ class TestExplained:
             ("live-rooms", "2024", 1, "name", "put 2024 in quotes"),
             ("[video, shop]", "[video, Shop]", 4, "sources.1", "a-z, 0-9 and '-'"),
             ("[video, shop]", "[video, video]", 4, "sources.1", "'video' is named twice"),
-            ("[video, shop]", "[live-rooms]", 4, "sources.0", "cannot borrow from itself"),
-            ("role: target", "role: source", 4, "sources", "only a target borrows"),
-            ("task: ctr", "task: rating", 20, "gate.metric", "auc does not judge a rating domain; use mae or rmse"),
-            ("metric: auc", "metric: rmse", 20, "gate.metric", "rmse does not judge a ctr domain"),
+            ("[video, shop]", "[live-rooms]", 4, "sources.0", "cannot be its own source"),
+            ("role: target", "role: source", 4, "sources", "only a target has sources"),
+            ("task: ctr", "task: rating", 20, "gate.metric", "auc does not measure a rating domain; use mae or rmse"),
+            ("metric: auc", "metric: rmse", 20, "gate.metric", "rmse does not measure a ctr domain"),
             ("[0, 1]", "[1, 5]", 12, "interactions.label_range", "add positive_above"),
             ("[0, 1]", "[1, 0]", 12, "interactions.label_range", "lowest label must be below"),
             ("[0, 1]", "[0]", 12, "interactions.label_range.1", "is required"),
@@ -214,8 +214,8 @@ class TestExplained:
     def test_a_key_given_twice_is_an_error(self) -> None:
         """PyYAML would silently let the last one win."""
         fault = refused(PAGE + "owner: team-shop\n")
-        assert str(fault) == "live.yaml:21: owner: key 'owner' stands twice, first on line 5"
-        assert "stands twice" in str(refused(changed("price: number", "category: number")))
+        assert str(fault) == "live.yaml:21: owner: key 'owner' is given twice, first on line 5"
+        assert "is given twice" in str(refused(changed("price: number", "category: number")))
 
     @pytest.mark.parametrize(
         ("page", "line", "words"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from domains.errors import NotEnoughData
 from domains.events.histories import HistoryStore
-from domains.events.splits import cold_users, scan_for_leaks, time_forward, warm
+from domains.events.splits import cold_users, scan_for_leaks, time_forward
 
 
 def rows(count=2000, users=100, seed=0):
@@ -70,7 +70,7 @@ def test_users_who_join_later_do_not_reshuffle_the_draw():
     assert len(np.intersect1d(before, after)) > 0.9 * len(before)
 
 
-def test_time_forward_keeps_one_moment_together():
+def test_time_forward_keeps_rows_of_one_time_together():
     """Rows of one time are never on both sides of a cut."""
     time_us = np.repeat(np.arange(20), 50)
     split = time_forward(time_us, validation_share=0.1, test_share=0.2)
@@ -80,17 +80,8 @@ def test_time_forward_keeps_one_moment_together():
     assert len(split.validation) == 100
 
 
-def test_warm_users_are_known_to_training():
-    """Every user of the test rows has rows in training, with time and without."""
-    user, _, time_us, _ = rows()
-    for times in (time_us, None):
-        split = warm(user, times, validation_share=0.1, test_share=0.2, seed=0)
-        assert np.isin(user[np.r_[split.validation, split.test]], user[split.train]).all()
-        assert len(np.intersect1d(split.train, split.test)) == 0
-
-
 def test_a_split_without_rows_is_refused():
-    """One moment for all rows leaves nothing to learn from; nobody with source history leaves nobody cold."""
+    """One time for all rows leaves nothing to learn from; nobody with source history leaves nobody cold."""
     with pytest.raises(NotEnoughData, match="train"):
         time_forward(np.ones(10), validation_share=0.1, test_share=0.2)
     with pytest.raises(NotEnoughData, match="validation"):
