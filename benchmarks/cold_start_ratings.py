@@ -8,7 +8,7 @@ visible, without times. ``...-timed`` settings (Amazon) are point in time: only 
 tested, baselines learn from rows before that moment, and ours sees of a user's source what came before the tested row.
 Amazon's original review files (``amazon/``: Movies_and_TV, CDs_and_Vinyl, Books) are read where a user has them.
 
-Stopped, it goes on where it was. Under ``--out``: ``cells.jsonl``, ``cold-start-ratings.md`` and ``.svg`` files.
+Stopped, it goes on where it was. Under ``--out``: ``results.jsonl``, ``cold-start-ratings.md`` and ``.svg`` files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import command, results_page
 from benchmarks.public_pairs import Pair, amazon_reviews, offered, settle
 from benchmarks.rating_bridges import BridgeData, BridgeRows, bridge_rows, fit_bridge, ridge_cmf, ridge_emcdr
-from benchmarks.results_table import Case, Cell, Method, Scored, Table, run
+from benchmarks.results_table import Method, Scored, Table, Task, run
 from domains.events.splits import Split
 from domains.public import PreparedDomain
 from domains.registry.registry import Domain
@@ -54,7 +54,7 @@ BOUNDS = (1.0, 5.0)
 SHARES = (20, 50, 80)
 HISTORY = 300
 SHARED, ADAPTER = "Graft, shared", "Graft, shared + adapter"
-FACTS = "Graft, wide facts alone"
+WIDE_PART = "Graft, wide part alone"
 BASELINE, TUNED = "mapped source bias", "mapped source bias, tuned"
 LAST = ", last epoch"
 EPOCHS, EPOCHS_AT_MOST = 10, 15
@@ -161,7 +161,7 @@ def prepare(data: Path, folder: Path, pair: str) -> tuple[Settings, tuple[Domain
     return settle(folder / "homes" / pair, load, histories=True)
 
 
-def open_case(data: Path, folder: Path, setting: str, seed: int) -> Case:
+def open_task(data: Path, folder: Path, setting: str, seed: int) -> Task:
     """One draw of the cold users of one setting."""
     pair, share = setting.rsplit("-", 1)
     settings, domains = prepare(data, folder, pair)
@@ -188,12 +188,12 @@ def open_case(data: Path, folder: Path, setting: str, seed: int) -> Case:
         replace(test, label=nothing, value=nothing),
         BridgeData(encoder, workspace.batch_builder(encoder, slots), len(workspace.data(target.name).item_vocabulary)),
     )
-    return Case(given, test.label, test.user, BOUNDS)
+    return Task(given, test.label, test.user, BOUNDS)
 
 
-def plain(make: type[PlainBaseline], case: Case, seed: int) -> dict[str, Scored]:
+def plain(make: type[PlainBaseline], task: Task, _seed: int) -> dict[str, Scored]:
     """A baseline without a network: it has nothing to choose, so the source's held-out rows teach it too."""
-    given: Given = case.given
+    given: Given = task.given
     lent = [
         np.concatenate(part)
         for part in zip(*(_triple(r) for r in (given.source, given.source_validation)), strict=True)
@@ -202,9 +202,9 @@ def plain(make: type[PlainBaseline], case: Case, seed: int) -> dict[str, Scored]
     return {"": Scored(baseline.predict(given.asked.user, given.asked.item))}
 
 
-def tuned_bias(case: Case, seed: int) -> dict[str, Scored]:
+def tuned_bias(task: Task, _seed: int) -> dict[str, Scored]:
     """The mapped source bias at its best: both smoothings chosen on held-out cold users."""
-    given: Given = case.given
+    given: Given = task.given
     lent, learnt, held = Rows.of(*_triple(given.source)), Rows.of(*_triple(given.known)), given.validation
     items = {smoothing: ItemMean(smoothing).fit(*_triple(given.known)) for smoothing in SMOOTHINGS}
     biases = {ridge: source_bias(lent, ridge) for ridge in SMOOTHINGS}
@@ -217,12 +217,12 @@ def tuned_bias(case: Case, seed: int) -> dict[str, Scored]:
     return {TUNED: Scored(baseline.predict(given.asked.user, given.asked.item), detail)}
 
 
-def bridge(name: str, settings: Mapping[str, Any], case: Case, seed: int) -> dict[str, Scored]:
+def bridge(name: str, settings: Mapping[str, Any], task: Task, seed: int) -> dict[str, Scored]:
     """A bridge of the papers: the better, on held-out cold users, of early stopping and of a fixed number of epochs.
 
     The fixed number, of which the last epoch is kept, is what the papers' code does, and has a row of its own.
     """
-    given: Given = case.given
+    given: Given = task.given
     rows = given.bridge_rows(seed)
     stopped = {**settings, "epochs": EPOCHS_AT_MOST, "patience": 2}
     found = [Scored(*fit_bridge(name, rows, seed=seed, **stopped))]
@@ -232,9 +232,9 @@ def bridge(name: str, settings: Mapping[str, Any], case: Case, seed: int) -> dic
     return answers if len(found) == 1 else {**answers, name + LAST: found[-1]}
 
 
-def solved_bridge(name: str, make: Any, case: Case, seed: int) -> dict[str, Scored]:
+def solved_bridge(name: str, make: Any, task: Task, seed: int) -> dict[str, Scored]:
     """A bridge whose factors are solved for, its ridges chosen on held-out cold users."""
-    given: Given = case.given
+    given: Given = task.given
     score, detail = make(
         source=given.source,
         known=given.known,
@@ -246,9 +246,9 @@ def solved_bridge(name: str, make: Any, case: Case, seed: int) -> dict[str, Scor
     return {name: Scored(score, detail)}
 
 
-def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
+def graft(recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
     """Ours as the product trains it: the shared model, then the target's adapter with all else frozen."""
-    given: Given = case.given
+    given: Given = task.given
     recipe = recipe.model_copy(update={"seed": seed})
     ranker, encoder = fit(given.workspace, recipe, given.slots)
     batch_builder = given.workspace.batch_builder(encoder, given.slots)
@@ -269,16 +269,17 @@ def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
     }
 
 
-def facts_alone(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
-    """What ours says before any descent: item means and facts in closed form, so that no network is thanked for it."""
-    given: Given = case.given
+def wide_part_alone(recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
+    """What ours says before any descent: item means and the wide part in closed form, so that no network is thanked
+    for it."""
+    given: Given = task.given
     learnt = lessons(given.workspace, recipe, given.slots)
     batch_builder = given.workspace.batch_builder(learnt.encoder, given.slots)
     ranker = new_ranker(given.workspace, learnt.encoder, recipe, mean_label=learnt.mean_label)
     set_out(ranker, learnt, batch_builder, seed=seed)
     fit_own_evidence(ranker, batch_builder, learnt.train[1][0], 1, seed=seed)
     held, asked = (score_rows(ranker, batch_builder, rows, 1) for rows in (given.validation, given.asked))
-    return {FACTS: Scored(asked, {"validation_rmse": _rmse(given.validation, held)})}
+    return {WIDE_PART: Scored(asked, {"validation_rmse": _rmse(given.validation, held)})}
 
 
 def methods(recipe: Recipe | None = None) -> list[Method]:
@@ -306,7 +307,7 @@ def methods(recipe: Recipe | None = None) -> list[Method]:
         for name, make in solved.items()
     ]
     config = recipe.model_dump(mode="json")
-    rows.append(Method((FACTS,), partial(facts_alone, recipe), config))
+    rows.append(Method((WIDE_PART,), partial(wide_part_alone, recipe), config))
     return [*rows, Method((SHARED, ADAPTER), partial(graft, recipe), config)]
 
 
@@ -332,8 +333,8 @@ def measure(
         settings=settings or offered(Path(data), SETTINGS, pair_of),
         seeds=range(seeds),
         methods=chosen,
-        open_case=partial(open_case, Path(data), out),
-        on_cell=_say,
+        open_task=partial(open_task, Path(data), out),
+        on_result=command.printing("mae", "rmse"),
     )
     write(table, out)
     return table
@@ -355,7 +356,7 @@ def write(table: Table, out: Path) -> None:
             subject=ADAPTER,
             plain=BASELINE,
             measures=("mae", "rmse"),
-            not_baselines=(SHARED, FACTS),
+            not_baselines=(SHARED, WIDE_PART),
             bounds=BOUNDS,
         )
         parts += [f"# {title}\n", page]
@@ -364,8 +365,8 @@ def write(table: Table, out: Path) -> None:
     (out / "cold-start-ratings.md").write_text("\n".join(parts))
 
 
-def _named(name: str, fit_one: Any, case: Case, seed: int) -> dict[str, Scored]:
-    return {name: fit_one(case, seed)[""]}
+def _named(name: str, fit_one: Any, task: Task, seed: int) -> dict[str, Scored]:
+    return {name: fit_one(task, seed)[""]}
 
 
 def _triple(rows: Examples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -378,14 +379,6 @@ def _count(ranker: Ranker) -> int:
 
 def _rmse(rows: Examples, score: np.ndarray) -> float:
     return float(np.sqrt(np.square(np.clip(score, *BOUNDS) - rows.label).mean()))
-
-
-def _say(cell: Cell) -> None:
-    print(
-        f"{cell.setting} seed {cell.seed} {cell.model}: mae {cell.metrics['mae']:.4f} rmse {cell.metrics['rmse']:.4f} "
-        f"in {cell.seconds:.1f} s",
-        flush=True,
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The command line of a benchmark that fills an arena's table: one set of options, the page printed at the end."""
+"""The command line of a benchmark that fills a results table: one set of options, the page printed at the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import results_page
-from benchmarks.results_table import Method, Table
+from benchmarks.results_table import Method, Result, Table
 
 
 def run(
@@ -29,7 +29,7 @@ def run(
 
     Args:
         page: name of the page that ``measure`` writes under ``--out``.
-        about: the module's own words, for ``--help``.
+        about: the module's docstring, for ``--help``.
         folders: what ``--data`` holds.
         default: settings to measure where none is named; where this is empty ``measure`` decides.
     """
@@ -41,13 +41,24 @@ def run(
     )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="rows to train; all by default")
-    parser.add_argument("--json", type=Path, help="also write the cells as one JSON file")
+    parser.add_argument("--json", type=Path, help="also write the results as one JSON file")
     given: Any = parser.parse_args(arguments)
     torch.set_num_threads(1)
     table = measure(given.data, given.out, settings=given.settings, seeds=given.seeds, models=given.models)
     if given.json:
         given.json.write_text(json.dumps(results_page.as_dict(table), indent=1))
     print((given.out / page).read_text())
+
+
+def printing(*names: str) -> Callable[[Result], None]:
+    """A callback that prints the named metrics of each result, those of its segments too, and what it cost."""
+
+    def say(result: Result) -> None:
+        shown = {key: value for key, value in result.metrics.items() if key.rpartition("/")[2] in names}
+        text = " ".join(f"{key} {value:.4f}" for key, value in shown.items())
+        print(f"{result.setting} seed {result.seed} {result.model}: {text} in {result.seconds:.1f} s", flush=True)
+
+    return say
 
 
 def chosen(methods: Sequence[Method], models: Sequence[str]) -> list[Method]:

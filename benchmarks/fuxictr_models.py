@@ -67,7 +67,8 @@ class FuxiCtr:
             model_root="",
         )
         self.model.train()
-        self.model._batch_index, self.model._max_gradient_norm = 0, 10.0
+        # What FuxiCTR's own `fit` sets before its training steps; there is no public way.
+        self.model._batch_index, self.model._max_gradient_norm = 0, 10.0  # noqa: SLF001
         self._inputs = as_fuxictr(batch)
 
     def step(self) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results_table import Cell, Table, paired_over_seeds, paired_over_users
+from benchmarks import results_page
+from benchmarks.results_table import Result, Table, paired_over_seeds, paired_over_users
 
 KINDS = ("good", "random", "reversed")
 PANEL, TALL, LEFT, TOP = 230, 150, 44, 40
@@ -22,35 +23,35 @@ def weights(table: Table) -> str:
         *(f"{kind} feeds below half" for kind in reversed(KINDS)),
         *("sources not to borrow", "gain", "cost beside uniform"),
     ]
-    lines = ["## Weights at the end\n", _row(head), _row(["---"] * len(head))]
+    lines = ["## Weights at the end\n", results_page.row(head), results_page.row(["---"] * len(head))]
     for setting in table.settings():
         for model in table.models():
-            cells = [cell for cell in _cells(table, setting, model) if "weights" in cell.detail]
-            if cells:
-                lines.append(_row([setting, model, str(len(cells)), *_told(table, cells)]))
+            results = [result for result in _results(table, setting, model) if "weights" in result.detail]
+            if results:
+                lines.append(results_page.row([setting, model, str(len(results)), *_told(table, results)]))
     return "\n".join([*lines, ""])
 
 
-def _told(table: Table, cells: Sequence[Cell]) -> list[str]:
-    by_kind = {kind: [cell.detail["weights"].get(kind) for cell in cells] for kind in KINDS}
+def _told(table: Table, results: Sequence[Result]) -> list[str]:
+    by_kind = {kind: [result.detail["weights"].get(kind) for result in results] for kind in KINDS}
     gaps = [
         good - bad for good, bad in zip(by_kind["good"], by_kind["reversed"], strict=True) if None not in (good, bad)
     ]
     refused: dict[str, int] = {}
-    for cell in cells:
-        for source, borrow in cell.detail["verdicts"].items():
+    for result in results:
+        for source, borrow in result.detail["verdicts"].items():
             refused[source] = refused.get(source, 0) + (not borrow)
-    gain = [cell.detail["gain"] for cell in cells if cell.detail.get("gain") is not None]
+    gain = [result.detail["gain"] for result in results if result.detail.get("gain") is not None]
     ratios = [
-        cell.seconds / other.seconds
-        for cell in cells
-        if (other := table.cell(cell.setting, cell.seed, "uniform")) is not None and other.seconds
+        result.seconds / other.seconds
+        for result in results
+        if (other := table.result(result.setting, result.seed, "uniform")) is not None and other.seconds
     ]
     return [
         *(f"{np.mean(known):.2f}" if (known := [v for v in by_kind[k] if v is not None]) else "–" for k in KINDS),
         f"{np.mean(gaps):.2f}" if gaps else "–",
         f"{min(gaps):.2f}" if gaps else "–",
-        *(_light(cells, kind) for kind in reversed(KINDS)),
+        *(_light(results, kind) for kind in reversed(KINDS)),
         ", ".join(f"{source} in {count}" for source, count in refused.items() if count) or "none",
         f"{np.mean(gain):+.4f}" if gain else "–",
         f"{np.median(ratios):.1f}x" if ratios else "–",
@@ -60,7 +61,11 @@ def _told(table: Table, cells: Sequence[Cell]) -> list[str]:
 def against(table: Table, subject: str, baselines: Sequence[str]) -> str:
     """AUC of the subject less that of each baseline, paired over seeds and over users."""
     head = ["setting", "baseline", f"{subject} − baseline", "95 % over seeds", "p", "seeds ahead", "95 % over users"]
-    lines = [f"## {subject} beside what it must not lose to\n", _row(head), _row(["---"] * len(head))]
+    lines = [
+        f"## {subject} beside what it must not lose to\n",
+        results_page.row(head),
+        results_page.row(["---"] * len(head)),
+    ]
     for setting in table.settings():
         for baseline in baselines:
             over = paired_over_seeds(table, setting, "auc", subject, baseline)
@@ -68,7 +73,7 @@ def against(table: Table, subject: str, baselines: Sequence[str]) -> str:
                 continue
             users, gap = paired_over_users(table, setting, "auc", subject, baseline), over.difference
             lines.append(
-                _row(
+                results_page.row(
                     [
                         *(setting, baseline, f"{gap.value:+.4f}", f"[{gap.low:+.4f}, {gap.high:+.4f}]"),
                         *(f"{over.p:.3f}", f"{over.seeds - over.lower}/{over.seeds}"),
@@ -84,8 +89,8 @@ def plot(table: Table, path: Path, *, seed: int = 0) -> None:
     panels = []
     for setting in table.settings():
         for model in table.models():
-            cell = table.cell(setting, seed, model)
-            rows: list[dict[str, Any]] = cell.detail.get("percentiles", []) if cell is not None else []
+            result = table.result(setting, seed, model)
+            rows: list[dict[str, Any]] = result.detail.get("percentiles", []) if result is not None else []
             for source in dict.fromkeys(row["source"] for row in rows):
                 panels.append((f"{setting}: {model}", source, [row for row in rows if row["source"] == source]))
     if not panels:
@@ -122,15 +127,13 @@ def _panel(title: str, source: str, rows: list[dict[str, Any]], x0: int, y0: int
     )
 
 
-def _cells(table: Table, setting: str, model: str) -> list[Cell]:
-    return [cell for cell in table.cells() if cell.setting == setting and cell.model == model]
+def _results(table: Table, setting: str, model: str) -> list[Result]:
+    return [result for result in table.results() if result.setting == setting and result.model == model]
 
 
-def _light(cells: Sequence[Cell], kind: str) -> str:
+def _light(results: Sequence[Result], kind: str) -> str:
     """Of the feeds of a kind, over all seeds, how many have a weight below half."""
-    all_, light = (sum(cell.detail[what].get(kind, 0) for cell in cells) for what in ("feeds", "feeds_below_half"))
+    all_, light = (
+        sum(result.detail[what].get(kind, 0) for result in results) for what in ("feeds", "feeds_below_half")
+    )
     return f"{light} of {all_}" if all_ else "–"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -54,8 +54,8 @@ def make_file(path: Path, rows: int) -> None:
             "COPY (SELECT 'user-' || (hash(n, 1) % $users) AS user_id,"
             " 'item-' || floor($items * power((hash(n, 2) % 1000003) / 1000003, 3))::BIGINT AS item_id,"
             " 1700000000 + (hash(n, 3) % 15000000) AS ts,"
-            " CASE WHEN hash(n, 4) % 1000 = 0 THEN '7' ELSE ((hash(n, 4) % 5 = 0)::INT)::VARCHAR END AS click,"
-            " CASE WHEN hash(n, 5) % 3 = 0 THEN 'click' ELSE 'view' END AS event_type, hash(n, 6) % 24 AS hour"
+            " TASK WHEN hash(n, 4) % 1000 = 0 THEN '7' ELSE ((hash(n, 4) % 5 = 0)::INT)::VARCHAR END AS click,"
+            " TASK WHEN hash(n, 5) % 3 = 0 THEN 'click' ELSE 'view' END AS event_type, hash(n, 6) % 24 AS hour"
             " FROM (SELECT r - (r % 100 = 0)::INT AS n FROM range(1, $rows + 1) AS t(r)))"
             f" TO '{path}' {written}".replace("$users", str(users))
             .replace("$items", str(items))
@@ -66,7 +66,7 @@ def make_file(path: Path, rows: int) -> None:
 def run_ingest(folder: Path, path: Path, memory_limit: str, threads: int | None) -> dict:
     report = ingest(
         SPEC, number=1, interactions=[path], data_dir=folder, memory_limit=memory_limit, threads=threads,
-        on_progress=lambda share, step: print(f"    {time.process_time():6.1f} s of processor  {step}", flush=True),
+        on_progress=lambda _share, step: print(f"    {time.process_time():6.1f} s of processor  {step}", flush=True),
     )  # fmt: skip
     return {"added": report.rows_added, "duplicate": report.rows_duplicate, "quarantined": report.rows_quarantined}
 

@@ -178,12 +178,13 @@ def prepare(
         home.mkdir(parents=True, exist_ok=True)
         registry = Registry(settings.registry_url)
         registry.migrate()
-        for spec, interactions, items, users in _found(name, data, home / "raw"):
-            spec = spec.model_copy(update={"interactions": spec.interactions.model_copy(update={"action": None})})
+        for declared, interactions, found_items, users in _found(name, data, home / "raw"):
+            plain = declared.interactions.model_copy(update={"action": None})
+            spec, items = declared.model_copy(update={"interactions": plain}), found_items
             if with_feeds:
                 features = {**spec.items.features, "feed": "category"}
                 spec = spec.model_copy(update={"items": spec.items.model_copy(update={"features": features})})
-                items = _with_feeds(items, spec.items.id, source=spec.role == "source")
+                items = _with_feeds(found_items, spec.items.id, source=spec.role == "source")
             use_cases.register(spec, registry=registry, by="benchmark")
             use_cases.ingest_data(
                 spec.name,

@@ -22,7 +22,7 @@ LEAST = 1e-4
 def item_vectors(user: np.ndarray, item: np.ndarray, items: int, width: int, seed: int) -> np.ndarray:
     """Unit vectors of items, (items, width); zero for items of which nothing is known.
 
-    Each user is the unit vector of what he took, an item the rarer the heavier. Of the singular vectors the first is
+    Each user is the unit vector of what they took, an item the rarer the heavier. Of the singular vectors the first is
     left out: it says how much was taken, not what.
 
     Args:

@@ -3,18 +3,18 @@
     python -m benchmarks.lifelong_ctr --data DIR --out DIR [--settings matched ...] [--seeds 5] [--models ROW ...]
 
 KuaiRand's sequences: code 0 (141,674 steps of known items, 21,360 items) is the target, the six other codes are the
-sources. A row asks whether a user took an item of code 0 at a moment, knowing everything strictly before: his latest
-800 events of the other codes, 24 of his own code. Of each user the last two steps are the test, the one before is held
-out to choose by, the three before those teach; each stands with two negatives (`benchmarks/sampled_negatives.py`). A
-seed draws 1,250 users, the negatives and the networks' first weights. All networks start from the same item vectors,
-made of events before the rows (`benchmarks/item_vectors.py`), and are trained alike
-(`benchmarks/lifelong_networks.py`).
+sources. A row asks whether a user took an item of code 0 at a moment, knowing everything strictly before: their latest
+800 events of the other codes, 24 of their own code. Of each user the last two steps are the test, the one before is
+held out to choose by, the three before those teach; each stands with two negatives
+(`benchmarks/sampled_negatives.py`). A seed draws 1,250 users, the negatives and the networks' first weights. All
+networks start from the same item vectors, made of events before the rows (`benchmarks/item_vectors.py`), and are
+trained alike (`benchmarks/lifelong_networks.py`).
 
 Settings: ``matched`` negatives are drawn as often as people took them, ``uniform`` ones evenly from the catalogue.
 The others take impressions with their own clicks from original files (`benchmarks/logged_clicks.py`), 20,000 users a
 seed.
 
-Stopped, it goes on where it was. Under ``--out``: ``cells.jsonl``, ``lifelong-ctr.md`` and ``.svg``.
+Stopped, it goes on where it was. Under ``--out``: ``results.jsonl``, ``lifelong-ctr.md`` and ``.svg``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.item_vectors import item_vectors
 from benchmarks.lifelong_networks import Network, Schooling, consistency, networks, scored, trained
 from benchmarks.logged_clicks import LOGS, cut
 from benchmarks.public_pairs import Pair, offered, settle
-from benchmarks.results_table import Case, Cell, Method, Scored, Table, paired_over_seeds, run
+from benchmarks.results_table import Method, Scored, Table, Task, paired_over_seeds, run
 from benchmarks.sampled_negatives import NEVER, Parts, draw
 from models.baselines.plain import CoOccurrence, ItemMean, ItemUserBias, PlainBaseline, Popularity, Rows, TrainMean
 from orchestrator.data.batches import Examples
@@ -82,7 +82,7 @@ def prepare(data: Path, folder: Path, setting: str = "matched") -> Workspace:
     return Workspace(settings, domains)
 
 
-def open_case(workspace: Workspace, setting: str, seed: int, *, people: int | None = None) -> Case:
+def open_task(workspace: Workspace, setting: str, seed: int, *, people: int | None = None) -> Task:
     """One draw of users, and of negatives where there are none of their own."""
     target = next(domain.name for domain in workspace.domains if domain.role == "target")
     slots = [domain.name for domain in workspace.domains if domain.role == "source"] + [target]
@@ -122,7 +122,7 @@ def open_case(workspace: Workspace, setting: str, seed: int, *, people: int | No
         lessons,
         workspace.batch_builder(encoder, slots),
         slot,
-        _vectors(workspace, encoder, steps, parts, sizes[target], seed),
+        _vectors(workspace, encoder, steps, parts, size=sizes[target], seed=seed),
     )
     given = Given(
         school,
@@ -131,7 +131,7 @@ def open_case(workspace: Workspace, setting: str, seed: int, *, people: int | No
         _lent(workspace, encoder, parts.first_test_us),
         replace(test, label=np.full(len(test), np.nan, np.float32), value=np.zeros(len(test), np.float32)),
     )
-    return Case(given, test.label, test.user, segments=_segments(workspace, parts))
+    return Task(given, test.label, test.user, segments=_segments(workspace, parts))
 
 
 def _segments(workspace: Workspace, parts: Parts) -> dict[str, np.ndarray]:
@@ -143,7 +143,7 @@ def _segments(workspace: Workspace, parts: Parts) -> dict[str, np.ndarray]:
 
 
 def _vectors(
-    workspace: Workspace, encoder: FeatureEncoder, steps: Examples, parts: Parts, size: int, seed: int
+    workspace: Workspace, encoder: FeatureEncoder, steps: Examples, parts: Parts, *, size: int, seed: int
 ) -> np.ndarray:
     """Where items start: from what people took before their first row of any part."""
     lent = _lent(workspace, encoder, parts.first_us)
@@ -174,18 +174,18 @@ def before(user: np.ndarray, item: np.ndarray, time_us: np.ndarray, until_us: np
     return Rows(user[kept], item[kept], np.ones(int(kept.sum())))
 
 
-def plain(name: str, make: type[PlainBaseline], case: Case, seed: int) -> dict[str, Scored]:
+def plain(name: str, make: type[PlainBaseline], task: Task, _seed: int) -> dict[str, Scored]:
     """Means and biases of the taught rows; counts, where nothing is chosen, of all taken before the test."""
-    given: Given = case.given
+    given: Given = task.given
     counts = name in (POPULARITY, CO_OCCURRENCE)
     rows = given.taken if counts else Rows.of(given.train.user, given.train.item, given.train.label)
     baseline = make().fit(rows.user, rows.item, rows.label, source=given.lent if counts else None)
     return {name: Scored(baseline.predict(given.asked.user, given.asked.item))}
 
 
-def vectors_alone(case: Case, seed: int) -> dict[str, Scored]:
+def vectors_alone(task: Task, _seed: int) -> dict[str, Scored]:
     """Cosine of the candidate's first vector and the mean of those that the user's lifelong history holds."""
-    given: Given = case.given
+    given: Given = task.given
     school, asked = given.school, given.asked
     own = school.lessons.encoder.source_rows_total
     scores = []
@@ -202,9 +202,9 @@ def vectors_alone(case: Case, seed: int) -> dict[str, Scored]:
     return {VECTORS: Scored(1 / (1 + np.exp(-cosine)))}
 
 
-def network(name: str, what: Network, case: Case, seed: int) -> dict[str, Scored]:
+def network(name: str, what: Network, task: Task, seed: int) -> dict[str, Scored]:
     """A network of the table, ours or a baseline."""
-    given: Given = case.given
+    given: Given = task.given
     school = given.school
     model, detail = trained(what, school, seed)
     return {name: Scored(scored(model, school, given.asked), detail | consistency(model, school, given.asked))}
@@ -255,9 +255,9 @@ def measure(
             settings=[setting],
             seeds=range(seeds),
             methods=command.chosen(methods(), models),
-            open_case=partial(open_case, workspace, people=people),
-            task="ctr",
-            on_cell=_say,
+            open_task=partial(open_task, workspace, people=people),
+            kind="ctr",
+            on_result=command.printing("auc", "gauc", "logloss"),
         )
     write(table, out)
     return table
@@ -299,20 +299,12 @@ def _consistency(table: Table) -> str:
     lines = ["| model | setting | share | rows a seed |", "| --- | --- | --- | --- |"]
     for setting in table.settings():
         for model in table.models():
-            cells = [one for one in table.cells() if one.setting == setting and one.model == model]
-            found = [one.detail["consistency"] for one in cells if "consistency" in one.detail]
+            results = [one for one in table.results() if one.setting == setting and one.model == model]
+            found = [one.detail["consistency"] for one in results if "consistency" in one.detail]
             if found:
-                rows = np.mean([one.detail["consistency_rows"] for one in cells if "consistency" in one.detail])
+                rows = np.mean([one.detail["consistency_rows"] for one in results if "consistency" in one.detail])
                 lines.append(f"| {model} | {setting} | {np.mean(found):.3f} ± {np.std(found):.3f} | {rows:.0f} |")
     return "\n".join([*lines, ""])
-
-
-def _say(cell: Cell) -> None:
-    print(
-        f"{cell.setting} seed {cell.seed} {cell.model}: auc {cell.metrics['auc']:.4f} gauc {cell.metrics['gauc']:.4f} "
-        f"logloss {cell.metrics['logloss']:.4f} in {cell.seconds:.1f} s",
-        flush=True,
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

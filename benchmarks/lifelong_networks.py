@@ -42,13 +42,13 @@ WITHOUT_FEATURES = ("SSL",)
 class Network:
     """A row of the table.
 
-    model_name: name in ``benchmarks/model_zoo.py``; for ``Graft`` the network is a ranker of ``changes``
+    name: name in ``benchmarks/model_zoo.py``; for ``Graft`` the network is a ranker of ``changes``
     changes: fields of RankerConfig
     rule: how tables of items are updated
     bf16: make the products of training in bfloat16
     """
 
-    model_name: str = model_zoo.OURS
+    name: str = model_zoo.OURS
     changes: Mapping[str, Any] = field(default_factory=dict)
     rule: Literal["lazy_adam", "rowwise_adagrad", "dense"] = "lazy_adam"
     bf16: bool = False
@@ -56,7 +56,7 @@ class Network:
     def config(self) -> dict[str, Any]:
         """All that its result depends on beside the rows."""
         return {
-            "model_name": self.model_name,
+            "name": self.name,
             "changes": {name: repr(value) for name, value in self.changes.items()},
             "rule": self.rule,
             "training": (EPOCHS, BATCH, LEARNING_RATE, SESSION, AUXILIARY_WEIGHT),
@@ -160,7 +160,7 @@ def scored(model: nn.Module, school: Schooling, rows: Examples) -> np.ndarray:
 
 def built(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
     """A fresh network that knows the items' means and starts from the given vectors."""
-    ours = what.model_name.startswith(model_zoo.OURS)
+    ours = what.name.startswith(model_zoo.OURS)
     model = _ranker(what, school, recipe) if ours else _baseline(what, school, recipe)
     inner = model.backbone if isinstance(model, WithAuxiliary) else model
     source = school.lessons.encoder.source_rows_total
@@ -175,7 +175,7 @@ def built(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
 
 
 def _baseline(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
-    return model_zoo.build(what.model_name, school.workspace, recipe, school.lessons)
+    return model_zoo.build(what.name, school.workspace, recipe, school.lessons)
 
 
 def _ranker(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
@@ -189,7 +189,7 @@ def _ranker(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
     for name in encoder.slots:
         fit.add_domain(ranker, school.workspace, encoder, name)
     fit.prepare(ranker, school.lessons, school.batch_builder, seed=recipe.seed)
-    task = what.model_name.removeprefix(model_zoo.OURS).removeprefix(" + ")
+    task = what.name.removeprefix(model_zoo.OURS).removeprefix(" + ")
     return WithAuxiliary(ranker, SELF_SUPERVISED[task](recipe.width)) if task else ranker  # type: ignore[call-arg]
 
 

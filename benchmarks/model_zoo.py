@@ -1,4 +1,4 @@
-"""Any network of the tables by its name, built for a encoder, trained by the one loop, asked for its scores.
+"""Any network of the tables by its name, built for a feature encoder, trained by the one loop, asked for its scores.
 
     found = fit("MMoE", workspace, recipe, slots)
     found.score(rows, slot)  # click probabilities, or ratings
@@ -48,7 +48,7 @@ NAMES = (OURS, OURS + CRP, *BASELINES, *(f"{OURS} + {name}" for name in SELF_SUP
 
 
 @dataclass(frozen=True)
-class ZooModel:
+class Trained:
     """A trained network (several for a baseline that knows one domain only: ``networks`` has one a slot)."""
 
     networks: tuple[nn.Module, ...]
@@ -79,7 +79,7 @@ def fit(
     *,
     auxiliary_weight: float = AUXILIARY_WEIGHT,
     lessons: TrainingSet | None = None,
-) -> ZooModel:
+) -> Trained:
     """Train a network of ``NAMES`` on the training rows of the named domains, sources first; one slot each.
 
     Args:
@@ -116,7 +116,7 @@ def fit(
         if users is not None:
             fitting.forget_unmet_users(users, part)
         networks.append(network.cpu().eval())
-    return ZooModel(
+    return Trained(
         tuple(networks) * (1 if name in ALONE else len(slots)), learnt.encoder, batch_builder, tuple(results)
     )
 

@@ -8,7 +8,7 @@ warm rows of each domain are judged apart; ``benchmarks/two_domains.py`` says wh
 ``...-new-NAME-SHARE`` settings are the new-domain track (``benchmarks/new_domain.py``): a model of the other domain
 meets the named one with that percentage of its training rows.
 
-Stopped, it goes on where it was. Under ``--out``: ``cells.jsonl``, ``multi-domain-ctr.md`` and ``.svg`` files.
+Stopped, it goes on where it was. Under ``--out``: ``results.jsonl``, ``multi-domain-ctr.md`` and ``.svg`` files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks import command, model_zoo, new_domain, results_page
 from benchmarks.public_pairs import offered
-from benchmarks.results_table import Case, Cell, Method, Scored, Table, run
+from benchmarks.results_table import Method, Scored, Table, Task, run
 from benchmarks.two_domains import PAIRS, TwoDomains, pair_of, prepare
 from models.baselines import MULTI_DOMAIN
 from models.baselines.plain import (
@@ -39,7 +39,7 @@ from orchestrator.data.batches import Examples
 from orchestrator.training import fit
 from orchestrator.training.recipe import Recipe
 
-FACTS, SHARED = "Graft, facts alone", "Graft, shared"
+WIDE_PART, SHARED = "Graft, wide part alone", "Graft, shared"
 STARS = " of stars"
 SETTINGS = (*PAIRS, *new_domain.SETTINGS)
 RECIPE = Recipe(
@@ -77,10 +77,10 @@ class Given:
         return np.concatenate([score(rows, slot) for slot, rows in enumerate(self.asked)])
 
 
-def open_case(data: Path, folder: Path, setting: str, seed: int) -> Case:
+def open_task(data: Path, folder: Path, setting: str, seed: int) -> Task:
     """One draw of one setting."""
     if setting in new_domain.SETTINGS:
-        return new_domain.open_case(data, folder, setting, seed)
+        return new_domain.open_task(data, folder, setting, seed)
     settings, domains = prepare(data, folder, setting)
     workspace = TwoDomains(settings, domains, split_seed=seed)
     slots = tuple(domain.name for domain in domains)
@@ -101,7 +101,7 @@ def open_case(data: Path, folder: Path, setting: str, seed: int) -> Case:
             segments[PAIRS[setting].segment(name) + kind] = mask
         begin += len(test)
     given = Given(workspace, slots, tuple(known), tuple(asked))
-    return Case(given, np.concatenate(label), np.concatenate(user), segments=segments)
+    return Task(given, np.concatenate(label), np.concatenate(user), segments=segments)
 
 
 def without_answers(rows: Examples) -> Examples:
@@ -110,9 +110,9 @@ def without_answers(rows: Examples) -> Examples:
     return replace(rows, label=nothing, value=nothing)
 
 
-def plain(name: str, make: Callable[[], PlainBaseline], stars: bool, case: Case, seed: int) -> dict[str, Scored]:
+def plain(name: str, make: Callable[[], PlainBaseline], task: Task, _seed: int, *, stars: bool) -> dict[str, Scored]:
     """A baseline without a network, of clicks or of the stars that they come of; one for each domain."""
-    given: Given = case.given
+    given: Given = task.given
 
     def learnt(rows: Examples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return rows.user, rows.item, rows.value if stars else rows.label
@@ -122,26 +122,30 @@ def plain(name: str, make: Callable[[], PlainBaseline], stars: bool, case: Case,
         others = [learnt(other) for number, other in enumerate(given.known) if number != slot]
         lent = Rows.of(*(np.concatenate(part) for part in zip(*others, strict=True)))
         fitted.append(make().fit(*learnt(rows), source=lent))
-    return {name: Scored(given.answers(lambda rows, slot: squashed(fitted[slot].predict(rows.user, rows.item), stars)))}
+    return {
+        name: Scored(
+            given.answers(lambda rows, slot: squashed(fitted[slot].predict(rows.user, rows.item), stars=stars))
+        )
+    }
 
 
-def squashed(score: np.ndarray, stars: bool) -> np.ndarray:
+def squashed(score: np.ndarray, *, stars: bool) -> np.ndarray:
     """Stars or counts as numbers in (0, 1) in the same order, so that losses of probabilities can be told."""
     if stars:
         return 1 / (1 + np.exp(-2 * (score - 3.5)))
     return np.clip(score, 1e-4, 1 - 1e-4) if score.max() <= 2 else score / (score + 10)
 
 
-def baseline(name: str, recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
+def baseline(name: str, recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
     """A network of the papers, trained and stopped as ours is."""
-    given: Given = case.given
+    given: Given = task.given
     found = model_zoo.fit(name, given.workspace, recipe.model_copy(update={"seed": seed}), given.slots)
     return {name: Scored(given.answers(found.score), found.detail)}
 
 
-def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
-    """Ours: what the facts expect, and the shared model, which starts from it."""
-    given: Given = case.given
+def graft(recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
+    """Ours: what the wide part expects, and the shared model, which starts from it."""
+    given: Given = task.given
     recipe = recipe.model_copy(update={"seed": seed})
     learnt = fit.lessons(given.workspace, recipe, given.slots)
     batch_builder = given.workspace.batch_builder(learnt.encoder, given.slots)
@@ -166,7 +170,7 @@ def graft(recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
     weights = [ranker.evidence, *(ranker.owned(slot).evidence for slot in range(len(given.slots)))]
     detail = {"best_epoch": result.best_epoch, "validation": result.best}
     return {
-        FACTS: Scored(facts, {"parameters": sum(part.numel() for part in weights)}),
+        WIDE_PART: Scored(facts, {"parameters": sum(part.numel() for part in weights)}),
         SHARED: Scored(
             given.answers(score), detail | {"parameters": sum(part.numel() for part in ranker.parameters())}
         ),
@@ -190,10 +194,10 @@ PLAIN: dict[str, tuple[Callable[[], PlainBaseline], bool]] = {
 def methods(pair: str, recipe: Recipe = RECIPE, ours: Recipe = GRAFT) -> list[Method]:
     """Every row of the two-domain table, for a pair of ``PAIRS``."""
     rows = [
-        Method((name,), partial(plain, name, make, stars), {"defaults": repr(make()), "stars": stars})
+        Method((name,), partial(plain, name, make, stars=stars), {"defaults": repr(make()), "stars": stars})
         for name, (make, stars) in PLAIN.items()
     ]
-    rows.append(Method((FACTS, SHARED), partial(graft, ours), ours.model_dump(mode="json", exclude_defaults=True)))
+    rows.append(Method((WIDE_PART, SHARED), partial(graft, ours), ours.model_dump(mode="json", exclude_defaults=True)))
     for name in MULTI_DOMAIN:
         rate = FASTER.get(pair, {}).get(name, recipe.learning_rate)
         own = recipe.model_copy(update={"epochs": LONGER.get(name, recipe.epochs), "learning_rate": rate})
@@ -219,9 +223,9 @@ def measure(
             settings=[setting for setting in wanted if setting in names],
             seeds=range(seeds),
             methods=command.chosen(rows, models),
-            open_case=partial(open_case, Path(data), out),
-            task="ctr",
-            on_cell=_say,
+            open_task=partial(open_task, Path(data), out),
+            kind="ctr",
+            on_result=command.printing("auc"),
         )
     write(table, out)
     return table
@@ -234,20 +238,17 @@ def write(table: Table, out: Path) -> None:
         if pair not in table.settings():
             continue
         part = table.only([pair])
-        measures = list(dict.fromkeys(name for cell in part.cells() for name in cell.metrics if name.endswith("/auc")))
+        measures = list(
+            dict.fromkeys(name for result in part.results() for name in result.metrics if name.endswith("/auc"))
+        )
         parts.append(f"# {pair}\n")
-        parts.append(results_page.markdown(part, subject=SHARED, measures=measures, not_baselines=(FACTS,)))
+        parts.append(results_page.markdown(part, subject=SHARED, measures=measures, not_baselines=(WIDE_PART,)))
         shown = table.only([pair], without=("train mean", "popularity"))  # far below all others
         for metric in measures:
             picture = f"multi-domain-ctr-{pair}-{metric.removesuffix('/auc')}.svg".replace(" ", "-")
             results_page.plot(shown, metric, out / picture, subject=SHARED)
     parts.append(new_domain.write(table, out))
     (out / "multi-domain-ctr.md").write_text("\n".join(parts))
-
-
-def _say(cell: Cell) -> None:
-    told = " ".join(f"{name[:-4]} {value:.4f}" for name, value in cell.metrics.items() if name.endswith("/auc"))
-    print(f"{cell.setting} seed {cell.seed} {cell.model}: {told} in {cell.seconds:.1f} s", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 The shared model learns the other domain alone. Then, on the same rows of the new one: what the domain owns is tuned
 with all else frozen (the adapter, and the adapter without its item rows), every weight is tuned, or a network starts
-from nothing. What the tuning does to the old domain's scores stands in each cell's detail as ``drift``.
+from nothing. What the tuning does to the old domain's scores stands in each result's detail as ``drift``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import results_page
-from benchmarks.results_table import Case, Method, Scored, Table
+from benchmarks.results_table import Method, Scored, Table, Task
 from benchmarks.two_domains import TwoDomains, prepare
 from models.baselines.plain import ItemMean, ItemUserBias, MappedSourceBias, PlainBaseline, Rows
 from models.metrics import auc
@@ -36,8 +36,8 @@ SETTINGS = tuple(f"{pair}-new-{short}-{percent}" for pair, (short, _) in NEW.ite
 START, ADAPTER, FEW = "Graft, zero-shot", "Graft, adapter", "Graft, adapter without item rows"
 FULL, SCRATCH = "full fine-tuning", "from scratch"
 WAYS = (START, ADAPTER, FEW, FULL, SCRATCH)
-BESIDE_PLAIN = ", plain facts"
-"""The same ways where no wide facts are solved for, so that all there is must be learnt by descent."""
+BESIDE_PLAIN = ", basic wide features"
+"""The same ways where no wide part is solved for, so that all there is must be learnt by descent."""
 PLAIN: dict[str, Callable[[], PlainBaseline]] = {
     "item mean of stars": ItemMean,
     "item + user bias of stars": ItemUserBias,
@@ -85,7 +85,7 @@ _SHARED: dict[tuple[str, int, str], Shared] = {}
 """Of the pair and seed at work: all shares of the new domain meet the same shared model."""
 
 
-def open_case(data: Path, folder: Path, setting: str, seed: int) -> Case:
+def open_task(data: Path, folder: Path, setting: str, seed: int) -> Task:
     """One draw of one setting."""
     begun, percent = setting.rsplit("-", 1)
     pair = begun.split("-new-")[0]
@@ -112,12 +112,12 @@ def open_case(data: Path, folder: Path, setting: str, seed: int) -> Case:
         asked,
         lent.take(workspace.split(lent).train),
     )
-    return Case(given, test.label, test.user, segments={"warm": ~cold, "cold": cold})
+    return Task(given, test.label, test.user, segments={"warm": ~cold, "cold": cold})
 
 
-def plain(name: str, make: Callable[[], PlainBaseline], case: Case, seed: int) -> dict[str, Scored]:
+def plain(name: str, make: Callable[[], PlainBaseline], task: Task, _seed: int) -> dict[str, Scored]:
     """A row without a network, of the stars behind the clicks."""
-    given: Given = case.given
+    given: Given = task.given
     lent = Rows.of(given.lent.user, given.lent.item, given.lent.value)
     found = make().fit(given.known.user, given.known.item, given.known.value, source=lent)
     stars = found.predict(given.asked.user, given.asked.item)
@@ -137,9 +137,9 @@ def shared_model(given: Given, recipe: Recipe) -> Shared:
     return _SHARED[key]
 
 
-def tuned(way: str, name: str, recipe: Recipe, case: Case, seed: int) -> dict[str, Scored]:
+def tuned(way: str, name: str, recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
     """One way to tune the shared model, named as it stands in the table."""
-    given: Given = case.given
+    given: Given = task.given
     recipe = recipe.model_copy(update={"seed": seed})
     shared = shared_model(given, recipe)
     batch_builder = given.workspace.batch_builder(shared.encoder, [given.old, given.known.domain])
@@ -223,18 +223,18 @@ def write(table: Table, out: Path) -> str:
 def what_tuning_costs(table: Table) -> str:
     """Trained numbers, with and without item rows, and what became of the old domain; means over seeds."""
     head = ["setting", "row", "trained", "share", "trained beside item rows", "largest drift", "mean drift", "old AUC"]
-    lines = ["Trained parameters and the old domain\n", _row(head), _row(["---"] * len(head))]
+    lines = ["Trained parameters and the old domain\n", results_page.row(head), results_page.row(["---"] * len(head))]
     for setting in table.settings():
         for name in (way + kind for kind in ("", BESIDE_PLAIN) for way in WAYS[1:]):
-            cells = [cell for cell in table.cells() if cell.setting == setting and cell.model == name]
-            if not cells:
+            results = [result for result in table.results() if result.setting == setting and result.model == name]
+            if not results:
                 continue
 
-            def mean(key: str, cells: list[Any] = cells) -> float:
-                return float(np.mean([cell.detail.get(key, np.nan) for cell in cells]))
+            def mean(key: str, results: list[Any] = results) -> float:
+                return float(np.mean([result.detail.get(key, np.nan) for result in results]))
 
             rest = mean("parameters") - (0 if name.startswith(FEW) else mean("item_rows"))
-            drift = max(cell.detail.get("drift", np.nan) for cell in cells)
+            drift = max(result.detail.get("drift", np.nan) for result in results)
             told = [setting, name, f"{mean('parameters'):,.0f}", f"{mean('parameters') / mean('whole'):.1%}"]
             told += [f"{rest:,.0f} ({rest / mean('whole'):.1%})"]
             if name.startswith(SCRATCH):
@@ -242,7 +242,7 @@ def what_tuning_costs(table: Table) -> str:
             else:
                 told += [f"{drift:.3g}", f"{mean('mean_drift'):.3g}"]
                 told += [f"{mean('old_auc_before'):.4f} → {mean('old_auc_after'):.4f}"]
-            lines.append(_row(told))
+            lines.append(results_page.row(told))
     return "\n".join([*lines, ""])
 
 
@@ -291,7 +291,3 @@ def plot(table: Table, settings: list[str], path: Path) -> None:
 
 
 PLAIN_BEST = "item + user bias of stars"
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -2,12 +2,12 @@
 
     python -m benchmarks.next_item --data DIR --out DIR
 
-Two settings. ``food-kitchen``: each user is asked in both domains for his last event there, from what came before it
+Two settings. ``food-kitchen``: each user is asked in both domains for their last event there, from what came before it
 (ABXI's set; events of one day in drawn order). ``game-video``: users without any event in the asked domain are asked
-for what they have there (CDRIB's split). A question has 999 wrong candidates of the same domain. Models learn from and
+for what they have there (CDRIB's split). A query has 999 wrong candidates of the same domain. Models learn from and
 choose by the events before the last, or by warm users and the split's validation rows (`case_of`).
 
-Rows with a network start from the plain facts (`benchmarks.ranking_facts`); the facts alone stand as a row as well, so
+Rows with a network start from the wide part (`benchmarks.ranking_features`), which stands as a row as well, so
 that nobody takes their worth for the network's.
 """
 
@@ -21,25 +21,25 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import command, ranking_facts, results_page
-from benchmarks.ranking_facts import TITLES, Counts, Weights, others_facts, title_vectors, weigh
+from benchmarks import command, ranking_features, results_page
+from benchmarks.ranking_features import TITLES, Counts, Weights, others_features, title_vectors, weigh
 from benchmarks.ranking_network import Bins, Lists, Reach, answers, fit_network, new_network
-from benchmarks.ranking_questions import TEST, TRAIN, VALIDATION, Log, Market, Questions, ask, food_kitchen, game_video
-from benchmarks.results_table import Case, Cell, Method, Scored, Table, run
+from benchmarks.ranking_queries import TEST, TRAIN, VALIDATION, Log, Market, Queries, ask, food_kitchen, game_video
+from benchmarks.results_table import Method, Scored, Table, Task, run
 from models.baselines.plain import ImplicitFactors
 from models.training.loop import TrainConfig
 
 SETTINGS = ("food-kitchen", "game-video")
-FACTS, SUBJECT, DACDR = "plain facts", "Graft (DACDR + LCN + CRP)", "DACDR alone"
+WIDE_PART, SUBJECT, DACDR = "wide part alone", "Graft (DACDR + LCN + CRP)", "DACDR alone"
 FOLDS, FACTORS, TITLE_WIDTH, WEIGHED = 5, 32, 96, 4000
 SEGMENTS = {"food-kitchen": ("Food", "Kitchen"), "game-video": ("Game", "Video")}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is asked: questions of each domain to learn from, to choose by and for the test, and wrong candidates.
+    """How much is asked: queries of each domain to learn from, to choose by and for the test, and wrong candidates.
 
-    Before the test there are fewer candidates, so that there can be more questions.
+    Before the test there are fewer candidates, so that there can be more queries.
     """
 
     training: int = 5000
@@ -52,21 +52,21 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Given:
-    """What models learn from; the asked questions come with candidates shuffled and without the right one's place.
+    """What models learn from; the asked queries come with candidates shuffled and without the right one's place.
 
-    ``known`` are all events but those held back for the test, in a cold market training's alone. Facts (Q, C, N) stand
-    beside their questions; ``factors`` (V, FACTORS) are those of events that training questions are not among, of no
+    ``known`` are all events but those held back for the test, in a cold market training's alone. Features (Q, C, N)
+    stand beside their queries; ``factors`` (V, FACTORS) are those of events that training queries are not among, of no
     width in a cold market.
     """
 
     items: int
     known: Log
-    training: Questions
-    training_facts: np.ndarray
-    validation: Questions
-    validation_facts: np.ndarray
-    asked: Questions
-    asked_facts: np.ndarray
+    training: Queries
+    training_features: np.ndarray
+    validation: Queries
+    validation_features: np.ndarray
+    asked: Queries
+    asked_features: np.ndarray
     names: tuple[str, ...]
     factors: np.ndarray
     weights: dict[tuple[str, ...], Weights] = field(default_factory=dict)
@@ -79,19 +79,19 @@ def open_market(data: Path, setting: str, seed: int) -> Market:
     return game_video(data / "game_video", random)
 
 
-def open_case(data: Path, out: Path, setting: str, seed: int, *, sizes: Sizes | None = None) -> Case:
-    """One draw of a setting. Facts are counted once and kept beside the table."""
+def open_task(data: Path, out: Path, setting: str, seed: int, *, sizes: Sizes | None = None) -> Task:
+    """One draw of a setting. Features are counted once and kept beside the table."""
     sizes = sizes or Sizes()
-    kept = out / "facts" / f"{setting}-{seed}-{'-'.join(map(str, astuple(sizes)))}.npz"
+    kept = out / "features" / f"{setting}-{seed}-{'-'.join(map(str, astuple(sizes)))}.npz"
     return case_of(open_market(data, setting, seed), seed, sizes, kept)
 
 
-def case_of(market: Market, seed: int, sizes: Sizes, kept: Path | None = None) -> Case:
-    """The questions of a market; each sees what came before it and was not held back for those that come after.
+def case_of(market: Market, seed: int, sizes: Sizes, kept: Path | None = None) -> Task:
+    """The queries of a market; each sees what came before it and was not held back for those that come after.
 
     Models learn from the events before the last of four in five users, and the other fifth's choose: neither is among
-    what facts are counted on, exactly as it is in the test. In a cold market they learn from users who have both
-    domains, each as if he were cold, with facts counted on other people; the split's validation rows choose.
+    what features are counted on, exactly as it is in the test. In a cold market they learn from users who have both
+    domains, each as if cold, with features counted on other people; the split's validation rows choose.
     """
     random = np.random.default_rng([seed, 2])
     log = market.log
@@ -106,14 +106,16 @@ def case_of(market: Market, seed: int, sizes: Sizes, kept: Path | None = None) -
         teaches = (log.role == VALIDATION) & learner[log.user]
         chooses = (log.role == VALIDATION) & ~learner[log.user]
 
-    def questions(rows: np.ndarray, seen: Log, most: int, negatives: int, met: Log) -> Questions:
+    def queries(rows: np.ndarray, seen: Log, most: int, negatives: int, met: Log) -> Queries:
         """At most so many of each domain."""
         parts = [random.permutation(np.flatnonzero(rows & (log.domain == domain)))[:most] for domain in (0, 1)]
-        return ask(market, seen, log.take(np.sort(np.concatenate(parts))), negatives, random, met)
+        return ask(
+            market, seen, log.take(np.sort(np.concatenate(parts))), negatives=negatives, random=random, known=met
+        )
 
-    training = questions(teaches, train, sizes.training, sizes.training_negatives, held)
-    validation = questions(chooses, train, sizes.validation, sizes.validation_negatives, held)
-    asked, right = questions(log.role == TEST, known, sizes.test, sizes.test_negatives, log).shuffled(random)
+    training = queries(teaches, train, sizes.training, sizes.training_negatives, held)
+    validation = queries(chooses, train, sizes.validation, sizes.validation_negatives, held)
+    asked, right = queries(log.role == TEST, known, sizes.test, sizes.test_negatives, log).shuffled(random)
     if kept is not None and kept.is_file():
         found = [np.load(kept)[name] for name in ("training", "validation", "asked", "factors")]
     else:
@@ -123,12 +125,12 @@ def case_of(market: Market, seed: int, sizes: Sizes, kept: Path | None = None) -
             writing = kept.with_suffix(".writing.npz")
             np.savez(writing, training=found[0], validation=found[1], asked=found[2], factors=found[3])
             writing.replace(kept)
-    names = ranking_facts.names(timed=market.timed, titled=bool(market.titles))
+    names = ranking_features.names(timed=market.timed, titled=bool(market.titles))
     given = Given(
         len(market.domain_of), known, training, found[0], validation, found[1], asked, found[2], names, found[3]
     )
     segments = {name: asked.domain == domain for domain, name in enumerate(market.names)}
-    return Case(given, right, asked.user, segments=segments)
+    return Task(given, right, asked.user, segments=segments)
 
 
 def _both_domains(market: Market) -> np.ndarray:
@@ -140,7 +142,7 @@ def _both_domains(market: Market) -> np.ndarray:
 
 
 def _count(
-    market: Market, train: Log, known: Log, asked: tuple[Questions, Questions, Questions], seed: int
+    market: Market, train: Log, known: Log, asked: tuple[Queries, Queries, Queries], seed: int
 ) -> list[np.ndarray]:
     items = len(market.domain_of)
     titles = title_vectors(market.titles, TITLE_WIDTH, seed) if market.titles else None
@@ -148,13 +150,13 @@ def _count(
     training, validation, test = asked
     counts = Counts.of(train, items, **options)
     if market.cold:
-        learnt = others_facts(training, train, items, folds=FOLDS, **options)
+        learnt = others_features(training, train, items, folds=FOLDS, **options)
     else:
-        learnt = ranking_facts.facts(training, counts, titles)
+        learnt = ranking_features.features(training, counts, titles)
     return [
         learnt,
-        ranking_facts.facts(validation, counts, titles),
-        ranking_facts.facts(test, Counts.of(known, items, **options), titles),
+        ranking_features.features(validation, counts, titles),
+        ranking_features.features(test, Counts.of(known, items, **options), titles),
         counts.factors[:, : 0 if market.cold else FACTORS],
     ]
 
@@ -162,22 +164,22 @@ def _count(
 # Rows without a network
 
 
-def popularity(case: Case, seed: int) -> dict[str, Scored]:
+def popularity(task: Task, _seed: int) -> dict[str, Scored]:
     """How often each item was met."""
-    given: Given = case.given
+    given: Given = task.given
     count = np.bincount(given.known.item, minlength=given.items)
     return {"popularity": Scored(count[given.asked.candidates])}
 
 
-def co_occurrence(case: Case, seed: int) -> dict[str, Scored]:
+def co_occurrence(task: Task, _seed: int) -> dict[str, Scored]:
     """How many people met the candidate together with each thing that the user has, added up; ties by popularity."""
-    given: Given = case.given
-    return {"co-occurrence": Scored(ranking_facts.co_occurrence(given.asked, given.known, given.items))}
+    given: Given = task.given
+    return {"co-occurrence": Scored(ranking_features.co_occurrence(given.asked, given.known, given.items))}
 
 
-def factors(case: Case, seed: int) -> dict[str, Scored]:
+def factors(task: Task, seed: int) -> dict[str, Scored]:
     """Implicit matrix factorisation of both domains together, from `implicit`."""
-    given: Given = case.given
+    given: Given = task.given
     known, asked = given.known, given.asked
     model = ImplicitFactors(width=FACTORS, seed=seed).fit(known.user, known.item, np.ones(len(known)))
     people = np.repeat(asked.user, asked.candidates.shape[1])
@@ -185,24 +187,24 @@ def factors(case: Case, seed: int) -> dict[str, Scored]:
     return {"implicit MF": Scored(score.reshape(asked.candidates.shape))}
 
 
-def weighed(name: str, without: Sequence[str], case: Case, seed: int) -> dict[str, Scored]:
-    """The facts but for these, weighed on training questions."""
-    given: Given = case.given
-    score = _expected(given, without, given.asked_facts, given.asked)
-    return {name: Scored(score, {"facts": len(_columns(given, without))})}
+def weighed(name: str, without: Sequence[str], task: Task, _seed: int) -> dict[str, Scored]:
+    """The features but for these, weighed on training queries."""
+    given: Given = task.given
+    score = _expected(given, without, given.asked_features, given.asked)
+    return {name: Scored(score, {"features": len(_columns(given, without))})}
 
 
 def _columns(given: Given, without: Sequence[str]) -> list[int]:
     return [place for place, name in enumerate(given.names) if name not in without]
 
 
-def _expected(given: Given, without: Sequence[str], facts: np.ndarray, questions: Questions) -> np.ndarray:
-    """What the facts say of candidates, (Q, C); the weights are solved for once a case."""
+def _expected(given: Given, without: Sequence[str], features: np.ndarray, queries: Queries) -> np.ndarray:
+    """What the features say of candidates, (Q, C); the weights are solved for once a task."""
     columns, key = _columns(given, without), tuple(without)
     if key not in given.weights:
         part = slice(None, None, -(-len(given.training) // WEIGHED))
-        given.weights[key] = weigh(given.training_facts[part][..., columns], given.training.domain[part])
-    return given.weights[key].score(facts[..., columns], questions.domain)
+        given.weights[key] = weigh(given.training_features[part][..., columns], given.training.domain[part])
+    return given.weights[key].score(features[..., columns], queries.domain)
 
 
 # Rows with a network
@@ -212,7 +214,7 @@ def _expected(given: Given, without: Sequence[str], facts: np.ndarray, questions
 class Training:
     """How the network rows are trained; the same for all of them.
 
-    Facts choose what the network reads: the first ``ordered`` candidates of a test question, as in a service that ranks
+    Features choose what the network reads: the first ``ordered`` candidates of a test query, as in a service that ranks
     what was retrieved. It learns from the first ``learnt`` of the drawn ones, and the first ``chosen_by`` of validation
     choose the epoch, where the right one is among them.
     """
@@ -233,9 +235,9 @@ class Training:
     ordered: int = 50
 
 
-def network(name: str, changes: Mapping[str, Any], how: Training, case: Case, seed: int) -> dict[str, Scored]:
+def network(name: str, changes: Mapping[str, Any], how: Training, task: Task, seed: int) -> dict[str, Scored]:
     """A ranker on lists; its detail says what validation thought of it and of what it started from."""
-    given: Given = case.given
+    given: Given = task.given
     columns = _columns(given, how.without)
     training, validation, asked = _lists(given, how, columns)
     bins = _bins(given, how, columns)
@@ -270,21 +272,21 @@ def network(name: str, changes: Mapping[str, Any], how: Training, case: Case, se
 
 
 def _bins(given: Given, how: Training, columns: list[int]) -> Bins | None:
-    return Bins.of(given.training_facts[..., columns], how.bins) if how.bins else None
+    return Bins.of(given.training_features[..., columns], how.bins) if how.bins else None
 
 
 def _lists(given: Given, how: Training, columns: list[int]) -> tuple[Lists, Lists, Lists]:
-    """Training, validation and asked questions as the network reads them."""
+    """Training, validation and asked queries as the network reads them."""
     bins = _bins(given, how, columns)
     parts = (
-        (given.training, given.training_facts),
-        (given.validation, given.validation_facts),
-        (given.asked, given.asked_facts),
+        (given.training, given.training_features),
+        (given.validation, given.validation_features),
+        (given.asked, given.asked_features),
     )
     found = []
-    for questions, facts in parts:
-        prior = _expected(given, how.without, facts, questions)
-        found.append(Lists(questions, prior, facts[..., columns], bins))
+    for queries, features in parts:
+        prior = _expected(given, how.without, features, queries)
+        found.append(Lists(queries, prior, features[..., columns], bins))
     return found[0], found[1], found[2]
 
 
@@ -308,7 +310,7 @@ ABLATIONS: dict[str, Mapping[str, Any]] = {
     "without MSA": {**WHOLE, **_levels("csa", "fsa"), **CRP},
     "without FSA": {**WHOLE, **_levels("csa", "msa"), **CRP},
     "CRP without cross-domain pairs": {**WHOLE, "contrast": {"negatives": 1024, "cross_weight": 0.0}},
-    "network on facts alone": {
+    "network on wide features alone": {
         "architecture": "dacdr+lcn",
         **_levels(),
         "domain_attention": False,
@@ -316,15 +318,20 @@ ABLATIONS: dict[str, Mapping[str, Any]] = {
         "blind": True,
     },
 }
-"""Networks of the table. ``network on facts alone`` reads the facts in bins, the candidate and no history."""
+"""Networks of the table. ``network on wide features alone`` reads the features in bins, the candidate and no
+history."""
 
 
 def methods(how: Training | None = None, sizes: Sizes | None = None) -> list[Method]:
     """Every row of the table."""
     how = how or Training()
     base = {"sizes": asdict(sizes or Sizes()), "folds": FOLDS, "factors": FACTORS}
-    without_moment = (*ranking_facts.MOMENT, *TITLES)
-    choices = {"plain facts without the moment": without_moment, FACTS: TITLES, "plain facts and titles": ()}
+    without_moment = (*ranking_features.MOMENT, *TITLES)
+    choices = {
+        "wide part alone, without the moment": without_moment,
+        WIDE_PART: TITLES,
+        "wide part alone, with titles": (),
+    }
     rows = [
         Method(("popularity",), popularity, base),
         Method(("co-occurrence",), co_occurrence, base),
@@ -358,9 +365,9 @@ def measure(
             settings=[setting],
             seeds=range(seeds),
             methods=chosen,
-            open_case=partial(open_case, Path(data), Path(out)),
-            task="ranking",
-            on_cell=_say,
+            open_task=partial(open_task, Path(data), Path(out)),
+            kind="ranking",
+            on_result=command.printing("mrr"),
         )
     write(table, Path(out))
     return table
@@ -370,15 +377,10 @@ def write(table: Table, out: Path) -> None:
     """The page and a plot a domain."""
     asked = [name for setting in table.settings() for name in SEGMENTS[setting]]
     measures = [f"{name}/{metric}" for metric in ("mrr", "ndcg@10") for name in asked]
-    page = results_page.markdown(table, subject=SUBJECT, plain=FACTS, measures=measures)
+    page = results_page.markdown(table, subject=SUBJECT, plain=WIDE_PART, measures=measures)
     (out / "next-item.md").write_text(page)
     for name in asked:
         results_page.plot(table, f"{name}/mrr", out / f"next-item-{name.lower()}.svg", subject=SUBJECT)
-
-
-def _say(cell: Cell) -> None:
-    said = " ".join(f"{name} {value:.4f}" for name, value in cell.metrics.items() if name.endswith("mrr"))
-    print(f"{cell.setting} seed {cell.seed} {cell.model}: {said} in {cell.seconds:.1f} s {cell.detail}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,7 +1,8 @@
-"""Questions into batches, and a ranker trained on their lists: all candidates of a question read one stored history."""
+"""Queries into batches, and a ranker trained on their lists: all candidates of a query read one stored history."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.ranking_facts import visible
-from benchmarks.ranking_questions import Questions
+from benchmarks.ranking_features import visible
+from benchmarks.ranking_queries import Queries
 from domains.events.histories import ACTIONS, action_code
 from models.batch import Batch, Events
 from models.layers.contrast import ContrastConfig
@@ -24,7 +25,7 @@ FACTOR_SCALE = 0.3
 
 @dataclass(frozen=True)
 class Bins:
-    """Inner edges of a fact's quantiles, (N, bins - 1); a network reads in which bin a fact lies, from 1 on."""
+    """Inner edges of a feature's quantiles, (N, bins - 1); a network reads in which bin a feature lies, from 1 on."""
 
     edges: np.ndarray
 
@@ -34,8 +35,8 @@ class Bins:
         return cls(np.quantile(known[:, 0], np.linspace(0, 1, bins + 1)[1:-1], axis=0).T)
 
     def codes(self, known: np.ndarray) -> np.ndarray:
-        """(Q, C, N) facts as codes."""
-        found = [np.searchsorted(edges, known[..., fact], side="right") for fact, edges in enumerate(self.edges)]
+        """(Q, C, N) features as codes."""
+        found = [np.searchsorted(edges, known[..., feature], side="right") for feature, edges in enumerate(self.edges)]
         return 1 + np.stack(found, -1).astype(np.int64)
 
     @property
@@ -45,18 +46,18 @@ class Bins:
 
 @dataclass(frozen=True)
 class Lists:
-    """Questions with what is expected of each candidate before the network, and facts that it reads in bins.
+    """Queries with what is expected of each candidate before the network, and features that it reads in bins.
 
     Shapes: offset (Q, C); known (Q, C, N), read only where there are ``bins``
     """
 
-    questions: Questions
+    queries: Queries
     offset: np.ndarray
     known: np.ndarray
     bins: Bins | None = None
 
     def take(self, index: np.ndarray) -> Lists:
-        return Lists(self.questions.take(index), self.offset[index], self.known[index], self.bins)
+        return Lists(self.queries.take(index), self.offset[index], self.known[index], self.bins)
 
     def first(self, count: int) -> tuple[Lists, np.ndarray]:
         """Only the candidates that are expected to be best, and where they stood, (Q, count)."""
@@ -64,7 +65,7 @@ class Lists:
         return self.of(place), place
 
     def contested(self, count: int) -> Lists:
-        """Lists to learn from: the best ``count`` candidates of the questions whose right one is among them.
+        """Lists to learn from: the best ``count`` candidates of the queries whose right one is among them.
 
         It stands first, as it did. Were it joined to the best of the others where it is not one of the best, a network
         would learn that what is little expected is right.
@@ -76,9 +77,9 @@ class Lists:
 
     def of(self, place: np.ndarray) -> Lists:
         """The candidates at these places, (Q, K), in that order."""
-        questions = replace(self.questions, candidates=np.take_along_axis(self.questions.candidates, place, 1))
+        queries = replace(self.queries, candidates=np.take_along_axis(self.queries.candidates, place, 1))
         known = np.take_along_axis(self.known, place[:, :, None], 1)
-        return Lists(questions, np.take_along_axis(self.offset, place, 1), known, self.bins)
+        return Lists(queries, np.take_along_axis(self.offset, place, 1), known, self.bins)
 
 
 @dataclass(frozen=True)
@@ -92,25 +93,25 @@ class Reach:
 class ListBatches:
     """A ``BatchSource`` of whole lists; the same epoch gives the same order."""
 
-    def __init__(self, lists: Lists, *, questions: int, reach: Reach, seed: int = 0, shuffle: bool = True) -> None:
-        self.lists, self.size, self.reach, self.seed, self.shuffle = lists, questions, reach, seed, shuffle
+    def __init__(self, lists: Lists, *, queries: int, reach: Reach, seed: int = 0, shuffle: bool = True) -> None:
+        self.lists, self.size, self.reach, self.seed, self.shuffle = lists, queries, reach, seed, shuffle
 
     def __len__(self) -> int:
-        return -(-len(self.lists.questions) // self.size)
+        return math.ceil(len(self.lists.queries) / self.size)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        count = len(self.lists.questions)
+        count = len(self.lists.queries)
         order = np.random.default_rng([self.seed, epoch]).permutation(count) if self.shuffle else np.arange(count)
         for at in range(start * self.size, count, self.size):
             yield batch_of(self.lists.take(order[at : at + self.size]), self.reach)
 
 
 def batch_of(lists: Lists, reach: Reach) -> Batch:
-    """Rows of a question stand together, its first candidate labelled right."""
-    questions = lists.questions
-    count, width = questions.candidates.shape
-    row, event = visible(questions)
-    own = questions.seen.domain[event] == questions.domain[row]
+    """Rows of a query stand together, its first candidate labelled right."""
+    queries = lists.queries
+    count, width = queries.candidates.shape
+    row, event = visible(queries)
+    own = queries.seen.domain[event] == queries.domain[row]
     label = np.zeros((count, width), np.float32)
     label[:, 0] = 1
     codes = lists.bins.codes(lists.known) if lists.bins else np.zeros((count, width, 0), np.int64)
@@ -119,16 +120,16 @@ def batch_of(lists: Lists, reach: Reach) -> Batch:
         return torch.from_numpy(np.repeat(value, width))
 
     def events(chosen: np.ndarray, length: int) -> Events:
-        return _events(questions, row[chosen], event[chosen], length, width)
+        return _events(queries, row[chosen], event[chosen], length, width)
 
     return Batch(
-        domain=each(questions.domain),
-        user=each(questions.user + 1),
-        item=torch.from_numpy(questions.candidates.reshape(-1)),
+        domain=each(queries.domain),
+        user=each(queries.user + 1),
+        item=torch.from_numpy(queries.candidates.reshape(-1)),
         item_features=torch.zeros((count * width, 0), dtype=torch.long),
         user_features=torch.zeros((count * width, 0), dtype=torch.long),
         context=torch.from_numpy(codes.reshape(count * width, -1)),
-        time=each(questions.now_us),
+        time=each(queries.now_us),
         label=torch.from_numpy(label.reshape(-1)),
         weight=torch.ones(count * width),
         offset=torch.from_numpy(lists.offset.reshape(-1)),
@@ -138,9 +139,9 @@ def batch_of(lists: Lists, reach: Reach) -> Batch:
     )
 
 
-def _events(questions: Questions, row: np.ndarray, event: np.ndarray, length: int, width: int) -> Events:
-    """The latest ``length`` of these events of each question, stored once for all its candidates."""
-    count, seen = len(questions), questions.seen
+def _events(queries: Queries, row: np.ndarray, event: np.ndarray, length: int, width: int) -> Events:
+    """The latest ``length`` of these events of each query, stored once for all its candidates."""
+    count, seen = len(queries), queries.seen
     held = np.bincount(row, minlength=count)
     stops = np.cumsum(held)
     left = stops[row] - 1 - np.arange(len(row))
@@ -168,9 +169,9 @@ def _events(questions: Questions, row: np.ndarray, event: np.ndarray, length: in
 def new_network(
     items: int, fact_sizes: tuple[int, ...], changes: Mapping[str, Any], seed: int, factors: np.ndarray | None = None
 ) -> Ranker:
-    """A ranker whose two domains share one item table, so that what a user has and what he is asked share vectors.
+    """A ranker whose two domains share one item table, so that what a user has and what they are asked share vectors.
 
-    Items start from ``factors`` (V, D) where given: who met what says how they lie before any question is learnt from.
+    Items start from ``factors`` (V, D) where given: who met what says how they lie before any query is learnt from.
     """
     torch.manual_seed(seed)
     given = dict(changes)
@@ -205,16 +206,16 @@ def fit_network(
     """Train on lists; the epoch is chosen by MRR on held-out ones, the start being a candidate too."""
     return train(
         ranker,
-        ListBatches(training, questions=batch, reach=reach, seed=config.seed),
+        ListBatches(training, queries=batch, reach=reach, seed=config.seed),
         config=config,
-        validation=ListBatches(validation, questions=64, reach=reach, shuffle=False),
+        validation=ListBatches(validation, queries=64, reach=reach, shuffle=False),
     )
 
 
 def answers(ranker: Ranker, lists: Lists, reach: Reach, first: int) -> np.ndarray:
-    """Scores of all candidates, (Q, C): the network orders the ``first`` of each question, the others stay behind."""
+    """Scores of all candidates, (Q, C): the network orders the ``first`` of each query, the others stay behind."""
     read, place = lists.first(first)
-    data = ListBatches(read, questions=max(1, 4096 // place.shape[1]), reach=reach, shuffle=False)
+    data = ListBatches(read, queries=max(1, 4096 // place.shape[1]), reach=reach, shuffle=False)
     score = predict(ranker, data.batches(0), raw=True)["score"].reshape(place.shape)
     behind = lists.offset - lists.offset.max(1, keepdims=True) + score.min(1, keepdims=True) - 1
     np.put_along_axis(behind, place, score, 1)

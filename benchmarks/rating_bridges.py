@@ -1,7 +1,7 @@
 """The papers' bridges on rating rows: batches are made once, epochs are chosen on held-out rows.
 
 CMF and EMCDR stand here a second time with factors solved for by alternating ridge regressions: on sets of this size
-these are stronger than factors found by descent, and a baseline should be met at his best.
+these are stronger than factors found by descent, and a baseline should be met at its best.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def bridge_rows(
         positive_above=LIKED_ABOVE,
         history=HISTORY,
     )
-    questions = replace(asked, label=np.zeros(len(asked), np.float32))
+    queries = replace(asked, label=np.zeros(len(asked), np.float32))
     return BridgeRows(
         config,
         Ready(data, source, 0, size=batch_size, seed=seed),
@@ -134,7 +134,7 @@ def bridge_rows(
             "target": Ready(data, known.take(warm), 1, size=4096, seed=0),
             "cold": Ready(data, validation, 1, size=4096, seed=0),
         },
-        Ready(data, questions, 1, size=4096, seed=0, shuffle=False),
+        Ready(data, queries, 1, size=4096, seed=0, shuffle=False),
     )
 
 

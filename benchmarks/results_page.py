@@ -17,8 +17,8 @@ WIDTH, ROW, LEFT = 760, 20, 290
 
 
 def as_dict(table: Table) -> dict[str, Any]:
-    """All cells as JSON."""
-    return {"cells": [asdict(cell) for cell in table.cells()]}
+    """All results as JSON."""
+    return {"results": [asdict(result) for result in table.results()]}
 
 
 def markdown(
@@ -38,7 +38,10 @@ def markdown(
         not_baselines: rows that are the subject's own kin.
     """
     parts = ["## Results\n", *_all_results(table, measures)]
-    parts += ["## Paired tests\n", _tests(table, subject, measures, plain, not_baselines, bounds)]
+    parts += [
+        "## Paired tests\n",
+        _tests(table, subject, measures, plain=plain, not_baselines=not_baselines, bounds=bounds),
+    ]
     if bounds is not None:
         parts += ["## Unclipped\n", *_all_results(table, [f"raw_{metric}" for metric in measures])]
     parts += ["## Cost\n", _cost(table)]
@@ -62,7 +65,7 @@ def _results(table: Table, title: str, columns: Sequence[tuple[str, str, str]]) 
     # A segment of one set is no segment of another: such a setting has no column.
     columns = [one for one in columns if any(table.values(one[1], model, one[2]) for model in models)]
     names = [name for name, _, _ in columns]
-    lines = [f"{title} (mean ± sd over seeds)\n", _row(["model", *names]), _row(["---"] * (len(columns) + 1))]
+    lines = [f"{title} (mean ± sd over seeds)\n", row(["model", *names]), row(["---"] * (len(columns) + 1))]
     best, seeds = {}, {}
     for name, setting, metric in columns:
         found = {model: list(table.values(setting, model, metric).values()) for model in models}
@@ -81,7 +84,7 @@ def _results(table: Table, title: str, columns: Sequence[tuple[str, str, str]]) 
                 cells.append(f"{text} ({len(values)} of {seeds[name]} seeds)")
                 continue
             cells.append(f"**{text}**" if _sign(metric) * np.mean(values) <= best[name] else text)
-        lines.append(_row([model, *cells]))
+        lines.append(row([model, *cells]))
     return "\n".join([*lines, ""])
 
 
@@ -89,6 +92,7 @@ def _tests(
     table: Table,
     subject: str,
     measures: Sequence[str],
+    *,
     plain: str | None,
     not_baselines: Sequence[str],
     bounds: tuple[float, float] | None,
@@ -107,7 +111,7 @@ def _tests(
         "seeds won",
         "95 % over users",
     ]
-    lines = [_row(head), _row(["---"] * len(head))]
+    lines = [row(head), row(["---"] * len(head))]
     baselines = [model for model in table.models() if model != subject and model not in not_baselines]
     for setting in table.settings():
         for metric in measures:
@@ -122,7 +126,7 @@ def _tests(
                 users = paired_over_users(table, setting, metric, subject, baseline, bounds=bounds)
                 gap, won = over.difference, over.lower if sign == 1 else over.seeds - over.lower
                 lines.append(
-                    _row(
+                    row(
                         [
                             setting,
                             metric,
@@ -139,17 +143,17 @@ def _tests(
 
 
 def _cost(table: Table) -> str:
-    """Median over all cells."""
-    lines = [_row(["model", "processor seconds", "memory, MB", "parameters"]), _row(["---"] * 4)]
+    """Median over all results."""
+    lines = [row(["model", "processor seconds", "memory, MB", "parameters"]), row(["---"] * 4)]
     for model in table.models():
-        cells = [cell for cell in table.cells() if cell.model == model]
-        parameters = [cell.detail["parameters"] for cell in cells if "parameters" in cell.detail]
+        results = [result for result in table.results() if result.model == model]
+        parameters = [result.detail["parameters"] for result in results if "parameters" in result.detail]
         lines.append(
-            _row(
+            row(
                 [
                     model,
-                    f"{np.median([cell.seconds for cell in cells]):.1f}",
-                    f"{np.median([cell.megabytes for cell in cells]):.0f}",
+                    f"{np.median([result.seconds for result in results]):.1f}",
+                    f"{np.median([result.megabytes for result in results]):.0f}",
                     f"{np.median(parameters):,.0f}" if parameters else "–",
                 ]
             )
@@ -205,5 +209,5 @@ def _sign(metric: str) -> int:
     return -1 if METRICS[metric.rpartition("/")[2].removeprefix("raw_")].greater_is_better else 1
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"

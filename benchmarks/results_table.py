@@ -1,12 +1,12 @@
-"""The arena: every model on the same splits and seeds, one cell a result, and a table that a kill cannot spoil.
+"""The arena: every model on the same splits and seeds, one result a result, and a table that a kill cannot spoil.
 
-A cell is one model on one seed of one setting. Cells are JSON lines under a folder and their test scores lie beside
+A result is one model on one seed of one setting. Results are JSON lines under a folder and their test scores lie beside
 them, so a run that was killed goes on where it stopped, and a new model joins without training the others again.
-A model is handed rows to learn from, rows to choose by and bare questions; the answers to those stay in here, and each
+A model is handed rows to learn from, rows to choose by and bare queries; the answers to those stay in here, and each
 set of scores is judged on them once.
 
     table = Table(folder)
-    run(table, settings=["douban-book-to-music-20"], seeds=range(5), methods=methods, open_case=open_case)
+    run(table, settings=["douban-book-to-music-20"], seeds=range(5), methods=methods, open_task=open_task)
     print(markdown(table, subject="Graft, shared + adapter"))
 """
 
@@ -35,13 +35,13 @@ SAMPLED_EVERY_S = 0.02
 
 
 @dataclass(frozen=True)
-class Case:
+class Task:
     """One seed of one setting.
 
     Attributes:
         given: whatever models learn from; it holds no test label.
-        label, user: (N,) the answers to the test rows and whose rows they are. In the task ``ranking`` a row is a
-            question and its answer the position of the right one among its candidates, which models see shuffled.
+        label, user: (N,) the answers to the test rows and whose rows they are. In the kind ``ranking`` a row is a
+            query and its answer the position of the right one among its candidates, which models see shuffled.
         bounds: labels cannot lie outside, so scores are also judged clipped to them; None for no bounds.
         segments: (N,) bool each; the rows so named are also judged by themselves, as ``segment/metric``.
     """
@@ -57,7 +57,7 @@ class Case:
 class Scored:
     """A model's answers to the test rows, and what it says of itself: parameters, chosen epoch.
 
-    ``score`` is (N,) in the rows' order, or in the task ``ranking`` (N, candidates).
+    ``score`` is (N,) in the rows' order, or in the kind ``ranking`` (N, candidates).
     """
 
     score: np.ndarray
@@ -68,11 +68,11 @@ class Scored:
 class Method:
     """A model, or several rows of the table that come of one training.
 
-    ``config`` is all that its result depends on beside the case: a cell with another config is trained anew.
+    ``config`` is all that its result depends on beside the task: a result with another config is trained anew.
     """
 
     names: tuple[str, ...]
-    fit: Callable[[Case, int], Mapping[str, Scored]]
+    fit: Callable[[Task, int], Mapping[str, Scored]]
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -81,7 +81,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Result:
     """One result. ``seconds`` of processor time and ``megabytes`` (the growth of resident memory) are of training."""
 
     setting: str
@@ -96,52 +96,52 @@ class Cell:
 
 
 class Table:
-    """Cells on disk. Only whole lines count, so a process that dies while writing loses that cell alone."""
+    """Results on disk. Only whole lines count, so a process that dies while writing loses that result alone."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._path = self.folder / "cells.jsonl"
-        self._cells: dict[tuple[str, int, str], Cell] = {}
+        self._path = self.folder / "results.jsonl"
+        self._results: dict[tuple[str, int, str], Result] = {}
         whole = 0
         if self._path.is_file():
             text = self._path.read_bytes()
             whole = text.rfind(b"\n") + 1
             for line in text[:whole].splitlines():
-                self._remember(Cell(**json.loads(line)))
+                self._remember(Result(**json.loads(line)))
             if whole < len(text):
                 os.truncate(self._path, whole)
 
-    def cells(self) -> list[Cell]:
-        return list(self._cells.values())
+    def results(self) -> list[Result]:
+        return list(self._results.values())
 
-    def cell(self, setting: str, seed: int, model: str) -> Cell | None:
-        return self._cells.get((setting, seed, model))
+    def result(self, setting: str, seed: int, model: str) -> Result | None:
+        return self._results.get((setting, seed, model))
 
     def has(self, setting: str, seed: int, method: Method) -> bool:
         """Whether every row of the method is there, of this very config."""
-        held = [self.cell(setting, seed, name) for name in method.names]
-        return all(cell is not None and cell.fingerprint == method.fingerprint for cell in held)
+        held = [self.result(setting, seed, name) for name in method.names]
+        return all(result is not None and result.fingerprint == method.fingerprint for result in held)
 
-    def add(self, cell: Cell, score: np.ndarray) -> None:
-        """Keep a cell and its test scores; one of the same place is replaced."""
-        scores = self._scores_path(cell.setting, cell.seed, cell.model)
+    def add(self, result: Result, score: np.ndarray) -> None:
+        """Keep a result and its test scores; one of the same place is replaced."""
+        scores = self._scores_path(result.setting, result.seed, result.model)
         _write_array(scores, score)
         with self._path.open("a") as file:
-            file.write(json.dumps(asdict(cell), default=float) + "\n")
+            file.write(json.dumps(asdict(result), default=float) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._remember(cell)
+        self._remember(result)
 
-    def keep_answers(self, setting: str, seed: int, case: Case) -> None:
+    def keep_answers(self, setting: str, seed: int, task: Task) -> None:
         """Keep what scores are judged on, for intervals over users."""
-        parts = {"label": case.label, "user": case.user}
-        parts |= {f"segment-{_plain(name)}": rows for name, rows in case.segments.items()}
+        parts = {"label": task.label, "user": task.user}
+        parts |= {f"segment-{_plain(name)}": rows for name, rows in task.segments.items()}
         for name, array in parts.items():
             _write_array(self._folder(setting, seed) / f"answers-{name}.npy", np.asarray(array))
 
     def scores(self, setting: str, seed: int, model: str) -> np.ndarray:
-        """What is kept of a model's answers: scores (N,), in the task ``ranking`` rank counts (N, 2)."""
+        """What is kept of a model's answers: scores (N,), in the kind ``ranking`` rank counts (N, 2)."""
         return np.load(self._scores_path(setting, seed, model))
 
     def answers(self, setting: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -155,26 +155,28 @@ class Table:
         return rows
 
     def only(self, settings: Sequence[str], *, without: Sequence[str] = ()) -> Table:
-        """The same cells of these settings alone, perhaps without some models, to be read and not added to."""
+        """The same results of these settings alone, perhaps without some models, to be read and not added to."""
         part = Table(self.folder)
-        part._cells = {
-            place: cell for place, cell in part._cells.items() if cell.setting in settings and cell.model not in without
+        part._results = {
+            place: result
+            for place, result in part._results.items()
+            if result.setting in settings and result.model not in without
         }
         return part
 
     def settings(self) -> list[str]:
-        return list(dict.fromkeys(cell.setting for cell in self.cells()))
+        return list(dict.fromkeys(result.setting for result in self.results()))
 
     def models(self) -> list[str]:
-        return list(dict.fromkeys(cell.model for cell in self.cells()))
+        return list(dict.fromkeys(result.model for result in self.results()))
 
     def values(self, setting: str, model: str, metric: str) -> dict[int, float]:
         """A metric by seed; empty where the setting does not have it, as another set's segment."""
-        found = [c for c in self.cells() if c.setting == setting and c.model == model and metric in c.metrics]
-        return {cell.seed: cell.metrics[metric] for cell in sorted(found, key=lambda c: c.seed)}
+        found = [c for c in self.results() if c.setting == setting and c.model == model and metric in c.metrics]
+        return {result.seed: result.metrics[metric] for result in sorted(found, key=lambda c: c.seed)}
 
-    def _remember(self, cell: Cell) -> None:
-        self._cells[cell.setting, cell.seed, cell.model] = cell
+    def _remember(self, result: Result) -> None:
+        self._results[result.setting, result.seed, result.model] = result
 
     def _folder(self, setting: str, seed: int) -> Path:
         return self.folder / "scores" / setting / str(seed)
@@ -189,11 +191,11 @@ def run(
     settings: Sequence[str],
     seeds: Iterable[int],
     methods: Sequence[Method],
-    open_case: Callable[[str, int], Case],
-    task: str = "rating",
-    on_cell: Callable[[Cell], None] | None = None,
+    open_task: Callable[[str, int], Task],
+    kind: str = "rating",
+    on_result: Callable[[Result], None] | None = None,
 ) -> None:
-    """Fill every cell that is missing, seed by seed, so that a stopped run has whole seeds to show.
+    """Fill every result that is missing, seed by seed, so that a stopped run has whole seeds to show.
 
     Raises:
         ValueError: an method did not answer every test row, or answered with what is no number.
@@ -203,63 +205,63 @@ def run(
             missing = [method for method in methods if not table.has(setting, seed, method)]
             if not missing:
                 continue
-            case = open_case(setting, seed)
-            table.keep_answers(setting, seed, case)
+            task = open_task(setting, seed)
+            table.keep_answers(setting, seed, task)
             for method in missing:
                 with measured() as used:
-                    answers = method.fit(case, seed)
+                    answers = method.fit(task, seed)
                 for name in method.names:
-                    cell = Cell(
+                    result = Result(
                         setting=setting,
                         seed=seed,
                         model=name,
                         fingerprint=method.fingerprint,
-                        metrics=judge(case, answers[name].score, task),
-                        rows=len(case.label),
+                        metrics=judge(task, answers[name].score, kind),
+                        rows=len(task.label),
                         seconds=round(used.seconds, 3),
                         megabytes=round(used.megabytes, 1),
                         detail=dict(answers[name].detail),
                     )
-                    table.add(cell, _kept(case, answers[name].score, task))
-                    if on_cell is not None:
-                        on_cell(cell)
+                    table.add(result, _kept(task, answers[name].score, kind))
+                    if on_result is not None:
+                        on_result(result)
 
 
-def judge(case: Case, score: np.ndarray, task: str) -> dict[str, float]:
-    """The metrics of a task (rating, ctr or ranking) over all rows, and over each segment as ``segment/metric``.
+def judge(task: Task, score: np.ndarray, kind: str) -> dict[str, float]:
+    """The metrics of a kind (rating, ctr or ranking) over all rows, and over each segment as ``segment/metric``.
 
     Where labels have bounds the headline is clipped to them and ``raw_...`` is not.
 
     Raises:
         ValueError: not one finite number a test row, or a candidate of it.
     """
-    score = np.asarray(score, np.float32 if task == "ranking" else np.float64)
-    ranked = task == "ranking" and score.ndim == 2 and len(score) == len(case.label)
-    if not (ranked or (task != "ranking" and score.shape == case.label.shape)) or not np.isfinite(score).all():
-        raise ValueError(f"expected {len(case.label)} finite scores, got shape {score.shape}")
-    kept = rank_counts(score, case.label) if task == "ranking" else score
-    found = _judged(case.label, kept, case.user, case.bounds, task)
-    for name, rows in case.segments.items():
-        own = _judged(case.label[rows], kept[rows], case.user[rows], case.bounds, task)
+    score = np.asarray(score, np.float32 if kind == "ranking" else np.float64)
+    ranked = kind == "ranking" and score.ndim == 2 and len(score) == len(task.label)
+    if not (ranked or (kind != "ranking" and score.shape == task.label.shape)) or not np.isfinite(score).all():
+        raise ValueError(f"expected {len(task.label)} finite scores, got shape {score.shape}")
+    kept = rank_counts(score, task.label) if kind == "ranking" else score
+    found = _judged(task.label, kept, task.user, task.bounds, kind)
+    for name, rows in task.segments.items():
+        own = _judged(task.label[rows], kept[rows], task.user[rows], task.bounds, kind)
         found |= {f"{name}/{metric}": value for metric, value in own.items()}
     return found
 
 
 def _judged(
-    label: np.ndarray, kept: np.ndarray, user: np.ndarray, bounds: tuple[float, float] | None, task: str
+    label: np.ndarray, kept: np.ndarray, user: np.ndarray, bounds: tuple[float, float] | None, kind: str
 ) -> dict[str, float]:
-    if task == "ranking":
+    if kind == "ranking":
         return {name: float(gain(kept).mean()) for name, gain in GAINS.items()} | {"rows": float(len(label))}
-    raw = metrics.summary(task, label, kept, user)  # type: ignore[arg-type]
+    raw = metrics.summary(kind, label, kept, user)  # type: ignore[arg-type]
     if bounds is None:
         return raw
-    clipped = metrics.summary(task, label, np.clip(kept, *bounds), user)  # type: ignore[arg-type]
+    clipped = metrics.summary(kind, label, np.clip(kept, *bounds), user)  # type: ignore[arg-type]
     return clipped | {f"raw_{name}": value for name, value in raw.items() if name != "rows"}
 
 
-def _kept(case: Case, score: np.ndarray, task: str) -> np.ndarray:
+def _kept(task: Task, score: np.ndarray, kind: str) -> np.ndarray:
     """What the table keeps of answers: rank counts of queries, which are a five hundredth of their scores."""
-    return rank_counts(score, case.label) if task == "ranking" else np.asarray(score, np.float32)
+    return rank_counts(score, task.label) if kind == "ranking" else np.asarray(score, np.float32)
 
 
 @dataclass
@@ -326,7 +328,7 @@ def paired_over_users(
 ) -> Interval:
     """Interval of metric(subject) - metric(baseline), each draw taking the same users again with replacement.
 
-    Users of all seeds are drawn together, a user as often as he was a test user.
+    Users of all seeds are drawn together, a user as often as they were a test user.
 
     Args:
         metric: its name, perhaps of one segment: ``auc``, ``mrr``, ``cold/auc``.

@@ -29,7 +29,7 @@ class Parts:
     """Rows of each part, those of one step side by side, the positive first.
 
     ``first_us`` (users,) is the moment of each user's first taught, validated or tested step, whichever comes first,
-    and ``first_test_us`` that of his first tested one; ``NEVER`` for users without one.
+    and ``first_test_us`` that of their first tested one; ``NEVER`` for users without one.
     """
 
     train: Examples
@@ -68,14 +68,16 @@ def draw(
         "validation": drawn & (left == TESTED),
         "test": drawn & (left < TESTED),
     }
-    # What a user takes later is not known while a model is trained and chosen: only what he had taken is spared.
+    # What a user takes later is not known while a model is trained and chosen: only what they had taken is spared.
     known = {"train": left > TESTED, "validation": left >= TESTED, "test": left >= 0}
     parts = {}
     for name, rows in chosen.items():
         positives = steps.take(rows)
         had = np.unique(_keys(steps.user, steps.item, catalogue)[known[name]])
         pool = positives.item if negatives == "matched" else np.arange(1, catalogue)
-        parts[name] = _with_negatives(positives, pool, had, catalogue, per_positive, random)
+        parts[name] = _with_negatives(
+            positives, pool, had, catalogue=catalogue, per_positive=per_positive, random=random
+        )
     used = chosen["train"] | chosen["validation"] | chosen["test"]
     return Parts(**parts, first_us=first_us(steps, used), first_test_us=first_us(steps, chosen["test"]))
 
@@ -84,6 +86,7 @@ def _with_negatives(
     positives: Examples,
     pool: np.ndarray,
     had: np.ndarray,
+    *,
     catalogue: int,
     per_positive: int,
     random: np.random.Generator,
@@ -102,7 +105,7 @@ def _with_negatives(
 
 
 def first_us(steps: Examples, chosen: np.ndarray) -> np.ndarray:
-    """The moment of each user's first chosen row, (users,); ``NEVER`` where none of his is."""
+    """The moment of each user's first chosen row, (users,); ``NEVER`` where none of theirs is."""
     first = np.full(int(steps.user.max(initial=0)) + 1, NEVER)
     np.minimum.at(first, steps.user[chosen], steps.time_us[chosen])
     return first

@@ -8,7 +8,7 @@ source tells the opposite, in ``...-many-passes`` a tiny target is passed over u
 have the same network and the same target batches, beside each a batch of a source; the best pass over the target is
 chosen by its validation rows. Only the end of the target, in time, is tested.
 
-Stopped, it goes on where it was. Under ``--out``: ``cells.jsonl``, ``source-reweighting.md`` and ``.svg`` files.
+Stopped, it goes on where it was. Under ``--out``: ``results.jsonl``, ``source-reweighting.md`` and ``.svg`` files.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from benchmarks.refused_feeds import (
     transfer_of,
     without,
 )
-from benchmarks.results_table import Case, Cell, Method, Scored, Table, run
+from benchmarks.results_table import Method, Scored, Table, Task, run
 from models.baselines.plain import ItemMean, ItemUserBias, TrainMean
 from models.batch import Batch
 from models.cctl.config import TransferConfig
@@ -98,7 +98,7 @@ class SideBySide:
             passed, at = passed + 1, 0
 
 
-def open_case(data: Path | None, folder: Path, setting: str, seed: int) -> Case:
+def open_task(data: Path | None, folder: Path, setting: str, seed: int) -> Task:
     """One draw of the lying feeds."""
     name, _, kind = setting.partition("-")
     settings, domains = prepare(name, data, folder, with_feeds=kind == "seen")
@@ -117,7 +117,7 @@ def open_case(data: Path | None, folder: Path, setting: str, seed: int) -> Case:
         recipe = recipe.model_copy(update={"epochs": MANY, "patience": 0})
     given, test = gathered(workspace, recipe, names)
     cold = ~np.isin(test.user, np.unique(given.parts[-1].user))
-    return Case(given, test.label, test.user, segments={"cold": cold} if kind in ("harmed", "seen") else {})
+    return Task(given, test.label, test.user, segments={"cold": cold} if kind in ("harmed", "seen") else {})
 
 
 def fit(
@@ -175,14 +175,14 @@ def _feeds(given: Given) -> list[Feed]:
     return [(part.domain, feed) for part, _ in given.lent for feed in range(FEEDS)]
 
 
-def neural(name: str, options: dict[str, Any], case: Case, seed: int) -> dict[str, Scored]:
+def neural(name: str, options: dict[str, Any], task: Task, _seed: int) -> dict[str, Scored]:
     """A row that trains the network."""
-    return {name: Scored(*fit(case.given, **options))}
+    return {name: Scored(*fit(task.given, **options))}
 
 
-def plain(name: str, make: Any, case: Case, seed: int) -> dict[str, Scored]:
+def plain(name: str, make: Any, task: Task, _seed: int) -> dict[str, Scored]:
     """A row without a network, from the target's rows alone."""
-    given: Given = case.given
+    given: Given = task.given
     known = given.parts[given.target]
     baseline = make().fit(known.user, known.item, known.label)
     return {name: Scored(baseline.predict(given.asked.user, given.asked.item))}
@@ -242,9 +242,9 @@ def measure(
                 settings=[setting],
                 seeds=[seed],
                 methods=command.chosen(methods(setting), models),
-                open_case=partial(open_case, None if data is None else Path(data), out),
-                task="ctr",
-                on_cell=_say,
+                open_task=partial(open_task, None if data is None else Path(data), out),
+                kind="ctr",
+                on_result=command.printing("auc"),
             )
     write(table, out)
     return table
@@ -264,16 +264,6 @@ def write(table: Table, out: Path) -> None:
     (out / "source-reweighting.md").write_text(f"{harm_pages.weights(table)}\n{beside}\n{page}")
     results_page.plot(table, "auc", out / "source-reweighting-auc.svg", subject=INFLUENCE)
     harm_pages.plot(table, out / "source-reweighting-weights.svg")
-
-
-def _say(cell: Cell) -> None:
-    weights = {name: round(value, 2) for name, value in cell.detail.get("weights", {}).items()}
-    print(
-        f"{cell.setting} seed {cell.seed} {cell.model}: auc {cell.metrics['auc']:.4f} in {cell.seconds:.1f} s "
-        f"{weights or ''} {cell.detail.get('verdicts', '')} below half {cell.detail.get('feeds_below_half', '')} "
-        f"pass {cell.detail.get('best_pass')}/{cell.detail.get('passes')}",
-        flush=True,
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -46,7 +46,7 @@ MANY_ITEMS = 5_000_000
 EPOCHS_OF_A_LAUNCH = 3  # a recipe allows eight, and stops after the first that is no better
 
 
-class ZooModel(Protocol):
+class Trainer(Protocol):
     """Something that can take a training step."""
 
     def step(self) -> None: ...
@@ -91,14 +91,14 @@ class Took:
     wall: float
 
 
-def race(model_zoo: Mapping[str, ZooModel], rounds: int) -> dict[str, Took]:
-    """Let model_zoo take turns; the first round does not count."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in model_zoo}
+def race(trainers: Mapping[str, Trainer], rounds: int) -> dict[str, Took]:
+    """Let trainers take turns; the first round does not count."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in trainers}
     for turn in range(rounds + 1):
-        for name, model_name in model_zoo.items():
+        for name, trainer in trainers.items():
             gc.collect()
             cpu, wall = time.process_time(), time.perf_counter()
-            model_name.step()
+            trainer.step()
             if turn:
                 times[name].append(((time.process_time() - cpu) * 1e3, (time.perf_counter() - wall) * 1e3))
     return {
@@ -121,7 +121,7 @@ class Bench:
         """Ours and FuxiCTR's at one length, raced once."""
         if length not in self._won:
             work, alone = Workload(self.shape(length)), Workload(self.shape(length, session=1))
-            model_zoo: dict[str, ZooModel] = {
+            trainers: dict[str, Trainer] = {
                 "ours": shared(work, "dacdr+lcn"),
                 "dacdr": shared(work, "dacdr"),
                 "alone": shared(alone, "dacdr+lcn"),
@@ -130,8 +130,8 @@ class Bench:
             if fuxictr_models.missing("fuxictr") is None:
                 batch = next(alone.batches())
                 for name in ("SIM", "SDIM"):
-                    model_zoo[name] = fuxictr_models.FuxiCtr(name, items=work.shape.items, width=WIDTH, batch=batch)
-            self._won[length] = race(model_zoo, self.rounds if length < 2000 else max(2, self.rounds // 2))
+                    trainers[name] = fuxictr_models.FuxiCtr(name, items=work.shape.items, width=WIDTH, batch=batch)
+            self._won[length] = race(trainers, self.rounds if length < 2000 else max(2, self.rounds // 2))
         return self._won[length]
 
     def p1(self) -> Iterator[Line]:
@@ -160,15 +160,15 @@ class Bench:
         free = psutil.virtual_memory().available >> 30
         length = 50
         few, many = Workload(self.shape(length)), Workload(self.shape(length, items=MANY_ITEMS))
-        model_zoo: dict[str, ZooModel] = {"200k rows": shared(few, "dacdr+lcn"), "5M rows": shared(many, "dacdr+lcn")}
+        trainers: dict[str, Trainer] = {"200k rows": shared(few, "dacdr+lcn"), "5M rows": shared(many, "dacdr+lcn")}
         reason = fuxictr_models.missing("fuxictr")
         if reason is None and free < 14:
             reason = f"SIM's dense Adam on 5M rows needs 14 GB of memory, {free} GB are free"
         if reason is None:
             alone = Workload(self.shape(length, items=MANY_ITEMS, session=1))
             batch = next(alone.batches())
-            model_zoo["SIM"] = fuxictr_models.FuxiCtr("SIM", items=MANY_ITEMS, width=WIDTH, batch=batch)
-        took = race(model_zoo, self.rounds)
+            trainers["SIM"] = fuxictr_models.FuxiCtr("SIM", items=MANY_ITEMS, width=WIDTH, batch=batch)
+        took = race(trainers, self.rounds)
         own, small = took["5M rows"], took["200k rows"]
         if "SIM" in took:
             figures = _figures({"ours": own, "SIM": took["SIM"]})
@@ -210,12 +210,12 @@ class Bench:
         """
         work = Workload(self.shape(500), batches=4)
         tuned = FineTuning(work, "dacdr+lcn")
-        model_zoo: dict[str, ZooModel] = {"step": tuned, "whole": whole_on_target(work, "dacdr+lcn")}
+        trainers: dict[str, Trainer] = {"step": tuned, "whole": whole_on_target(work, "dacdr+lcn")}
         reason = fuxictr_models.missing("fuxictr")
         if reason is None:
             batch = next(Workload(self.shape(500, session=1)).batches())
-            model_zoo["SIM"] = fuxictr_models.FuxiCtr("SIM", items=work.shape.items, width=WIDTH, batch=batch)
-        took = race(model_zoo, self.rounds)
+            trainers["SIM"] = fuxictr_models.FuxiCtr("SIM", items=work.shape.items, width=WIDTH, batch=batch)
+        took = race(trainers, self.rounds)
         ahead = tuned.ahead / EPOCHS_OF_A_LAUNCH
         took["fine-tune"] = Took(took["step"].cpu + ahead, took["step"].wall + ahead)
         why = f"step {took['step'].cpu:.0f} ms and {ahead:.0f} ms for the pass before, over {EPOCHS_OF_A_LAUNCH} epochs"
@@ -267,7 +267,7 @@ def _figures(took: dict[str, Took]) -> dict[str, Any]:
 
 
 def _peak_of(name: str, batch: int) -> float:
-    """Megabytes that training by this model_name adds at most to a process, measured in one of its own."""
+    """Megabytes that training by this trainer adds at most to a process, measured in one of its own."""
     told = subprocess.run(
         [sys.executable, "-m", "benchmarks.training", "--peak", name, "--batch", str(batch)],
         check=True,
@@ -288,13 +288,13 @@ def _print_peak(name: str, batch: int) -> None:
     reset = Path("/proc/self/clear_refs")
     if reset.exists():
         reset.write_text("5")
-    model_name: ZooModel = (
+    trainer: Trainer = (
         fuxictr_models.FuxiCtr("SIM", items=work.shape.items, width=WIDTH, batch=one)
         if name == "SIM"
         else shared(work, "dacdr+lcn")
     )
     for _ in range(3):
-        model_name.step()
+        trainer.step()
     print((_peak_rss() - before) / 1e6)
 
 

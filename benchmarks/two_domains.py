@@ -1,9 +1,9 @@
 """Two domains of clicks that share users: who learns, who judges, and what a row may see of its user's past.
 
-Douban has no times. A user's rows are put into a random order, so that a training row sees those of his other training
-rows that come before it (a row that saw all others would give its own label away: what is missing from a sum that can
-be learnt), and a judged row sees all of them. Amazon has times: rows before one common cut teach, each row sees
-what lies strictly before its own moment.
+Douban has no times. A user's rows are put into a random order, so that a training row sees those of their other
+training rows that come before it (a row that saw all others would give its own label away: what is missing from a sum
+that can be learnt), and a judged row sees all of them. Amazon has times: rows before one common cut teach, each row
+sees what lies strictly before its own moment.
 
 Cold users. Douban: of the users of both domains, a tenth is cold in the one and another tenth in the other; all their
 rows there are judged, and half as many again are held out likewise to choose by. Amazon: a row is cold where its

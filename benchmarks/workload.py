@@ -44,6 +44,22 @@ class Shape:
     session: int = 8
 
 
+def _encoder(shape: Shape) -> FeatureEncoder:
+    """Two user fields, a context field and a domain field, so that every input of the head is there."""
+    ages = Field("age", "category", values=("young", "old"))
+    return FeatureEncoder(
+        task="ctr",
+        item_fields=(),
+        user_fields=(ages, Field("city", "category", values=("a", "b", "c"))),
+        context_fields=(Field("hour", "number", edges=(6.0, 12.0, 18.0)),),
+        domain_fields=(Field("surface", "category", values=("feed", "live")),),
+        sources=(SourceRange("video", 1, 0, shape.items),),
+        slots=("video",),
+        lifelong=shape.length,
+        short=24,
+    )
+
+
 class Workload:
     """Users with full histories, each looking at ``session`` items: a store on disk and batches from it.
 
@@ -74,18 +90,7 @@ class Workload:
             value=random.integers(0, 2, users * 24).astype(np.float32),
             time_us=random.integers(0, 300 * DAY_US, users * 24),
         )
-        ages = Field("age", "category", values=("young", "old"))
-        encoder = FeatureEncoder(
-            task="ctr",
-            item_fields=(),
-            user_fields=(ages, Field("city", "category", values=("a", "b", "c"))),
-            context_fields=(Field("hour", "number", edges=(6.0, 12.0, 18.0)),),
-            domain_fields=(Field("surface", "category", values=("feed", "live")),),
-            sources=(SourceRange("video", 1, 0, shape.items),),
-            slots=("video",),
-            lifelong=shape.length,
-            short=24,
-        )
+        encoder = _encoder(shape)
         self.encoder = encoder
         nothing = np.zeros((1, 0), np.int64)
         self._batch_builder = BatchBuilder(

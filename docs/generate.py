@@ -127,8 +127,8 @@ def settings_page() -> str:
     )
     return (
         "# Settings\n\n"
-        "Where Graft runs. All are environment variables, read once at start; a value is the same for every server of "
-        "a stack. What to train is said by a [spec](spec.md) and a [recipe](recipe.md) instead.\n\n"
+        "Where Graft runs. All are environment variables, read once at start; a value is the same for every "
+        "server. What to train is said by a [spec](spec.md) and a [recipe](recipe.md) instead.\n\n"
         + table(("variable", "value", "default", "meaning"), rows)
     )
 

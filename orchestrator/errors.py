@@ -1,46 +1,64 @@
 """Every error that Graft raises on purpose, and what the outside world sees of it.
 
-DomainFault (a ValueError; domains/errors.py)
-    NotFound      404   UnknownDomain, UnknownVersion, UnknownRun, NoLiveVersion
-    Conflict      409   DomainAlreadyRegistered, StalePromotion, IllegalTransition
-    Rejected      422   InvalidSpec, InvalidData, NotEnoughData, PromotionRefused
-Unavailable       503   FeaturesUnavailable, ArtifactMissing, Overloaded, FlowsUnavailable
-Refused           422   what the prediction service said no to, in its own words and code
-ValueError        422   AdapterMismatch, CorruptCheckpoint (models), and any other broken promise about a value
+    error                               HTTP  graft
+    DomainFault (domains/errors.py)
+        NotFound                        404   1      UnknownDomain, UnknownVersion, UnknownRun, NoLiveVersion
+        Conflict                        409   1      DomainAlreadyRegistered, StalePromotion, IllegalTransition
+        Rejected                        422   1      InvalidSpec, InvalidData, NotEnoughData, PromotionRefused
+    Unavailable                         503   1      ArtifactMissing, FlowsUnavailable, Overloaded, ServersUnavailable
+    ValueError, DomainFault among them  422   1      Refused, RunFailed, AdapterMismatch, CorruptCheckpoint
+    OSError                             500   1      a file that is missing or cannot be read
+    anything else, a bug in Graft       500   1      with a traceback
 
-The service, the command line and the pages read the same two functions below, so one error looks the same everywhere.
+``graft`` prints one line for all but bugs; ``EXIT_STATUS`` lists its exit statuses. The service, the command line, the
+pages and the records of runs all describe an error by the functions below, so that it reads the same everywhere.
 """
 
 from __future__ import annotations
 
 import re
+import traceback
 from typing import Any
 
-from domains.errors import Conflict, DomainFault, NotFound, Rejected
+from pydantic import ValidationError
+
+from domains.errors import Conflict, NotFound, Rejected
+
+EXIT_STATUS = {
+    0: "done",
+    1: "an error, described in one line on standard error; a bug in Graft shows its traceback",
+    2: "an unknown command, option or value",
+    130: "interrupted by Ctrl-C",
+}
+"""What each exit status of ``graft`` means."""
 
 
 class Unavailable(RuntimeError):
-    """Something that Graft leans on does not answer; the same request may work later."""
-
-    @property
-    def code(self) -> str:
-        return _snake(type(self).__name__)
-
-
-class FeaturesUnavailable(Unavailable):
-    """The online feature store does not answer."""
+    """Something that Graft depends on does not answer; the same request may succeed later."""
 
 
 class ArtifactMissing(Unavailable):
-    """A version's files are not in the model store."""
+    """The model store does not hold a version's files."""
+
+
+class FlowsUnavailable(Unavailable):
+    """The Prefect server does not answer."""
 
 
 class Overloaded(Unavailable):
-    """More requests are waiting than the service takes."""
+    """More requests are waiting than the service accepts."""
+
+
+class ServersUnavailable(Unavailable):
+    """The servers cannot be started, or one of them does not come up."""
+
+
+class RunFailed(ValueError):
+    """A run on the worker failed or was cancelled; the message holds the reason that it recorded."""
 
 
 class Refused(ValueError):
-    """The prediction service turned a request down; carries the code, field and details that it gave."""
+    """The prediction service refused a request; carries the code, field and details of its answer."""
 
     def __init__(self, message: str, *, code: str, details: dict[str, Any] | None, field: str | None) -> None:
         super().__init__(message)
@@ -48,32 +66,28 @@ class Refused(ValueError):
         self.details = {**(details or {}), **({"field": field} if field else {})}
 
 
-class FlowsUnavailable(Unavailable):
-    """The Prefect server does not answer."""
-
-
-_STATUS: tuple[tuple[type[BaseException], int], ...] = (
+HTTP_STATUS: tuple[tuple[type[BaseException], int], ...] = (
     (NotFound, 404),
     (Conflict, 409),
     (Rejected, 422),
     (Unavailable, 503),
     (ValueError, 422),
 )
+"""The first class that an error belongs to decides; none of them means 500."""
 
 
 def http_status(error: BaseException) -> int:
     """The HTTP status of an error; 500 for one that nobody meant to raise."""
-    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+    return next((status for kind, status in HTTP_STATUS if isinstance(error, kind)), 500)
 
 
 def as_json(error: BaseException) -> dict[str, Any]:
     """The one JSON shape of an error: ``{"error": {"code", "message", "field"?, "details"?}}``."""
-    status = http_status(error)
-    if status == 500:
+    if http_status(error) == 500:
         return {"error": {"code": "internal", "message": "Graft failed to answer; the log of the server says why."}}
     details = dict(getattr(error, "details", None) or {})
     body: dict[str, Any] = {
-        "code": getattr(error, "code", None) or _snake(type(error).__name__),
+        "code": getattr(error, "code", None) or re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower(),
         "message": str(error),
     }
     if "field" in details:
@@ -83,21 +97,18 @@ def as_json(error: BaseException) -> dict[str, Any]:
     return {"error": body}
 
 
-def _snake(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
-
-
-__all__ = [
-    "ArtifactMissing",
-    "Conflict",
-    "DomainFault",
-    "FeaturesUnavailable",
-    "FlowsUnavailable",
-    "NotFound",
-    "Overloaded",
-    "Refused",
-    "Rejected",
-    "Unavailable",
-    "as_json",
-    "http_status",
-]
+def as_line(error: BaseException) -> str:
+    """An error in one line for a person, with the field, file and line that it came from where they are known."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        return f"{error.title}: {field}: {first['msg']}"
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror or message}"
+    if http_status(error) == 500:
+        return " ".join("".join(traceback.format_exception_only(error)).split())
+    details = getattr(error, "details", None) or {}
+    known = [(key, str(details[key])) for key in ("field", "file", "line") if key in details]
+    absent = [f"{key} {value}" for key, value in known if value not in message]
+    return message + (f" ({', '.join(absent)})" if absent else "")

@@ -1,17 +1,18 @@
-"""Prefect's view of Graft: which use cases run as flows, what is tried again, what follows a schedule.
+"""Graft's Prefect flows: which kinds of run they cover, which failures are retried, and what follows a schedule.
 
-No logic of its own: a flow runs the steps of a use case as tasks under the steps' own titles, tries again what may pass
-by itself, and shows progress. Every run continues where the same ``run_id`` stopped, so a retry, a killed process and a
+A flow has no logic of its own: it runs the steps of a run as tasks under their own titles, retries what may be a
+passing fault, and shows progress. A run continues where the same ``run_id`` stopped, so a retry, a killed process and a
 restarted machine are one case.
 
-``deploy`` writes the work pool, the deployments and the automation by which a run whose process has gone silent counts
-as crashed. Crashed runs are started again by ``orchestrator.servers.supervisor``.
+``deploy`` writes the work pool, the deployments and the automation that marks a run without heartbeats as crashed. The
+supervisor in ``orchestrator.servers`` starts crashed runs again.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -32,46 +33,50 @@ from prefect.workers.process import ProcessWorker
 from sqlalchemy.exc import OperationalError
 
 from domains.registry.registry import Registry
-from models.training.allocator import keep_freed_memory
 from orchestrator import prefect_client, use_cases
 from orchestrator.errors import Unavailable
-from orchestrator.jobs.runner import RunContext, Step, execute
+from orchestrator.jobs.runner import RunContext, Step
 from orchestrator.prefect_client import TAG, WORK_POOL
 from orchestrator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 RUNS_AT_ONCE = 2
-"""Flow runs that the work pool lets run side by side."""
+"""How many flow runs the work pool lets run at the same time."""
 RETRY_DELAYS_S = (2, 10, 60)
 """Waits before a step's second, third and fourth try."""
 SILENT_AFTER_S = 65
-"""A run without a heartbeat for this long has lost its process; heartbeats come every 30 s."""
+"""A run without a heartbeat for this long has lost its process; it sends one every 30 s."""
 
 TRANSIENT = (Unavailable, ConnectionError, TimeoutError, OperationalError, httpx.TransportError)
-"""Faults that may pass by themselves: only these are tried again."""
+"""Faults that may be temporary: only these are retried."""
 
 
-def may_pass_by_itself(_task: Any, _task_run: Any, state: State) -> bool:
-    """Prefect asks whether a failed step is worth another try: yes for a passing fault, no for bad data."""
+def may_be_temporary(_task: Any, _task_run: Any, state: State) -> bool:
+    """Whether Prefect shall retry a failed step: yes after a temporary fault, no after bad data."""
     return isinstance(state.result(raise_on_failure=False), TRANSIENT)
 
 
-def as_task(step: Step, context: RunContext) -> None:
-    """Run one step as a Prefect task under the step's title, tried again where the fault may pass by itself."""
+def run_as_task(title: str, work: Callable[[], None], description: str | None = None) -> None:
+    """Run a piece of work as a Prefect task; temporary faults are retried."""
 
     @task(
-        name=step.title,
-        description=step.work.__doc__,
+        name=title,
+        description=description,
         retries=len(RETRY_DELAYS_S),
         retry_delay_seconds=list(RETRY_DELAYS_S),
-        retry_condition_fn=may_pass_by_itself,
+        retry_condition_fn=may_be_temporary,
         persist_result=False,
     )
-    def work() -> None:
-        step.work(context)
+    def piece() -> None:
+        work()
 
-    work()
+    piece()
+
+
+def step_as_task(step: Step, context: RunContext) -> None:
+    """Run one step of a run as a task under the step's title."""
+    run_as_task(step.title, lambda: step.work(context), step.work.__doc__)
 
 
 class ProgressArtifact:
@@ -92,12 +97,12 @@ class ProgressArtifact:
                 self._artifact = create_progress_artifact(percent, description=step)
             else:
                 update_progress_artifact(self._artifact, percent, description=step)
-        except httpx.HTTPError:  # a bar is no reason to fail a run
+        except httpx.HTTPError:  # a progress bar is no reason to fail a run
             logger.warning("progress not shown", extra={"step": step})
 
 
-def mark_cancelled(flow: Flow, flow_run: FlowRun, state: State) -> None:
-    """Somebody stopped the flow run: the registry's run ends too."""
+def mark_cancelled(flow: Flow, flow_run: FlowRun, state: State) -> None:  # noqa: ARG001  Prefect passes it by name
+    """Record in the registry that somebody stopped the flow run."""
     run_id = (flow_run.parameters or {}).get("run_id") or str(flow_run.id)
     _registry(Settings()).finish_run(run_id, state="cancelled", error=state.message or "stopped")
 
@@ -118,13 +123,13 @@ def launch_domain(
 
 @flow(name="retrain", on_cancellation=[mark_cancelled])
 def retrain(domain: str, run_id: str | None = None, by: str = "schedule", params: dict[str, Any] | None = None) -> None:
-    """Fine-tune a domain again on what it has learnt since its last version."""
+    """Fine-tune a domain again on the events since its last version; it goes live if its gate lets it pass."""
     _drive("retrain", domain, run_id, by, params)
 
 
 @flow(name="preview", on_cancellation=[mark_cancelled])
 def preview(domain: str, run_id: str | None = None, by: str = "schedule", params: dict[str, Any] | None = None) -> None:
-    """Try short runs before a launch: what each source gives, how much data until the adapter is ahead."""
+    """Estimate with short runs what each source contributes and how much data the adapter needs to be ahead."""
     _drive("preview", domain, run_id, by, params)
 
 
@@ -132,17 +137,10 @@ def preview(domain: str, run_id: str | None = None, by: str = "schedule", params
 def materialise_features() -> None:
     """Bring histories and online features up to date with the events."""
     settings = Settings()
-
-    @task(
-        name="Gather histories and online features",
-        retries=len(RETRY_DELAYS_S),
-        retry_delay_seconds=list(RETRY_DELAYS_S),
-        retry_condition_fn=may_pass_by_itself,
+    run_as_task(
+        "Gather histories and online features",
+        lambda: use_cases.build_features(registry=_registry(settings), settings=settings),
     )
-    def gather() -> None:
-        use_cases.build_features(registry=_registry(settings), settings=settings)
-
-    gather()
 
 
 DEPLOYED: dict[str, Flow] = {
@@ -152,7 +150,7 @@ DEPLOYED: dict[str, Flow] = {
 
 
 def deploy(settings: Settings) -> list[str]:
-    """Write the work pool, one deployment a flow, one scheduled retrain a domain, and the automation; repeatable.
+    """Write the work pool, a deployment per flow, a scheduled retrain per domain, and the automation; repeatable.
 
     Returns:
         Names of the deployments, ``flow/deployment``.
@@ -168,8 +166,8 @@ def deploy(settings: Settings) -> list[str]:
                 )
             )
         except ObjectAlreadyExists:
-            logger.debug("work pool stands")
-        _lay_automation(client)
+            logger.debug("work pool exists already")
+        _write_automation(client)
     names = []
     for name, flow_function in DEPLOYED.items():
         deployment: Any = flow_function.to_deployment(
@@ -178,7 +176,7 @@ def deploy(settings: Settings) -> list[str]:
             tags=[TAG],
             work_pool_name=WORK_POOL,
             entrypoint_type=EntrypointType.MODULE_PATH,
-            # Two training runs at once would only slow each other down; the second waits.
+            # Two training runs at the same time would only slow each other down, so the second one waits.
             concurrency_limit=(
                 ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
                 if name == "train-shared"
@@ -194,10 +192,10 @@ def deploy(settings: Settings) -> list[str]:
     return names
 
 
-def _lay_automation(client: SyncPrefectClient) -> None:
+def _write_automation(client: SyncPrefectClient) -> None:
     this_flow_run = {"prefect.resource.id"}
     of_graft: dict[str, str | list[str]] = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
-    reason = f"no sign of life for {SILENT_AFTER_S} s"
+    reason = f"no heartbeat for {SILENT_AFTER_S} s"
     crashed = ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, message=reason, force=False)
     silent = Automation(
         name="graft: a run that went silent has crashed",
@@ -226,20 +224,20 @@ def _registry(settings: Settings) -> Registry:
 
 
 def _drive(kind: str, domain: str | None, run_id: str | None, by: str, params: dict[str, Any] | None) -> None:
-    """Run the steps of a use case as tasks, under the registry's run that was asked for or, by schedule, a new one."""
-    keep_freed_memory()
+    """Run the steps as tasks, under the registry's run that was asked for or, by schedule, a new one."""
     flow_run_id = str(runtime.flow_run.id)
     settings = Settings()
-    context = RunContext(
-        run_id=run_id or flow_run_id,
-        kind=kind,
-        domain=domain,
-        params=params or {},
-        by=by,
-        registry=_registry(settings),
+    registry = _registry(settings)
+    run = registry.start_run(kind, domain, params=params or {}, by=by, run_id=run_id or flow_run_id)
+    registry.link_flow_run(run.id, flow_run_id)
+    use_cases.run(
+        kind,
+        domain,
+        params=params,
+        registry=registry,
         settings=settings,
+        by=by,
+        run_id=run.id,
         on_progress=ProgressArtifact(),
+        call=step_as_task,
     )
-    context.registry.start_run(kind, domain, params=context.params, by=by, run_id=context.run_id)
-    context.registry.link_flow_run(context.run_id, flow_run_id)
-    execute(use_cases.steps(kind), context, call=as_task)

@@ -1,4 +1,4 @@
-"""Where Graft runs: one frozen value, built only in entry points (command line, flows, service, pages)."""
+"""Where and how Graft runs: one frozen value, built only in entry points (command line, flows, service, pages)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from feature_repo.online_stores import ONLINE_STORES
 Baseline = Literal["popularity", "single_domain", "shared_bottom", "full_fine_tune", "scratch"]
 
 
-def _listed(value: Any) -> Any:
-    """``popularity, scratch`` as the environment writes it."""
+def _split(value: Any) -> Any:
+    """Split ``popularity, scratch``, as an environment variable has it."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
@@ -25,12 +25,12 @@ def _online_store(name: str) -> str:
 
 
 class Settings(BaseSettings):
-    """Read from the environment: ``GRAFT_HOME=/data/graft graft up``. Nothing here says what to train."""
+    """Read from the environment: ``GRAFT_HOME=/data/graft graft up``. What to train is said by specs and recipes."""
 
     model_config = SettingsConfigDict(env_prefix="GRAFT_", frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     home: Path = Path(".graft")
-    """Folder that holds everything Graft writes: registry, events, features, artifacts, logs."""
+    """Folder of everything that Graft writes: registry, events, features, artifacts, logs."""
     database_url: str = ""
     """Registry database; empty means SQLite inside the home folder. PostgreSQL: postgresql+psycopg://user@host/name."""
     online_store: Annotated[str, AfterValidator(_online_store)] = "sqlite"
@@ -42,38 +42,39 @@ class Settings(BaseSettings):
     service_port: int = 3000
     """Port of the prediction service."""
     service_workers: int = Field(default=1, ge=1)
-    """Processes of the prediction service, each with all domains; more than cores makes every request slower."""
+    """Processes of the prediction service, each serving all domains; more of them than cores slows every request."""
     ui_port: int = 8501
     """Port of the web UI."""
     prefect_port: int = 4200
     """Port of the Prefect server."""
     prefect_api_url: str = ""
-    """Prefect server to use; empty means the one that `graft up` starts."""
+    """API of the Prefect server to use; empty means the one that `graft up` starts."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where tensors live; auto takes a GPU when there is one."""
+    """Device that training computes on; auto takes a GPU when there is one."""
     frozen_cache_mb: int = Field(default=1024, ge=0)
-    """Memory in MB in which fine-tuning may keep what the frozen shared model makes of rows; 0 for none."""
+    """Memory in MB for the frozen-activation cache of fine-tuning; 0 turns the cache off."""
     threads: int = Field(default=0, ge=0)
-    """Threads for training; 0 means one per core. The service always uses one per worker."""
-    required_baselines: Annotated[tuple[Baseline, ...], NoDecode, BeforeValidator(_listed)] = (
+    """Threads that training computes with, shared among the processes of a run; 0 leaves the number to OMP_NUM_THREADS,
+    or else to the number of cores. The service always computes with one thread per worker."""
+    required_baselines: Annotated[tuple[Baseline, ...], NoDecode, BeforeValidator(_split)] = (
         "popularity",
         "single_domain",
         "shared_bottom",
         "full_fine_tune",
         "scratch",
     )
-    """What every launch is compared with, separated by commas; neither a spec nor a launch can leave one out."""
+    """Baselines that every launch is compared with, separated by commas; no spec and no launch can leave one out."""
     required_seeds: int = Field(default=3, ge=1, le=20)
-    """Seeds under which a launch fine-tunes and trains its baselines, at least."""
+    """Number of seeds that a launch fine-tunes and trains its baselines under, at least."""
     price_per_processor_hour: float = Field(default=0.0, ge=0)
-    """What an hour of one processor costs, for the reports; 0 where nobody knows."""
+    """Price of one processor for an hour, for the costs in reports; 0 when unknown."""
     currency: str = ""
-    """The money of that price, such as EUR."""
+    """Currency of that price, such as EUR."""
     keep_predictions_days: float = Field(default=0.0, ge=0)
-    """Days that the log of answers and feedback goes back; what is older is deleted. 0 keeps all."""
+    """Days that the log of answers and feedback is kept; 0 keeps it for ever."""
 
     def as_environment(self) -> dict[str, str]:
-        """The variables that make another process start with these settings."""
+        """Environment variables that give another process these settings."""
         return {
             f"GRAFT_{name.upper()}": ",".join(value) if isinstance(value, tuple) else str(value)
             for name, value in self.model_dump().items()
@@ -100,7 +101,7 @@ class Settings(BaseSettings):
 
     @property
     def runs_dir(self) -> Path:
-        """Checkpoints of runs in progress, one folder a run."""
+        """Checkpoints and results of runs, one folder per run."""
         return self.home / "runs"
 
     @property

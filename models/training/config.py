@@ -127,7 +127,7 @@ class SampleWeigher(Protocol):
     def load_state_dict(self, state: Nested) -> None: ...
 
 
-class TrainingDiverged(ArithmeticError):
+class TrainingDiverged(ValueError):
     """The loss is no longer a number; the last checkpoint still holds finite weights."""
 
 

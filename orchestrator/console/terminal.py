@@ -1,4 +1,4 @@
-"""What the command line shows: tables, progress of a run, one-line errors. Prints; decides nothing."""
+"""What the command line shows: tables, reports, and runs with their progress."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from domains.registry.registry import Registry, Run
 from models.metrics import METRICS
-from orchestrator import prefect_client
-from orchestrator.errors import Unavailable
+from orchestrator import prefect_client, use_cases
+from orchestrator.errors import RunFailed, Unavailable
 from orchestrator.jobs.runner import OnProgress
 from orchestrator.settings import Settings
 
@@ -27,21 +27,26 @@ ROW_NAMES = {
     "adapter": "adapter",
     "best_reachable": "best reachable",
 }
-"""How the rows of a cold-start report are called in print; others keep their own name."""
-RESUME_PATIENCE_S = 150
-"""How long a run may look abandoned before watching it is given up: heartbeat limit plus a restart."""
+"""Printed names of the rows of a cold-start report; other rows keep their own name."""
+RESUME_LIMIT_S = 150
+"""How long a run may look ended before it counts as lost: the limit on heartbeats plus a restart."""
 
-WIDE = 132
-"""Columns where the output is no terminal: a file or a pipe folds nothing."""
+COLUMNS_IN_FILES = 132
+"""Width of the output to a file or a pipe."""
 
 console = Console()
 if not console.is_terminal:
-    console = Console(width=WIDE)
+    console = Console(width=COLUMNS_IN_FILES)
 errors = Console(stderr=True)
 
 
+def say(line: str) -> None:
+    """Print one line as it is."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], numeric: Iterable[str] = ()) -> None:
-    """Print one table; ``numeric`` columns stand to the right."""
+    """Print one table; ``numeric`` columns are aligned to the right."""
     numeric = set(numeric)
     console.print(title, style="italic", highlight=False, markup=False, soft_wrap=True)
     drawn = Table(header_style="bold")
@@ -53,7 +58,7 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], num
 
 
 def cold_start_table(domain: str, report: Mapping[str, Any]) -> None:
-    """A version's cold-start report: one row a baseline, each metric with its 95 % interval."""
+    """A version's cold-start report: a row per baseline, each metric with its 95 % interval."""
     rows = report["rows"]
     order = [*(name for name in ROW_NAMES if name in rows), *(name for name in rows if name not in ROW_NAMES)]
     metrics = list(next(iter(rows.values())))
@@ -77,20 +82,16 @@ def cold_start_table(domain: str, report: Mapping[str, Any]) -> None:
 
 
 def decision_lines(report: Mapping[str, Any]) -> None:
-    """The gate's verdict and its reasons, and what it cost to find out."""
+    """The gate's verdict and its reasons, and what the comparison cost."""
     decision = report.get("decision")
     if decision:
         verdict = decision.get("verdict", "ship" if decision["promote"] else "hold")
-        console.print(f"gate: [bold]{verdict}[/bold]; " + "; ".join(decision["reasons"]), highlight=False)
+        console.print(f"gate: [bold]{verdict}[/bold]; {escape('; '.join(decision['reasons']))}", highlight=False)
     cost = report.get("cost")
     if cost:
         money = "" if cost["money"] is None else f", {cost['money']:.4f} {cost['currency']}".rstrip()
         seeds = report.get("required", {}).get("seeds", 1)
-        console.print(
-            f"compared under {seeds} seeds; {cost['processor_seconds'] / 60:.1f} processor minutes{money}",
-            highlight=False,
-            markup=False,
-        )
+        say(f"compared under {seeds} seeds; {cost['processor_seconds'] / 60:.1f} processor minutes{money}")
 
 
 @contextmanager
@@ -106,13 +107,35 @@ def progress_bar(title: str) -> Iterator[OnProgress]:
         bar.update(task, completed=1.0)
 
 
-def watch(run: Run, *, registry: Registry, settings: Settings) -> Run:
-    """Follow a run on the worker until it ends. Ctrl-C stops watching; the run goes on.
+def run_to_end(
+    kind: str,
+    domain: str | None = None,
+    *,
+    params: dict[str, Any] | None = None,
+    local: bool,
+    registry: Registry,
+    settings: Settings,
+    by: str,
+) -> Run:
+    """Run something here or on the Prefect worker, with a bar of its progress. Ctrl-C only stops watching the worker.
 
     Raises:
-        Unavailable: the flow run ended without a word to the registry, and nothing resumes it.
+        RunFailed: it failed on the worker or was cancelled.
+        Unavailable: no Prefect server answers, or the flow run ended without reporting to the registry.
+        whatever a step raises, when it runs here.
     """
-    title = f"{run.kind} {run.domain or ''}".strip()
+    asked: dict[str, Any] = {"params": params, "registry": registry, "settings": settings, "by": by}
+    if local:
+        with progress_bar(" ".join(filter(None, [kind, domain]))) as on_progress:
+            return use_cases.run(kind, domain, **asked, on_progress=on_progress)
+    ended = _watch(use_cases.start(kind, domain, **asked), registry, settings)
+    if ended.state != "succeeded":
+        raise RunFailed(f"run {ended.id} {ended.state}: {ended.error or ended.step}")
+    return ended
+
+
+def _watch(run: Run, registry: Registry, settings: Settings) -> Run:
+    title = " ".join(filter(None, [run.kind, run.domain]))
     looked_at, lost_since = 0.0, None
     with _bar() as bar:
         task = bar.add_task(f"{title}: waiting for the worker", total=1.0)
@@ -124,9 +147,9 @@ def watch(run: Run, *, registry: Registry, settings: Settings) -> Run:
                 continue
             looked_at = time.monotonic()
             state = prefect_client.state(run.flow_run_id, api_url=settings.prefect_url)
-            # A crashed run is started again by the stack: only one that stays ended is lost.
+            # The supervisor starts a crashed run again: only one that stays ended is lost.
             lost_since = (lost_since or looked_at) if state.final else None
-            if lost_since is not None and looked_at - lost_since > RESUME_PATIENCE_S:
+            if lost_since is not None and looked_at - lost_since > RESUME_LIMIT_S:
                 raise Unavailable(
                     f"Prefect says {state.name}: {state.message or 'no reason'}; run {run.id} did not end"
                 )
@@ -135,26 +158,11 @@ def watch(run: Run, *, registry: Registry, settings: Settings) -> Run:
     return run
 
 
-def error_line(error: BaseException) -> str:
-    """One line that names the field, the file and the line where they are known."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        return f"{error.title}: {field}: {first['msg']}"
-    message = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror or message}"
-    details = getattr(error, "details", None) or {}
-    known = [f"{key} {details[key]}" for key in ("field", "file", "line") if key in details]
-    absent = [piece for piece in known if piece.split(" ", 1)[1] not in message]
-    return message + (f" ({', '.join(absent)})" if absent else "")
-
-
 def domain_metrics(measured: Mapping[str, Any]) -> None:
-    """What a shared model is worth on each domain's held-out events, beside the plain rows."""
+    """A shared model's metrics on each domain's held-out events, with the plain rows for comparison."""
     for domain, found in measured.items():
         if "note" in found:
-            console.print(f"{domain}: {found['note']}", highlight=False, markup=False)
+            say(f"{domain}: {found['note']}")
     compared = {domain: found for domain, found in measured.items() if "rows" in found}
     if not compared:
         return
@@ -173,7 +181,7 @@ def domain_metrics(measured: Mapping[str, Any]) -> None:
 
 
 def ingest_report(report: Any) -> None:
-    """Rows read, added, seen before and set aside, with the reasons."""
+    """Rows read, added, already known and set aside, with the reasons."""
     console.print(
         f"{report.rows_read:,} rows read: {report.rows_added:,} added, {report.rows_duplicate:,} known already, "
         f"{report.rows_quarantined:,} set aside",
@@ -181,24 +189,21 @@ def ingest_report(report: Any) -> None:
     )
     if report.rows_quarantined:
         for reason, count in sorted(report.reasons.items(), key=lambda pair: -pair[1]):
-            console.print(f"  {count:,} x {reason}", highlight=False, markup=False)
-        console.print(f"  each with its file and line in {report.quarantine}", highlight=False, markup=False)
+            say(f"  {count:,} x {reason}")
+        say(f"  each with its file and line in {report.quarantine}")
 
 
 def readiness(domain: str, found: Any) -> None:
-    """What a domain lacks, and what was noticed."""
-    if found.missing:
-        console.print(f"[bold]{domain} is not ready:[/bold]")
-    else:
-        console.print(f"[bold]{domain} is ready to launch[/bold]")
+    """What a domain lacks, and other remarks on its data."""
+    console.print(f"[bold]{domain} is {'not ready:' if found.missing else 'ready to launch'}[/bold]")
     for line in found.missing:
-        console.print(f"  missing: {line}", highlight=False, markup=False)
+        say(f"  missing: {line}")
     for line in found.notes:
-        console.print(f"  {line}", highlight=False, markup=False)
+        say(f"  {line}")
 
 
 def preview(domain: str, found: Mapping[str, Any]) -> None:
-    """What short runs say of the sources and of the data still needed."""
+    """What a preview found of the sources and of the data still needed."""
     metric = found["metric"]
     table(
         f"{domain}: drop in {metric} that each source brings, on {found['judged_users']:,} users and "
@@ -210,7 +215,7 @@ def preview(domain: str, found: Mapping[str, Any]) -> None:
         ),
         numeric=["alone", "beside the others"],
     )
-    console.print(f"all of them together: {_interval(found['together'], signed=True)}", highlight=False, markup=False)
+    say(f"all of them together: {_interval(found['together'], signed=True)}")
     errors_at = found["curve"]["errors"]
     table(
         f"{metric} on growing shares of its rows",
@@ -226,22 +231,22 @@ def preview(domain: str, found: Mapping[str, Any]) -> None:
         low, rows, high = (needed_rows(needed[part], fewest) for part in ("low", "rows", "high"))
         said = f"{rows} (95 %: {low} to {high})"
         name = ROW_NAMES.get(baseline, baseline)
-        console.print(f"ahead of {name} with {said} rows", highlight=False, markup=False)
+        say(f"ahead of {name} with {said} rows")
     test = found["backtest"]
     if test["of"]:
         line = f"forecasts from the smaller shares: the interval held {test['held']} of {test['of']} times"
-        console.print(line, highlight=False, markup=False)
+        say(line)
 
 
 def needed_rows(rows: float | None, fewest: float) -> str:
-    """A forecast number of rows; None is beyond a hundred times what there is, the fewest tried is that or less."""
+    """A forecast number of rows: None is over a hundred times what there is, ``fewest`` is the smallest share tried."""
     if rows is None:
         return "out of reach"
     return f"{rows:,.0f}" + (" or fewer" if rows <= fewest else "")
 
 
 def ranking(answer: Mapping[str, Any]) -> None:
-    """A ranking as the service gave it."""
+    """A ranking as the service returned it."""
     table(
         f"{answer['domain']}: {answer['served_by'].replace('_', '-')}, version {(answer['model_version'] or '-')[:12]}"
         f", {answer['took_ms']:.1f} ms",

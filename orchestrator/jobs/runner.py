@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import socket
-import traceback
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 import psutil
 
 from domains.registry.registry import Registry, Run
+from orchestrator.errors import as_line
 from orchestrator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -92,12 +92,16 @@ class Step:
     share: float = 1.0
 
 
-def execute(
-    steps: Sequence[Step],
-    context: RunContext,
-    *,
-    call: Callable[[Step, RunContext], None] = lambda step, context: step.work(context),
-) -> Run:
+Call = Callable[[Step, RunContext], None]
+"""Calls one step of a run."""
+
+
+def call_directly(step: Step, context: RunContext) -> None:
+    """Call a step as it is."""
+    step.work(context)
+
+
+def execute(steps: Sequence[Step], context: RunContext, *, call: Call = call_directly) -> Run:
     """Drive a run to its end and record it; ``call`` lets Prefect wrap each step in a task.
 
     Raises:
@@ -122,7 +126,7 @@ def execute(
         registry.finish_run(
             context.run_id,
             state="cancelled" if cancelled else "failed",
-            error="".join(traceback.format_exception_only(error)).strip(),
+            error=as_line(error),
         )
         raise
     return registry.finish_run(context.run_id, state="succeeded", result=context.read("result") or {})

@@ -40,7 +40,7 @@ def main() -> None:
     with joined(settings.device) as peers:
         try:
             train_shared.train_here(context, peers=peers, on_progress=_tell_progress if peers.leads else None)
-        except (ValueError, ArithmeticError) as fault:
+        except ValueError as fault:
             # Bad data or a loss that is no number: every process meets it, and would again.
             if peers.leads:
                 _tell({"fault": f"{type(fault).__name__}: {fault}"})

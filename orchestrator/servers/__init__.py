@@ -1,1 +1,1 @@
-"""Which servers run, and their supervisor."""
+"""The servers of one machine: the plan, what runs, and the supervisor."""

@@ -1,4 +1,4 @@
-"""Which servers make up a stack: how each is started, where it answers, and in what environment it lives."""
+"""Which servers there are: how each is started, at what address it answers, and its environment."""
 
 from __future__ import annotations
 
@@ -14,36 +14,32 @@ from pathlib import Path
 import httpx
 
 from orchestrator import prefect_client
-from orchestrator.errors import Unavailable
+from orchestrator.errors import ServersUnavailable, Unavailable
 from orchestrator.settings import Settings
-
-
-class StackFault(Unavailable):
-    """The servers cannot be started, or one of them does not come up."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """How to start one server and how to see that it is well."""
+    """How to start one server and how to check its health."""
 
     name: str
     command: tuple[str, ...]
     health_url: str = ""
-    """Answers 200 when the server is well."""
+    """Answers 200 when the server is healthy."""
     check: Callable[[], bool] = lambda: True
-    """What else must hold."""
+    """What else must hold for it to be healthy."""
     port: int | None = None
     port_setting: str = ""
     address: str = ""
-    """What a person opens, if anything."""
+    """The address that a person opens, if there is one."""
 
     def healthy(self) -> bool:
-        """Whether it is well now."""
+        """Whether it is healthy now."""
         return (not self.health_url or answers(self.health_url)) and self.check()
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Environment of every server: where Graft runs, nobody called home, one thread a process."""
+    """Environment of every server: these settings, no usage statistics, and one thread per process unless set."""
     home = settings.home.absolute()
     return {
         **os.environ,
@@ -56,7 +52,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "orchestrator,domains,models,feature_repo",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-        # How long a started run waits for a worker to ask: the default of 10 s is most of a short run.
+        # How often the worker asks for runs: with the default of 10 s a short run would mostly wait.
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_CLI_PROMPT": "false",
         "DO_NOT_TRACK": "1",
@@ -73,7 +69,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def servers(settings: Settings, *, ui: bool = True) -> list[Server]:
-    """The servers of a stack in the order in which they start; an outside Prefect server is not among them."""
+    """The servers in the order in which they start; without Prefect's if the settings name an outside one."""
     host, python = settings.bind_host, sys.executable
     planned = []
     if not settings.prefect_api_url:
@@ -129,10 +125,10 @@ def servers(settings: Settings, *, ui: bool = True) -> list[Server]:
 
 
 def refuse_busy_ports(plan: list[Server], settings: Settings) -> None:
-    """Look at every port before anything starts.
+    """Check every port before anything starts.
 
     Raises:
-        StackFault: one is taken; names the port, the server and the setting that moves it.
+        ServersUnavailable: one is taken; the message names the port, the server and the setting that changes it.
     """
     for server in plan:
         if server.port is None:
@@ -143,14 +139,14 @@ def refuse_busy_ports(plan: list[Server], settings: Settings) -> None:
                 probe.bind((settings.bind_host, server.port))
             except OSError as fault:
                 variable = f"GRAFT_{server.port_setting.upper()}"
-                raise StackFault(
+                raise ServersUnavailable(
                     f"port {server.port} for the {server.name} is taken on {settings.bind_host}; free it or choose "
                     f"another with the setting {server.port_setting} ({variable}={server.port + 1} graft up)"
                 ) from fault
 
 
 def answers(url: str) -> bool:
-    """Whether something at the address says that it is well."""
+    """Whether a server at the address says that it is healthy."""
     return _quietly(lambda: httpx.get(url, timeout=2.0, trust_env=False).status_code == 200)
 
 
@@ -164,5 +160,5 @@ def _quietly(check: Callable[[], bool]) -> bool:
 def _ui_script() -> Path:
     found = importlib.util.find_spec("ui")
     if found is None or found.origin is None:
-        raise StackFault("the package ui is not installed; start with --no-ui")
+        raise ServersUnavailable("the package ui is not installed; start with --no-ui")
     return Path(found.origin).with_name("app.py")

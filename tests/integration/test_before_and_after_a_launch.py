@@ -45,7 +45,7 @@ def test_a_preview_values_every_source_and_forecasts_before_anything_is_trained(
     """It needs no shared model, judges no cold user of a launch, and is read again from its run."""
     settings, registry = market
     assert use_cases.latest_preview("live", registry=registry) is None
-    found = use_cases.preview("live", registry=registry, settings=settings, by="test", **SMALLEST)
+    found = use_cases.run("preview", "live", params=SMALLEST, registry=registry, settings=settings, by="test").result
     assert registry.live("live") is None
     assert [source["name"] for source in found["sources"]] == ["video", "shop"]
     for source in found["sources"]:
@@ -70,7 +70,7 @@ def test_a_preview_of_too_little_says_so(market):
     spec = registry.domain("live").spec.model_dump(mode="json")
     use_cases.register(DomainSpec.from_mapping({**spec, "name": "nothing-yet"}), registry=registry, by="test")
     with pytest.raises(NotEnoughData, match="nothing-yet"):
-        use_cases.preview("nothing-yet", registry=registry, settings=settings, by="test")
+        use_cases.run("preview", "nothing-yet", registry=registry, settings=settings, by="test")
 
 
 def test_several_seeds_are_told_and_the_first_is_offered(market, launched):

@@ -163,10 +163,16 @@ def losses(settings: Settings, run_id: str, **recipe: object) -> tuple[str, dict
             seen[detail["steps"]] = detail["loss"]
 
     registry = Registry(settings.registry_url)
-    version = use_cases.train_shared(
-        registry=registry, settings=settings, by="test", run_id=run_id, on_progress=watch, **QUICK, **recipe
+    run = use_cases.run(
+        "train-shared",
+        params={**QUICK, **recipe},
+        registry=registry,
+        settings=settings,
+        by="test",
+        run_id=run_id,
+        on_progress=watch,
     )
-    return version.id, seen
+    return run.result["version"], seen
 
 
 @pytest.fixture(scope="module")

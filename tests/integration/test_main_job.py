@@ -38,10 +38,7 @@ QUICK = {"epochs": 1, "fine_tune_epochs": 2, "width": 8, "lifelong": 20, "batch_
 
 def a_workplace(home: Path) -> tuple[Settings, Registry]:
     settings = Settings(home=home)
-    home.mkdir(parents=True, exist_ok=True)
-    registry = Registry(settings.registry_url)
-    registry.migrate()
-    return settings, registry
+    return settings, use_cases.open_registry(settings)
 
 
 def fill(settings: Settings, registry: Registry, **config) -> None:
@@ -67,7 +64,7 @@ def fill(settings: Settings, registry: Registry, **config) -> None:
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """A tiny marketplace whose domain "live" was launched on a shared model that never saw it."""
+    """A tiny marketplace whose domain "live" was launched on a shared model that was trained without it."""
     settings, registry = a_workplace(tmp_path_factory.mktemp("launched"))
     fill(settings, registry, size="tiny")
     backbone = use_cases.train_shared(registry=registry, settings=settings, by="test", leave_out=["live"], **QUICK)
@@ -115,7 +112,7 @@ def test_a_version_of_another_domain_cannot_be_promoted(launched):
 
 
 def test_a_contrastive_weight_puts_the_contrast_into_training(launched):
-    """The recipe's weight is not a word without effect: the network carries CRP, and learns other weights with it."""
+    """The recipe's weight takes effect: the network holds CRP's encoders, and learns other weights with it."""
     settings, registry, *_ = launched
     workspace = Workspace(settings, tuple(registry.domains()))
     trained = [
@@ -145,7 +142,7 @@ def test_promotion_refuses_what_the_gate_held_back_and_says_why(launched):
 
 
 def test_a_retrain_goes_live_by_itself_when_its_gate_lets_it_pass_and_not_otherwise(launched):
-    """A schedule has nobody to press the button: the gate decides."""
+    """Nobody is there to promote after a scheduled run: the gate decides."""
     settings, registry, *_ = launched
     for name in ("reading", "grocery"):
         before = registry.live(name).version_id
@@ -223,7 +220,7 @@ KILLED = """
     import sys
     from pathlib import Path
     from domains.registry.registry import Registry
-    from orchestrator import fitting, use_cases
+    from orchestrator import use_cases
     from orchestrator.settings import Settings
 
     settings = Settings(home=Path(sys.argv[1]))

@@ -58,7 +58,7 @@ def market(tmp_path_factory) -> tuple[Settings, Registry]:
 def test_a_preview_of_ratings_values_sources_by_their_rmse_and_says_how_often_it_held(market, capsys):
     """Users who are generous with books are so with music: the source is worth borrowing from from."""
     settings, registry = market
-    found = use_cases.preview("music", registry=registry, settings=settings, by="test", **SMALLEST)
+    found = use_cases.run("preview", "music", params=SMALLEST, registry=registry, settings=settings, by="test").result
     assert (found["task"], found["metric"]) == ("rating", "rmse")
     (books,) = found["sources"]
     assert books["alone"]["value"] > 0

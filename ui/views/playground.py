@@ -11,6 +11,7 @@ import streamlit as st
 
 from domains.registry.records import Domain
 from orchestrator import use_cases
+from orchestrator.data.sample_users import recent_events, sample_users
 from ui import session
 from ui.components import errors, layout, navigation, wording
 
@@ -211,12 +212,12 @@ def _about(features: dict[str, Any]) -> str:
 
 @session.cached
 def _sample_users(domain: str, home: session.Home) -> list[dict[str, Any]]:
-    return use_cases.sample_users(domain, settings=home.settings, registry=home.registry)
+    return sample_users(domain, settings=home.settings)
 
 
 @session.cached
 def _recent_events(user_id: str, home: session.Home) -> list[dict[str, Any]]:
-    return use_cases.recent_events(user_id, settings=home.settings, registry=home.registry, most=MOST_EVENTS)
+    return recent_events(user_id, settings=home.settings, registry=home.registry, most=MOST_EVENTS)
 
 
 show()

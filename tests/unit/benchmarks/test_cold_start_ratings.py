@@ -30,8 +30,8 @@ def out(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def case(data, out):
-    return ratings.open_case(data, out, SETTING, 0)
+def task(data, out):
+    return ratings.open_task(data, out, SETTING, 0)
 
 
 def test_settings_are_offered_where_their_files_lie(data, tmp_path):
@@ -42,9 +42,9 @@ def test_settings_are_offered_where_their_files_lie(data, tmp_path):
         ratings.offered(tmp_path, ratings.SETTINGS, ratings.pair_of)
 
 
-def test_cold_users_are_hidden_and_questions_are_bare(case):
-    """No target row of a test user teaches or chooses; the questions hold no label; the source shows all of it."""
-    given = case.given
+def test_cold_users_are_hidden_and_queries_are_bare(task):
+    """No target row of a test user teaches or chooses; the queries hold no label; the source shows all of it."""
+    given = task.given
     cold, held = set(given.asked.user), set(given.validation.user)
     assert cold
     assert held
@@ -53,21 +53,21 @@ def test_cold_users_are_hidden_and_questions_are_bare(case):
     assert np.isnan(given.asked.label).all()
     assert np.isnan(given.asked.value).all()
     assert len(given.source) + len(given.source_validation) == REVIEWS
-    assert len(given.known) + len(given.validation) + len(case.label) == REVIEWS
+    assert len(given.known) + len(given.validation) + len(task.label) == REVIEWS
     assert cold <= set(given.source.user) | set(given.source_validation.user)
 
 
 def test_in_time_everything_learnt_from_lies_before_what_is_asked(data, out):
     """The timed setting tests the last rows and lends no later source row."""
-    given = ratings.open_case(data, out, "amazon-movies-to-cds-timed-50", 0).given
+    given = ratings.open_task(data, out, "amazon-movies-to-cds-timed-50", 0).given
     first = given.asked.time_us.min()
     for rows in (given.known, given.validation, given.source, given.source_validation):
         assert rows.time_us.max() < first
 
 
-def test_bridges_read_the_same_likes_from_less(case):
+def test_bridges_read_the_same_likes_from_less(task):
     """Batches that keep the latest likes alone say what the whole history says of them."""
-    given = case.given
+    given = task.given
     rows = given.known.take(np.arange(100))
     whole = given.bridges.batch_builder.batch(rows, 1)
     kept = next(Ready(given.bridges, rows, 1, size=100, seed=0, shuffle=False).batches(0))
@@ -77,10 +77,10 @@ def test_bridges_read_the_same_likes_from_less(case):
     assert torch.equal(items * found, wanted * real)
 
 
-def test_the_tuned_bias_is_the_best_of_all_that_were_tried(case):
+def test_the_tuned_bias_is_the_best_of_all_that_were_tried(task):
     """Shared refits give what each pair of smoothings gives by itself."""
-    given = case.given
-    found = ratings.tuned_bias(case, 0)[ratings.TUNED]
+    given = task.given
+    found = ratings.tuned_bias(task, 0)[ratings.TUNED]
     lent = Rows.of(given.source.user, given.source.item, given.source.label)
     held, errors = given.validation, {}
     for smoothing in ratings.SMOOTHINGS:
@@ -93,7 +93,7 @@ def test_the_tuned_bias_is_the_best_of_all_that_were_tried(case):
     assert errors[found.detail["smoothing"], found.detail["source_ridge"]] == min(errors.values())
 
 
-def test_every_row_answers_and_a_second_run_trains_nothing(data, out, monkeypatch, case):
+def test_every_row_answers_and_a_second_run_trains_nothing(data, out, monkeypatch, task):
     """The whole table on the original format: all rows there, the mapped bias below the item mean, then resumed."""
     recipe = Recipe(task="rating", lifelong=20, epochs=1, fine_tune_epochs=1, width=8)
     monkeypatch.setattr(ratings, "EPOCHS", 1)
@@ -105,14 +105,14 @@ def test_every_row_answers_and_a_second_run_trains_nothing(data, out, monkeypatc
     errors = {name: table.values(SETTING, name, "rmse")[0] for name in names}
     assert errors[ratings.BASELINE] < errors["item mean"]
     assert errors[ratings.ADAPTER] < errors["item mean"]
-    assert ratings.FACTS in (out / "cold-start-ratings.md").read_text()
+    assert ratings.WIDE_PART in (out / "cold-start-ratings.md").read_text()
 
     def refuse(*_):
-        raise AssertionError("a cell was trained again")
+        raise AssertionError("a result was trained again")
 
     ready = [replace(method, fit=refuse) for method in ratings.methods(recipe)]
     monkeypatch.setattr(ratings, "methods", lambda recipe: ready)
-    before = (out / "cells.jsonl").read_bytes()
+    before = (out / "results.jsonl").read_bytes()
     ratings.measure(data, out, settings=[SETTING], seeds=1, recipe=recipe)
-    assert (out / "cells.jsonl").read_bytes() == before
+    assert (out / "results.jsonl").read_bytes() == before
     assert all(isinstance(one, Method) for one in ready)

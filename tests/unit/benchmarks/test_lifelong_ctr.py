@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks.item_vectors import item_vectors
-from benchmarks.lifelong_ctr import FOLDER, Given, before, measure, methods, open_case, prepare
+from benchmarks.lifelong_ctr import FOLDER, Given, before, measure, methods, open_task, prepare
 from benchmarks.lifelong_networks import networks
 from benchmarks.logged_clicks import DAY_US, TAUGHT_DAYS, cut
-from benchmarks.results_table import Case
+from benchmarks.results_table import Task
 from benchmarks.sampled_negatives import NEVER, TESTED, draw
 from domains.errors import InvalidData
 from models.baselines import LIFELONG, SELF_SUPERVISED
@@ -45,8 +45,8 @@ def workspace(made: Path) -> Workspace:
 
 
 @pytest.fixture(scope="module")
-def case(workspace: Workspace) -> Case:
-    return open_case(workspace, "matched", 0, people=40)
+def task(workspace: Workspace) -> Task:
+    return open_task(workspace, "matched", 0, people=40)
 
 
 def steps(users: int, each: int, items: int) -> Examples:
@@ -116,9 +116,9 @@ def test_item_vectors_lie_near_where_the_same_people_took_both() -> None:
     assert near.mean() > (vectors[:10] @ vectors[10:20].T).mean() + 0.5
 
 
-def test_a_case_tells_no_answers_and_nothing_of_the_future(case: Case) -> None:
+def test_a_case_tells_no_answers_and_nothing_of_the_future(task: Task) -> None:
     """Asked rows have no label, come after all that teaches of their user, and see what lies before them."""
-    given: Given = case.given
+    given: Given = task.given
     assert np.isnan(given.asked.label).all()
     assert not given.asked.value.any()
     assert given.asked.offset.max() == 0
@@ -159,21 +159,21 @@ def test_a_stopped_table_goes_on_and_judges_every_kind_of_row(made: Path, worksp
     rows = ["co-occurrence", "item vectors alone", "both + CRP", "LCN + CRP, w/o LAP", "SIM Soft + CRP", "LCN + CLRec"]
     out = made / "out"
     table = measure(made, out, seeds=1, models=rows, people=40)
-    assert {cell.model for cell in table.cells()} == set(rows)
-    assert all(0 <= cell.metrics["auc"] <= 1 for cell in table.cells())
-    before = (out / "cells.jsonl").read_bytes()
+    assert {result.model for result in table.results()} == set(rows)
+    assert all(0 <= result.metrics["auc"] <= 1 for result in table.results())
+    before = (out / "results.jsonl").read_bytes()
     measure(made, out, seeds=1, models=rows, people=40)
-    assert (out / "cells.jsonl").read_bytes() == before
+    assert (out / "results.jsonl").read_bytes() == before
     page = (out / "lifelong-ctr.md").read_text()
     assert "both + CRP" in page
     assert "Consistency" in page
 
 
-def test_networks_start_from_the_given_vectors(case: Case) -> None:
+def test_networks_start_from_the_given_vectors(task: Task) -> None:
     """Ours and a baseline alike."""
     from benchmarks.lifelong_networks import built
 
-    school = case.given.school
+    school = task.given.school
     own = school.lessons.encoder.source_rows_total
     known = np.abs(school.vectors).sum(1) > 0
     ranker = built(networks()["dacdr+lcn"], school, school.recipe)
@@ -235,7 +235,7 @@ def test_original_impressions_fill_the_same_table(tmp_path: Path) -> None:
     rows = ["popularity", "item vectors alone", "dacdr+lcn", "TWIN"]
     table = measure(tmp_path, tmp_path / "out", settings=["taobao-ads"], seeds=1, models=rows)
     assert table.settings() == ["taobao-ads"]
-    assert {cell.model for cell in table.cells()} == set(rows)
-    assert all(0 <= cell.metrics["auc"] <= 1 for cell in table.cells())
+    assert {result.model for result in table.results()} == set(rows)
+    assert all(0 <= result.metrics["auc"] <= 1 for result in table.results())
     with pytest.raises(InvalidData, match="log_standard"):
         measure(tmp_path, tmp_path / "out", settings=["kuairand"], seeds=1)

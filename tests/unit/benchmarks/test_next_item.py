@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import next_item, ranking_facts, results_page
+from benchmarks import next_item, ranking_features, results_page
 from benchmarks.next_item import Sizes, Training, case_of
-from benchmarks.ranking_facts import Counts, facts, others_facts, weigh
+from benchmarks.ranking_features import Counts, features, others_features, weigh
 from benchmarks.ranking_network import Bins, Lists, Reach, answers, batch_of, new_network
-from benchmarks.ranking_questions import DAY_US, TEST, TRAIN, VALIDATION, Log, Market, ask, food_kitchen, game_video
-from benchmarks.results_table import Case, Method, Scored, Table, run
+from benchmarks.ranking_queries import DAY_US, TEST, TRAIN, VALIDATION, Log, Market, ask, food_kitchen, game_video
+from benchmarks.results_table import Method, Scored, Table, Task, run
 from models.ranking_metrics import rank_counts, reciprocal_rank
 
 USERS, ITEMS = 60, 40  # items of each domain
@@ -19,7 +19,7 @@ SMALL = Sizes(test=60, validation=60, training=200, test_negatives=19, validatio
 
 
 def written(folder, seed: int = 0):
-    """Food and kitchen files in their public form: a user's items all come from his half of each domain."""
+    """Food and kitchen files in their public form: a user's items all come from their half of each domain."""
     chance = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     names = {f"F{i}": [i, 0] for i in range(1, ITEMS + 1)} | {f"K{i}": [ITEMS + i, 1] for i in range(1, ITEMS + 1)}
@@ -48,7 +48,7 @@ def market(tmp_path_factory) -> Market:
 
 
 @pytest.fixture(scope="module")
-def case(market):
+def task(market):
     return case_of(market, 0, SMALL)
 
 
@@ -71,30 +71,30 @@ def test_events_of_one_day_stand_in_drawn_order_and_keep_their_day(tmp_path):
     assert days[0] == days[1]
 
 
-def test_no_test_event_is_given_to_models(case, market):
+def test_no_test_event_is_given_to_models(task, market):
     """Neither among what is known, nor in any history, and the right one stands in no fixed place."""
-    given, log = case.given, market.log
+    given, log = task.given, market.log
     asked = {(u, i) for u, i, r in zip(log.user, log.item, log.role, strict=True) if r == TEST}
     for seen in (given.known, given.training.seen, given.validation.seen, given.asked.seen):
         assert not asked & set(zip(seen.user.tolist(), seen.item.tolist(), strict=True))
-    assert len(np.unique(case.label)) > SMALL.test_negatives // 2
-    right = np.take_along_axis(given.asked.candidates, case.label[:, None], 1)[:, 0]
+    assert len(np.unique(task.label)) > SMALL.test_negatives // 2
+    right = np.take_along_axis(given.asked.candidates, task.label[:, None], 1)[:, 0]
     assert {(u, i) for u, i in zip(given.asked.user, right, strict=True)} <= asked
 
 
-def test_who_chooses_teaches_nothing(case):
+def test_who_chooses_teaches_nothing(task):
     """Users are apart, and what they are asked for is not among what is counted or seen."""
-    given = case.given
+    given = task.given
     assert not set(given.training.user.tolist()) & set(given.validation.user.tolist())
-    for questions in (given.training, given.validation):
-        shown = set(zip(questions.seen.user.tolist(), questions.seen.item.tolist(), strict=True))
-        assert not shown & set(zip(questions.user.tolist(), questions.candidates[:, 0].tolist(), strict=True))
+    for queries in (given.training, given.validation):
+        shown = set(zip(queries.seen.user.tolist(), queries.seen.item.tolist(), strict=True))
+        assert not shown & set(zip(queries.user.tolist(), queries.candidates[:, 0].tolist(), strict=True))
 
 
-def test_wrong_candidates_are_of_the_domain_and_strangers_to_the_user(case, market):
-    given = case.given
+def test_wrong_candidates_are_of_the_domain_and_strangers_to_the_user(task, market):
+    given = task.given
     mine = {user: set(market.log.item[market.log.user == user].tolist()) for user in range(USERS)}
-    right = np.take_along_axis(given.asked.candidates, case.label[:, None], 1)[:, 0]
+    right = np.take_along_axis(given.asked.candidates, task.label[:, None], 1)[:, 0]
     for user, domain, row, answer in zip(
         given.asked.user, given.asked.domain, given.asked.candidates, right, strict=True
     ):
@@ -103,60 +103,60 @@ def test_wrong_candidates_are_of_the_domain_and_strangers_to_the_user(case, mark
         assert mine[user] & set(row.tolist()) == {answer}
 
 
-def test_a_history_holds_what_came_before_and_nothing_else(case):
-    given = case.given
-    for questions in (given.training, given.validation, given.asked):
-        seen = questions.seen
-        for q in range(len(questions)):
-            mine = np.flatnonzero((seen.user == questions.user[q]) & (seen.time_us < questions.now_us[q]))
-            assert mine.tolist() == list(range(questions.start[q], questions.stop[q]))
+def test_a_history_holds_what_came_before_and_nothing_else(task):
+    given = task.given
+    for queries in (given.training, given.validation, given.asked):
+        seen = queries.seen
+        for q in range(len(queries)):
+            mine = np.flatnonzero((seen.user == queries.user[q]) & (seen.time_us < queries.now_us[q]))
+            assert mine.tolist() == list(range(queries.start[q], queries.stop[q]))
 
 
-def test_facts_of_a_training_question_do_not_know_its_own_answer(market):
-    """Two people who share all they have, and nobody beside them: each one's facts come from the other alone."""
+def test_features_of_a_training_query_do_not_know_its_own_answer(market):
+    """Two people who share all they have, and nobody beside them: each one's features come from the other alone."""
     log = Log(
         np.repeat([0, 1], 4), np.array([1, 2, 41, 42, 1, 3, 41, 43]), np.tile(np.arange(1, 5) * DAY_US, 2),
         np.array([0, 0, 1, 1, 0, 0, 1, 1]), np.zeros(8, np.int64),
     )  # fmt: skip
-    questions = ask(market, log, log.take(np.array([1, 5])), 3, np.random.default_rng(0), log)
+    queries = ask(market, log, log.take(np.array([1, 5])), negatives=3, random=np.random.default_rng(0), known=log)
     for seed in range(20):
         fold = np.random.default_rng(seed).integers(0, 2, 2)
         if fold[0] != fold[1]:
             break
     options = {"timed": True, "width": 2, "seed": seed}
-    found = others_facts(questions, log, len(market.domain_of), folds=2, **options)
-    names = ranking_facts.names(timed=True, titled=False)
+    found = others_features(queries, log, len(market.domain_of), folds=2, **options)
+    names = ranking_features.names(timed=True, titled=False)
     assert found.shape == (2, 4, len(names))
     assert (found[:, 0, names.index("together, own")] == 0).all()
     assert (found[:, 0, names.index("popularity")] == 0).all()
-    leaky = facts(questions, Counts.of(log, len(market.domain_of), **options))
+    leaky = features(queries, Counts.of(log, len(market.domain_of), **options))
     assert (leaky[:, 0, names.index("together, own")] > 0).all()
 
 
-def test_what_was_met_lately_ends_before_the_day_of_the_question(market):
+def test_what_was_met_lately_ends_before_the_day_of_the_query(market):
     """Events of the same day and after it are not counted."""
     times = np.array([1, 5, 5, 9]) * DAY_US + 1_000_000
     log = Log(np.arange(4), np.full(4, 7), times, np.zeros(4, np.int64), np.zeros(4, np.int64))
     about = Log(np.array([0]), np.array([7]), np.array([5 * DAY_US + 5_000_000]), np.array([0]), np.array([0]))
-    questions = ask(market, log, about, 3, np.random.default_rng(0), about)
+    queries = ask(market, log, about, negatives=3, random=np.random.default_rng(0), known=about)
     counts = Counts.of(log, len(market.domain_of), timed=True, width=2, seed=0)
-    names = ranking_facts.names(timed=True, titled=False)
-    found = facts(questions, counts)[0, 0]
+    names = ranking_features.names(timed=True, titled=False)
+    found = features(queries, counts)[0, 0]
     assert found[names.index("before")] == pytest.approx(np.log(2))
     assert found[names.index("popularity")] == pytest.approx(np.log(5))
 
 
-def test_weighed_facts_find_the_half_that_a_user_buys_from(case):
+def test_weighed_features_find_the_half_that_a_user_buys_from(task):
     """Far better than chance on what the made market holds, and never told by the order of candidates."""
-    given = case.given
-    weights = weigh(given.training_facts, given.training.domain)
-    placed = rank_counts(weights.score(given.asked_facts, given.asked.domain), case.label)
+    given = task.given
+    weights = weigh(given.training_features, given.training.domain)
+    placed = rank_counts(weights.score(given.asked_features, given.asked.domain), task.label)
     chance = reciprocal_rank(rank_counts(np.zeros((1, SMALL.test_negatives + 1)), np.zeros(1, int)))[0]
     assert reciprocal_rank(placed).mean() > 1.3 * chance
 
 
-def test_rows_of_a_question_share_a_history_and_their_own_domain_stands_apart(case):
-    given = case.given
+def test_rows_of_a_query_share_a_history_and_their_own_domain_stands_apart(task):
+    given = task.given
     some = given.training.take(np.arange(6))
     nothing = np.zeros((*some.candidates.shape, 0), np.int64)
     batch = batch_of(Lists(some, np.zeros(some.candidates.shape, np.float32), nothing), Reach(lifelong=6, short=3))
@@ -174,8 +174,8 @@ def test_rows_of_a_question_share_a_history_and_their_own_domain_stands_apart(ca
         assert shown == some.seen.item[some.start[row] : some.stop[row]][-6:].tolist()
 
 
-def test_the_network_orders_the_first_and_the_others_keep_their_order_behind(case):
-    given = case.given
+def test_the_network_orders_the_first_and_the_others_keep_their_order_behind(task):
+    given = task.given
     prior = np.random.default_rng(0).normal(size=given.asked.candidates.shape).astype(np.float32)
     lists = Lists(given.asked, prior, np.zeros((*prior.shape, 0), np.int64))
     ranker = new_network(given.items, (), {"architecture": "dacdr", "width": 8}, 0)
@@ -186,24 +186,24 @@ def test_the_network_orders_the_first_and_the_others_keep_their_order_behind(cas
     assert (np.diff(np.take_along_axis(score, behind, 1), axis=1) < 0).all()
 
 
-def test_lists_that_are_learnt_from_hold_the_best_where_the_right_one_is_among_them(case):
-    given = case.given
+def test_lists_that_are_learnt_from_hold_the_best_where_the_right_one_is_among_them(task):
+    given = task.given
     prior = np.random.default_rng(0).normal(size=given.training.candidates.shape).astype(np.float32)
     lists = Lists(given.training, prior, np.zeros((*prior.shape, 0), np.int64))
     kept = lists.contested(4)
     best = np.sort(np.argsort(-prior, 1)[:, :4], 1)
     among = (best == 0).any(1)
-    assert (kept.questions.candidates[:, 0] == given.training.candidates[among, 0]).all()
+    assert (kept.queries.candidates[:, 0] == given.training.candidates[among, 0]).all()
     assert (np.sort(kept.offset, 1) == np.sort(np.take_along_axis(prior, best, 1), 1)[among]).all()
-    assert 0 < len(kept.questions) < len(lists.questions)
+    assert 0 < len(kept.queries) < len(lists.queries)
 
 
-def test_a_ranker_with_no_level_of_the_pyramid_still_reads_short_histories(case):
+def test_a_ranker_with_no_level_of_the_pyramid_still_reads_short_histories(task):
     """The ablation without LAP."""
-    some = case.given.training.take(np.arange(4))
+    some = task.given.training.take(np.arange(4))
     nothing = np.zeros((*some.candidates.shape, 0), np.int64)
     lists = Lists(some, np.zeros(some.candidates.shape, np.float32), nothing)
-    ranker = new_network(case.given.items, (), {"architecture": "lcn", "pyramid": {"levels": ()}}, 0).eval()
+    ranker = new_network(task.given.items, (), {"architecture": "lcn", "pyramid": {"levels": ()}}, 0).eval()
     assert ranker.pyramid is None
     with torch.inference_mode():
         one, three = (ranker(batch_of(lists, Reach(lifelong=8, short=short))) for short in (1, 3))
@@ -216,15 +216,15 @@ def test_a_page_has_a_column_only_for_settings_that_know_the_measure(tmp_path):
     """Two sets, each with domains of its own, in one table."""
     rng = np.random.default_rng(0)
 
-    def open_case(setting: str, seed: int) -> Case:
-        return Case(None, rng.integers(0, 5, 8), np.arange(8), segments={setting: np.arange(8) < 4})
+    def open_task(setting: str, seed: int) -> Task:
+        return Task(None, rng.integers(0, 5, 8), np.arange(8), segments={setting: np.arange(8) < 4})
 
-    def guess(case: Case, seed: int) -> dict[str, Scored]:
+    def guess(task: Task, seed: int) -> dict[str, Scored]:
         return {"guess": Scored(rng.normal(size=(8, 5)))}
 
     table = Table(tmp_path)
     row = Method(("guess",), guess)
-    run(table, settings=["one", "two"], seeds=[0, 1], methods=[row], open_case=open_case, task="ranking")
+    run(table, settings=["one", "two"], seeds=[0, 1], methods=[row], open_task=open_task, kind="ranking")
     page = results_page.markdown(table, subject="guess", measures=("one/mrr", "two/mrr"))
     assert "| model | one |" in page
     assert "| model | two |" in page
@@ -236,7 +236,7 @@ def test_bins_are_codes_from_one_on():
     bins = Bins.of(known, 5)
     codes = bins.codes(known)
     assert codes.min() >= 1
-    assert all(codes[..., fact].max() < size for fact, size in enumerate(bins.sizes))
+    assert all(codes[..., feature].max() < size for feature, size in enumerate(bins.sizes))
 
 
 def test_a_network_row_is_filled_once_and_says_what_validation_thought(market, tmp_path):
@@ -244,23 +244,23 @@ def test_a_network_row_is_filled_once_and_says_what_validation_thought(market, t
     how = Training(epochs=1, batch=32, lifelong=8, short=4, learnt=5, chosen_by=8, ordered=10, bins=3)
     opened = []
 
-    def open_case(setting: str, seed: int):
+    def open_task(setting: str, seed: int):
         opened.append(seed)
         return case_of(market, seed, SMALL, tmp_path / f"{seed}.npz")
 
     rows = [
         one
         for one in next_item.methods(how, SMALL)
-        if one.names[0] in (next_item.SUBJECT, "popularity", "network on facts alone")
+        if one.names[0] in (next_item.SUBJECT, "popularity", "network on features alone")
     ]
     for _ in range(2):
         table = Table(tmp_path / "table")
-        run(table, settings=["food-kitchen"], seeds=[0], methods=rows, open_case=open_case, task="ranking")
+        run(table, settings=["food-kitchen"], seeds=[0], methods=rows, open_task=open_task, kind="ranking")
     assert opened == [0]
-    cell = table.cell("food-kitchen", 0, next_item.SUBJECT)
-    assert cell is not None
-    assert {"Food/mrr", "Kitchen/ndcg@10", "mrr"} <= set(cell.metrics)
-    assert cell.detail["validation_mrr"] > 0
+    result = table.result("food-kitchen", 0, next_item.SUBJECT)
+    assert result is not None
+    assert {"Food/mrr", "Kitchen/ndcg@10", "mrr"} <= set(result.metrics)
+    assert result.detail["validation_mrr"] > 0
     next_item.write(table, tmp_path)
     assert "plain" not in (tmp_path / "next-item.md").read_text().split("## Cost")[1]
 
@@ -286,12 +286,12 @@ def test_cold_users_are_asked_with_the_other_domain_alone(tmp_path):
     assert len(np.unique(market.log.user)) == 4
     train = market.log.take(market.log.role == TRAIN)
     about = market.log.take((market.log.role == TEST) & (market.log.domain == 0))
-    questions = ask(market, train, about, 1, np.random.default_rng(0), market.log)
-    visible = train.take(np.arange(questions.start[0], questions.stop[0]))
+    queries = ask(market, train, about, negatives=1, random=np.random.default_rng(0), known=market.log)
+    visible = train.take(np.arange(queries.start[0], queries.stop[0]))
     assert (visible.domain == 1).all()
     assert (visible.user == about.user[0]).all()
     assert len(visible) == 2
-    assert torch.from_numpy(questions.candidates).unique().numel() == 2
+    assert torch.from_numpy(queries.candidates).unique().numel() == 2
 
 
 def test_validation_rows_of_a_cold_user_are_not_known_at_the_test():
@@ -306,5 +306,5 @@ def test_validation_rows_of_a_cold_user_are_not_known_at_the_test():
     given = case_of(market, 0, Sizes(30, 10, 10, 5, 5, 5)).given
     cold = given.known.take(given.known.user < 4)
     assert (cold.domain == 1).all()
-    for questions in (given.training, given.validation, given.asked):
-        assert not (questions.seen.domain[questions.seen.user < 4] == 0).any()
+    for queries in (given.training, given.validation, given.asked):
+        assert not (queries.seen.domain[queries.seen.user < 4] == 0).any()

@@ -1,4 +1,4 @@
-"""Benchmarks of clicks on original public files: offered where the files lie, cases without test labels."""
+"""Benchmarks of clicks on original public files: offered where the files lie, tasks without test labels."""
 
 from dataclasses import replace
 
@@ -20,10 +20,10 @@ def test_click_settings_are_offered_where_their_files_lie(amazon_reviews, tmp_pa
 
 def test_original_reviews_become_clicks_of_two_domains(amazon_reviews, tmp_path):
     """Both categories are judged, cold and warm apart; the rows asked about hold no label."""
-    case = clicks.open_case(amazon_reviews, tmp_path, "amazon-movies-and-cds", 0)
-    assert {"movies", "CDs", "movies warm", "CDs warm"} <= set(case.segments)
-    assert set(np.unique(case.label)) == {0.0, 1.0}
-    assert (case.segments["movies"] ^ case.segments["CDs"]).all()
+    task = clicks.open_task(amazon_reviews, tmp_path, "amazon-movies-and-cds", 0)
+    assert {"movies", "CDs", "movies warm", "CDs warm"} <= set(task.segments)
+    assert set(np.unique(task.label)) == {0.0, 1.0}
+    assert (task.segments["movies"] ^ task.segments["CDs"]).all()
 
 
 def test_scenes_without_times_become_domains_that_lend_alike(tmp_path, monkeypatch):
@@ -41,12 +41,12 @@ def test_scenes_without_times_become_domains_that_lend_alike(tmp_path, monkeypat
     whole = replace(PAIRS["ali-ccp-twentieth"], options={})
     monkeypatch.setitem(PAIRS, "ali-ccp-twentieth", whole)
     assert offered(tmp_path, clicks.SETTINGS, pair_of) == ["ali-ccp-twentieth"]
-    case = clicks.open_case(tmp_path, tmp_path / "out", "ali-ccp-twentieth", 0)
-    assert {f"ali-ccp-{scene} {kind}" for scene in (10, 11) for kind in ("warm", "cold")} <= set(case.segments)
-    workspace, asked = case.given.workspace, case.given.asked[0]
+    task = clicks.open_task(tmp_path, tmp_path / "out", "ali-ccp-twentieth", 0)
+    assert {f"ali-ccp-{scene} {kind}" for scene in (10, 11) for kind in ("warm", "cold")} <= set(task.segments)
+    workspace, asked = task.given.workspace, task.given.asked[0]
     encoder = workspace.fit_encoder(
-        task="ctr", slots=case.given.slots, lifelong=20, short=5, with_users=False, until_us=None
+        task="ctr", slots=task.given.slots, lifelong=20, short=5, with_users=False, until_us=None
     )
-    batch = workspace.batch_builder(encoder, case.given.slots).batch(asked, 0)
+    batch = workspace.batch_builder(encoder, task.given.slots).batch(asked, 0)
     events = int((batch.lifelong.stop - batch.lifelong.start).max())
-    assert 0 < events <= max(np.bincount(np.concatenate([rows.user for rows in case.given.known])))
+    assert 0 < events <= max(np.bincount(np.concatenate([rows.user for rows in task.given.known])))

@@ -1,4 +1,4 @@
-"""The arena: the same cases for all, nothing trained twice, nothing lost by a kill, tests that count as they say."""
+"""The arena: the same tasks for all, nothing trained twice, nothing lost by a kill, tests that count as they say."""
 
 import json
 
@@ -7,10 +7,10 @@ import pytest
 
 from benchmarks import results_page
 from benchmarks.results_table import (
-    Case,
     Method,
     Scored,
     Table,
+    Task,
     judge,
     measured,
     paired_over_seeds,
@@ -19,13 +19,13 @@ from benchmarks.results_table import (
 )
 
 
-def a_case(seed: int, rows: int = 60) -> Case:
+def a_task(seed: int, rows: int = 60) -> Task:
     chance = np.random.default_rng(seed)
-    return Case(given=seed, label=chance.uniform(1, 5, rows), user=chance.integers(0, 12, rows), bounds=(1.0, 5.0))
+    return Task(given=seed, label=chance.uniform(1, 5, rows), user=chance.integers(0, 12, rows), bounds=(1.0, 5.0))
 
 
-def open_case(setting: str, seed: int) -> Case:
-    return a_case(seed)
+def open_task(setting: str, seed: int) -> Task:
+    return a_task(seed)
 
 
 class Guesser:
@@ -36,9 +36,9 @@ class Guesser:
         self.error = error
         self.method = Method((name,), self.fit, {"error": error, **config})
 
-    def fit(self, case: Case, seed: int) -> dict[str, Scored]:
+    def fit(self, task: Task, seed: int) -> dict[str, Scored]:
         self.asked.append(seed)
-        return {self.method.names[0]: Scored(a_case(case.given).label + self.error, {"parameters": 7})}
+        return {self.method.names[0]: Scored(a_task(task.given).label + self.error, {"parameters": 7})}
 
 
 def filled(folder, *guessers: Guesser, seeds: int = 3) -> Table:
@@ -48,7 +48,7 @@ def filled(folder, *guessers: Guesser, seeds: int = 3) -> Table:
         settings=["one"],
         seeds=range(seeds),
         methods=[guesser.method for guesser in guessers],
-        open_case=open_case,
+        open_task=open_task,
     )
     return table
 
@@ -59,43 +59,43 @@ def test_a_second_run_trains_nothing_again(tmp_path):
     filled(tmp_path, guesser)
     table = filled(tmp_path, guesser)
     assert guesser.asked == [0, 1, 2]
-    assert len(table.cells()) == 3
+    assert len(table.results()) == 3
 
 
 def test_a_killed_run_continues_with_the_seed_it_died_in(tmp_path):
-    """A model that raises leaves the cells before it whole, and a half-written line is dropped."""
+    """A model that raises leaves the results before it whole, and a half-written line is dropped."""
     first, broken = Guesser("a", 0.5), Guesser("b", 0.1)
-    broken.method = Method(("b",), lambda case, seed: 1 / 0)
+    broken.method = Method(("b",), lambda task, seed: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         filled(tmp_path, first, broken)
-    with (tmp_path / "cells.jsonl").open("a") as file:
+    with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"setting": "one", "seed": 1, "mod')
     mended = Guesser("b", 0.1)
     table = filled(tmp_path, first, mended)
     assert first.asked == [0, 1, 2]
     assert mended.asked == [0, 1, 2]
-    assert len(Table(tmp_path).cells()) == len(table.cells()) == 6
+    assert len(Table(tmp_path).results()) == len(table.results()) == 6
 
 
 def test_another_config_is_trained_anew_and_replaces_the_old_cell(tmp_path):
-    """A cell answers for one config alone."""
+    """A result answers for one config alone."""
     filled(tmp_path, Guesser("a", 0.5))
     changed = Guesser("a", 0.5, width=8)
     table = filled(tmp_path, changed)
     assert changed.asked == [0, 1, 2]
-    assert len(table.cells()) == len(Table(tmp_path).cells()) == 3
+    assert len(table.results()) == len(Table(tmp_path).results()) == 3
 
 
 def test_one_training_may_fill_several_rows(tmp_path):
     """An method with two names is fitted once a seed."""
     fits = []
 
-    def fit(case: Case, seed: int) -> dict[str, Scored]:
+    def fit(task: Task, seed: int) -> dict[str, Scored]:
         fits.append(seed)
-        return {"x": Scored(case.label), "y": Scored(case.label + 1)}
+        return {"x": Scored(task.label), "y": Scored(task.label + 1)}
 
     table = Table(tmp_path)
-    run(table, settings=["one"], seeds=[4], methods=[Method(("x", "y"), fit)], open_case=open_case)
+    run(table, settings=["one"], seeds=[4], methods=[Method(("x", "y"), fit)], open_task=open_task)
     assert fits == [4]
     assert table.values("one", "x", "mae") == {4: 0.0}
     assert table.models() == ["x", "y"]
@@ -103,8 +103,8 @@ def test_one_training_may_fill_several_rows(tmp_path):
 
 def test_scores_are_judged_clipped_and_as_they_are():
     """Beyond the bounds of the labels a score counts as the bound; the raw error is kept beside it."""
-    case = Case(None, np.array([5.0, 1.0]), np.array([1, 2]), (1.0, 5.0))
-    judged = judge(case, np.array([7.0, 1.0]), "rating")
+    task = Task(None, np.array([5.0, 1.0]), np.array([1, 2]), (1.0, 5.0))
+    judged = judge(task, np.array([7.0, 1.0]), "rating")
     assert judged["mae"] == 0.0
     assert judged["raw_mae"] == 1.0
 
@@ -113,7 +113,7 @@ def test_scores_are_judged_clipped_and_as_they_are():
 def test_an_answer_that_is_missing_or_no_number_is_refused(score):
     """A model that did not answer every test row has no place in the table."""
     with pytest.raises(ValueError, match="60 finite scores"):
-        judge(a_case(0), score, "rating")
+        judge(a_task(0), score, "rating")
 
 
 def test_pairing_over_seeds_takes_the_difference_seed_by_seed(tmp_path):
@@ -153,20 +153,20 @@ def test_the_page_sets_the_best_in_bold_and_names_the_baseline(tmp_path):
     assert any(line.startswith("| one | mae | bad |") and "3/3" in line for line in page.splitlines())
     results_page.plot(table, "mae", tmp_path / "plot.svg", subject="good")
     assert (tmp_path / "plot.svg").read_text().count("<circle") == 2
-    assert len(json.loads(json.dumps(results_page.as_dict(table)))["cells"]) == 6
+    assert len(json.loads(json.dumps(results_page.as_dict(table)))["results"]) == 6
 
 
-def questions(seed: int) -> Case:
-    """Forty questions of eight candidates; the first half of them is a segment."""
+def queries(seed: int) -> Task:
+    """Forty queries of eight candidates; the first half of them is a segment."""
     chance = np.random.default_rng(seed)
-    return Case(None, chance.integers(0, 8, 40), np.arange(40) // 4, segments={"first half": np.arange(40) < 20})
+    return Task(None, chance.integers(0, 8, 40), np.arange(40) // 4, segments={"first half": np.arange(40) < 20})
 
 
 def test_ranking_is_judged_by_the_place_of_the_right_candidate():
     """Right at the top in the first half, right at the bottom in the other."""
-    case = questions(0)
-    right = np.eye(8)[case.label]
-    found = judge(case, np.where(case.segments["first half"][:, None], right, -right), "ranking")
+    task = queries(0)
+    right = np.eye(8)[task.label]
+    found = judge(task, np.where(task.segments["first half"][:, None], right, -right), "ranking")
     assert found["first half/mrr"] == 1.0
     assert found["mrr"] == pytest.approx((1 + 1 / 8) / 2)
     assert found["hit@10"] == 1.0
@@ -174,16 +174,16 @@ def test_ranking_is_judged_by_the_place_of_the_right_candidate():
 
 def test_a_tie_among_candidates_is_worth_the_mean_of_its_orders():
     """All alike: the mean reciprocal rank of a place drawn by chance."""
-    found = judge(questions(0), np.zeros((40, 8)), "ranking")
+    found = judge(queries(0), np.zeros((40, 8)), "ranking")
     assert found["mrr"] == pytest.approx(np.mean(1 / np.arange(1, 9)))
 
 
-def test_segments_of_questions_are_paired_over_users(tmp_path):
+def test_segments_of_queries_are_paired_over_users(tmp_path):
     """The interval of a segment holds the difference of that segment alone."""
 
-    def fit(case: Case, seed: int) -> dict[str, Scored]:
-        right = np.eye(8)[case.label]
-        return {"good": Scored(right), "bad": Scored(np.where(case.segments["first half"][:, None], -right, right))}
+    def fit(task: Task, seed: int) -> dict[str, Scored]:
+        right = np.eye(8)[task.label]
+        return {"good": Scored(right), "bad": Scored(np.where(task.segments["first half"][:, None], -right, right))}
 
     table = Table(tmp_path)
     methods = [Method(("good", "bad"), fit)]
@@ -192,8 +192,8 @@ def test_segments_of_questions_are_paired_over_users(tmp_path):
         settings=["one"],
         seeds=range(2),
         methods=methods,
-        open_case=lambda _, seed: questions(seed),
-        task="ranking",
+        open_task=lambda _, seed: queries(seed),
+        kind="ranking",
     )
     interval = paired_over_users(table, "one", "first half/mrr", "good", "bad", draws=20)
     assert interval.value == pytest.approx(7 / 8)

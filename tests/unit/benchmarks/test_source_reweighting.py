@@ -5,13 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import benchmarks.injected_harm as injected_harm
-import benchmarks.refused_feeds as refused_feeds
 import benchmarks.source_reweighting as benchmark
+from benchmarks import injected_harm, refused_feeds
 from benchmarks.injected_harm import GOOD, RANDOM, REVERSED, drawn_kinds
 from benchmarks.refused_feeds import Given, feeds_of, judge, told, without
-from benchmarks.results_table import Case
-from benchmarks.source_reweighting import ALONE, INFLUENCE, SOURCE_WEIGHTING, UNIFORM, SideBySide, measure, open_case
+from benchmarks.results_table import Task
+from benchmarks.source_reweighting import ALONE, INFLUENCE, SOURCE_WEIGHTING, UNIFORM, SideBySide, measure, open_task
 from orchestrator.data.dataset import Workspace
 
 
@@ -34,8 +33,8 @@ def folder(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def case(folder) -> Case:
-    return open_case(None, folder, "simulator-harmed", 3)
+def task(folder) -> Task:
+    return open_task(None, folder, "simulator-harmed", 3)
 
 
 def test_a_quarter_of_the_feeds_is_random_and_a_quarter_reversed_and_the_seed_draws_which():
@@ -44,8 +43,8 @@ def test_a_quarter_of_the_feeds_is_random_and_a_quarter_reversed_and_the_seed_dr
     assert not np.array_equal(drawn, drawn_kinds(2, 0.25))
 
 
-def test_reversed_feeds_tell_the_opposite_random_ones_nothing_and_the_target_the_truth(case):
-    given: Given = case.given
+def test_reversed_feeds_tell_the_opposite_random_ones_nothing_and_the_target_the_truth(task):
+    given: Given = task.given
     true = Workspace(given.workspace.settings, given.workspace.domains)
     for name in given.encoder.slots:
         told, held = given.workspace.examples(given.encoder, name), true.examples(given.encoder, name)
@@ -58,9 +57,9 @@ def test_reversed_feeds_tell_the_opposite_random_ones_nothing_and_the_target_the
             assert abs(np.corrcoef(told.label[kinds == RANDOM], held.label[kinds == RANDOM])[0, 1]) < 0.15
 
 
-def test_histories_hear_what_the_training_rows_hear(case):
+def test_histories_hear_what_the_training_rows_hear(task):
     """The values of one source's events, as rows and as histories, are the same multiset."""
-    given: Given = case.given
+    given: Given = task.given
     name = given.encoder.slots[0]
     rows = given.workspace.examples(given.encoder, name)
     store = given.workspace.histories.source
@@ -70,8 +69,8 @@ def test_histories_hear_what_the_training_rows_hear(case):
     assert np.array_equal(store.value[here][in_store], rows.value[in_rows])
 
 
-def test_no_model_is_given_a_test_label_or_a_source_row_from_after_the_first_test_row(case):
-    given: Given = case.given
+def test_no_model_is_given_a_test_label_or_a_source_row_from_after_the_first_test_row(task):
+    given: Given = task.given
     assert np.isnan(given.asked.label).all()
     assert np.isnan(given.asked.value).all()
     first = given.asked.time_us.min()
@@ -79,9 +78,9 @@ def test_no_model_is_given_a_test_label_or_a_source_row_from_after_the_first_tes
     assert given.validation.time_us.max() < first
 
 
-def test_no_network_sees_the_feed_of_an_event_and_the_weigher_does(case):
+def test_no_network_sees_the_feed_of_an_event_and_the_weigher_does(task):
     """Neither user nor item tells the feed, so there is nothing for a ranker to learn it by."""
-    given: Given = case.given
+    given: Given = task.given
     assert "feed" not in [field.name for field in given.encoder.item_fields]
     rows = given.parts[0]
     feeds = given.workspace.feeds(rows.domain, rows.user, rows.item, rows.time_us)
@@ -94,16 +93,16 @@ def test_no_network_sees_the_feed_of_an_event_and_the_weigher_does(case):
 
 
 def test_where_feeds_are_catalogues_they_stand_beside_the_item(tiny, folder):
-    given: Given = open_case(None, folder, "simulator-seen", 3).given
+    given: Given = open_task(None, folder, "simulator-seen", 3).given
     assert "feed" in [field.name for field in given.encoder.item_fields]
     rows = given.parts[0]
     feeds = given.workspace.feeds(rows.domain, rows.user, rows.item, rows.time_us)
     assert all(len(np.unique(feeds[rows.item == item])) == 1 for item in np.unique(rows.item)[:20])
 
 
-def test_of_a_refused_feed_nothing_is_taken(case):
+def test_of_a_refused_feed_nothing_is_taken(task):
     """No training row, no event of a history, no share in an item's mean; all else stays as it was."""
-    given: Given = case.given
+    given: Given = task.given
     name = given.encoder.slots[0]
     left = without(given, [(name, 2), (name, 5)])
     before, after = given.parts[0], left.parts[0]
@@ -122,9 +121,9 @@ def test_of_a_refused_feed_nothing_is_taken(case):
     assert np.array_equal(left.parts[-1].label, given.parts[-1].label)
 
 
-def test_what_the_scouts_refuse_is_left_out_and_they_look_again_until_nothing_is(case, monkeypatch):
+def test_what_the_scouts_refuse_is_left_out_and_they_look_again_until_nothing_is(task, monkeypatch):
     """Told to refuse reversed feeds at each look, four at a time, they end with all of them gone."""
-    given: Given = replace(case.given, memory={})
+    given: Given = replace(task.given, memory={})
     looks = []
 
     def four_of_the_reversed(left: Given, transfer):
@@ -142,9 +141,9 @@ def test_what_the_scouts_refuse_is_left_out_and_they_look_again_until_nothing_is
     assert judge(given, SOURCE_WEIGHTING) is found
 
 
-def test_a_source_of_which_every_feed_is_refused_teaches_nobody_and_stays_in_histories(case, monkeypatch):
+def test_a_source_of_which_every_feed_is_refused_teaches_nobody_and_stays_in_histories(task, monkeypatch):
     """A network sees whose events they are, so what lies throughout can be read turned round."""
-    given: Given = replace(case.given, memory={})
+    given: Given = replace(task.given, memory={})
 
     def all_of_them(left: Given, transfer):
         return {(part.domain, feed): 0.1 for part, _ in left.lent for feed in range(16)}
@@ -160,8 +159,8 @@ def test_a_source_of_which_every_feed_is_refused_teaches_nobody_and_stays_in_his
     assert set(detail["weights"].values()) == {0.0}
 
 
-def test_a_source_batch_stands_beside_each_target_batch_and_sources_go_on_where_they_were(case):
-    given: Given = case.given
+def test_a_source_batch_stands_beside_each_target_batch_and_sources_go_on_where_they_were(task):
+    given: Given = task.given
     parts = [(part, slot) for slot, part in enumerate(given.parts)]
     data = SideBySide(benchmark.epoch_of(given, parts[-1:], 64), benchmark.epoch_of(given, parts[:-1], 64))
     first, second = (list(data.batches(epoch)) for epoch in (0, 1))
@@ -173,13 +172,13 @@ def test_a_source_batch_stands_beside_each_target_batch_and_sources_go_on_where_
         assert [batch.item.tolist() for batch in rest] == [batch.item.tolist() for batch in first[start:]]
 
 
-def test_a_run_fills_the_table_and_a_second_one_trains_nothing(folder, case, monkeypatch):
+def test_a_run_fills_the_table_and_a_second_one_trains_nothing(folder, task, monkeypatch):
     table = measure(None, folder, settings=["simulator-harmed"], seeds=1, models=[ALONE, UNIFORM, INFLUENCE])
-    cell = table.cell("simulator-harmed", 0, INFLUENCE)
-    assert cell is not None
-    assert set(cell.detail["weights"]) == {"good", "random", "reversed"}
-    assert set(cell.detail["verdicts"]) <= {"video", "shop"}
-    assert cell.detail["percentiles"]
+    result = table.result("simulator-harmed", 0, INFLUENCE)
+    assert result is not None
+    assert set(result.detail["weights"]) == {"good", "random", "reversed"}
+    assert set(result.detail["verdicts"]) <= {"video", "shop"}
+    assert result.detail["percentiles"]
     assert "Weights at the end" in (folder / "source-reweighting.md").read_text()
     assert (folder / "source-reweighting-weights.svg").read_text().count("<polygon") >= 1
     monkeypatch.setattr(benchmark, "fit", None)

@@ -60,13 +60,13 @@ def test_without_a_gpu_the_roofline_says_so():
 
 
 def test_contenders_train_and_a_fine_tuned_backbone_stays(work):
-    model_zoo: dict[str, Ours] = {"whole": shared(work, "dacdr+lcn"), "adapter": FineTuning(work, "dacdr+lcn")}
-    before = [{n: p.clone() for n, p in each.model.named_parameters()} for each in model_zoo.values()]
-    took = race(model_zoo, 1)
+    trainers: dict[str, Ours] = {"whole": shared(work, "dacdr+lcn"), "adapter": FineTuning(work, "dacdr+lcn")}
+    before = [{n: p.clone() for n, p in each.model.named_parameters()} for each in trainers.values()]
+    took = race(trainers, 1)
     assert all(figures.cpu > 0 and figures.wall > 0 for figures in took.values())
     moved = [
         {name for name, parameter in each.model.named_parameters() if not torch.equal(parameter, old[name])}
-        for each, old in zip(model_zoo.values(), before, strict=True)
+        for each, old in zip(trainers.values(), before, strict=True)
     ]
     assert "source_items.rows.weight" in moved[0]
     assert moved[1]

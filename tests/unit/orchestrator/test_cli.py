@@ -1,4 +1,4 @@
-"""What a person at a shell sees: tables when it works, one line when it does not."""
+"""The command line answers with tables when it works and with one line when it does not."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from domains.errors import UnknownDomain
 from orchestrator.cli import app
 
 CLOSED_PORT = "1"  # nothing listens on it
@@ -35,7 +36,7 @@ def marketplace(graft, tmp_path) -> Path:
 
 
 def refused(result) -> str:
-    """The one line that a refused command leaves."""
+    """The one line on standard error of a refused command."""
     assert result.exit_code == 1
     assert "Traceback" not in result.output
     lines = result.stderr.strip().splitlines()
@@ -84,7 +85,7 @@ def test_a_name_that_is_taken_is_refused(graft, marketplace):
 
 
 def test_a_misspelt_key_is_named_with_its_file_and_line(graft, marketplace):
-    """The line tells what to mend where."""
+    """The line says what to correct, and where."""
     spec = marketplace / "video" / "spec.yaml"
     lines = spec.read_text().splitlines()
     at = next(number for number, line in enumerate(lines, 1) if line.startswith("role:"))
@@ -136,8 +137,8 @@ def test_without_servers_a_run_says_how_to_start_them(graft, marketplace):
     assert "graft up" in line
 
 
-def test_the_run_that_could_not_start_is_on_the_books(graft):
-    """Nothing is lost without a word."""
+def test_a_run_that_could_not_start_is_recorded(graft):
+    """It is listed as failed."""
     graft("train")
     assert "failed" in graft("runs").output
 
@@ -156,10 +157,15 @@ def test_an_unknown_public_data_set_lists_the_known_ones(graft, tmp_path):
 
 
 def test_a_bug_keeps_its_traceback(graft, monkeypatch):
-    """Only errors that somebody can mend become one line."""
+    """Only errors that a user can correct become one line."""
     monkeypatch.setattr("domains.registry.registry.Registry.domains", lambda self: 1 / 0)
     result = graft("domains", "list")
     assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_the_traceback_of_an_error_is_shown_when_asked_for(graft):
+    """The one line becomes the place where it was raised."""
+    assert isinstance(graft("--traceback", "domains", "show", "ghost").exception, UnknownDomain)
 
 
 def test_help_needs_no_framework():

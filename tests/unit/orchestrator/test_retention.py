@@ -1,22 +1,20 @@
-"""Old answers are deleted: by command, and by the servers every hour where the setting says so."""
+"""Old answers are deleted: by command, and every hour by the supervisor if the setting says so."""
 
-import threading
 from datetime import UTC, datetime, timedelta
 
 from typer.testing import CliRunner
 
 from domains.registry.registry import Registry
 from domains.spec import DomainSpec
+from orchestrator import use_cases
 from orchestrator.cli import app
-from orchestrator.servers import supervisor as stack
+from orchestrator.servers.chores import Chores
 from orchestrator.settings import Settings
 
 
 def a_registry(settings: Settings) -> Registry:
     """One domain with an answer of two weeks ago and one of today."""
-    settings.home.mkdir(parents=True, exist_ok=True)
-    registry = Registry(settings.registry_url)
-    registry.migrate()
+    registry = use_cases.open_registry(settings)
     columns = {"user": "u", "item": "i", "label": "y"}
     declared = {"name": "live", "role": "source", "task": "ctr", "owner": "team", "interactions": columns}
     registry.register_domain(DomainSpec.from_mapping(declared), by="ann")
@@ -38,17 +36,17 @@ def test_the_command_deletes_what_is_older_and_asks_for_the_days(tmp_path, monke
     assert set(registry.answered({"old", "new"})) == {"new"}
 
 
-def test_the_servers_delete_by_the_setting_once_an_hour(tmp_path):
-    """Off unless it is set; on, the first chores do it and the next ones wait."""
+def test_the_supervisor_deletes_by_the_setting_once_an_hour(tmp_path):
+    """Off unless it is set; otherwise at once, and then not before an hour has passed."""
     for days, left in ((0.0, {"old", "new"}), (7.0, {"new"})):
         settings = Settings(home=tmp_path / str(days), keep_predictions_days=days)
         registry = a_registry(settings)
         said: list[str] = []
-        supervisor = stack._Supervisor(settings, [], registry, said.append, threading.Event())
-        supervisor._prune()
+        chores = Chores(settings, registry, said.append)
+        chores.prune()
         assert set(registry.answered({"old", "new"})) == left
         assert len(said) == (days > 0)
         row = {"request_id": "old", "domain": "live", "user_id": "u1", "item_id": "i1"}
         registry.log_predictions([{**row, "at": datetime.now(UTC) - timedelta(days=14)}])
-        supervisor._prune()
+        chores.prune()
         assert "old" in registry.answered({"old"})

@@ -1,7 +1,7 @@
-"""Which item comes next, as questions over public sets of two domains: events, who may see them, and candidates.
+"""Which item comes next, as queries over public sets of two domains: events, who may see them, and candidates.
 
 Items of both domains share one index from 1 on; an event's place in its user's life is ``time_us``, which no two events
-of one user share. A question has one right item and others of the same domain that the user never met.
+of one user share. A query has one right item and others of the same domain that the user never met.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Market:
 
 
 @dataclass(frozen=True)
-class Questions:
-    """Q questions with C candidates each, and what each may see: events [start, stop) of ``seen``.
+class Queries:
+    """Q queries with C candidates each, and what each may see: events [start, stop) of ``seen``.
 
     In training the right candidate stands first; where models are judged, `shuffled` hides it.
 
@@ -79,14 +79,14 @@ class Questions:
         return replace(self, **{name: getattr(self, name)[index] for name in names})
 
     def shuffled(self, random: np.random.Generator) -> tuple[Self, np.ndarray]:
-        """The same questions with candidates in any order, and where the right one went, (Q,)."""
+        """The same queries with candidates in any order, and where the right one went, (Q,)."""
         order = random.permuted(np.tile(np.arange(self.candidates.shape[1]), (len(self), 1)), axis=1)
         hidden = replace(self, candidates=np.take_along_axis(self.candidates, order, 1))
         return hidden, np.argmin(order, 1)
 
 
-def ask(market: Market, seen: Log, about: Log, negatives: int, random: np.random.Generator, known: Log) -> Questions:
-    """Questions whose right items are those of the events ``about``, from what ``seen`` holds before each.
+def ask(market: Market, seen: Log, about: Log, *, negatives: int, random: np.random.Generator, known: Log) -> Queries:
+    """Queries whose right items are those of the events ``about``, from what ``seen`` holds before each.
 
     In a cold market that is all of the other domain and nothing of the asked one. Wrong candidates are drawn uniformly
     from the right one's domain, among items that the user does not have in ``known``.
@@ -104,14 +104,16 @@ def ask(market: Market, seen: Log, about: Log, negatives: int, random: np.random
     for domain in (0, 1):
         rows = np.flatnonzero(about.domain == domain)
         pool = market.items(domain)
-        candidates[rows, 1:] = _drawn(pool, about.user[rows], negatives, has, len(market.domain_of), random)
-    return Questions(seen, about.user, about.domain, about.time_us, start, stop, candidates)
+        candidates[rows, 1:] = _drawn(
+            pool, about.user[rows], negatives, has=has, items=len(market.domain_of), random=random
+        )
+    return Queries(seen, about.user, about.domain, about.time_us, start, stop, candidates)
 
 
 def _drawn(
-    pool: np.ndarray, user: np.ndarray, count: int, has: np.ndarray, items: int, random: np.random.Generator
+    pool: np.ndarray, user: np.ndarray, count: int, *, has: np.ndarray, items: int, random: np.random.Generator
 ) -> np.ndarray:
-    """``count`` distinct items of the pool for each user, none that he has, (Q, count)."""
+    """``count`` distinct items of the pool for each user, none that they have, (Q, count)."""
     drawn = np.empty((len(user), count), np.int64)
     for row, person in enumerate(user):
         own = has[np.searchsorted(has, person * items) : np.searchsorted(has, (person + 1) * items)] - person * items
@@ -157,7 +159,7 @@ def game_video(folder: Path, random: np.random.Generator) -> Market:
     """Amazon Game and Video as CDRIB split them: users who are cold in one of the two are asked in it.
 
     Only user numbers below 2,179 are one person in both. There are no times: whatever a user has in the other domain
-    comes before his question.
+    comes before their query.
     """
     both = 2179
     parts: list[tuple[np.ndarray, ...]] = []

@@ -1,4 +1,4 @@
-"""The servers as one: up, looked after, ended together; and what becomes of a run when they are not."""
+"""The servers are started, supervised and stopped together; a run survives the death of its process."""
 
 import contextlib
 import json
@@ -20,12 +20,12 @@ from domains.registry.registry import Registry
 from domains.simulation.simulator import SimulatorConfig, simulate
 from domains.spec import DomainSpec
 from orchestrator import use_cases
-from orchestrator.servers import plan as servers
-from orchestrator.servers import supervisor
-from orchestrator.servers.plan import Server, StackFault
+from orchestrator.errors import ServersUnavailable
+from orchestrator.servers import chores, plan, state, supervisor
+from orchestrator.servers.plan import Server
 from orchestrator.settings import Settings
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("stack")]
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers")]
 
 NAMES = {"prefect", "worker", "service", "ui"}
 
@@ -57,7 +57,7 @@ def graft(settings: Settings, *words: str, **options) -> subprocess.CompletedPro
     """A command from another shell."""
     return subprocess.run(
         [sys.executable, "-m", "orchestrator.cli", *words],
-        env=servers.environment(settings),
+        env=plan.environment(settings),
         capture_output=True,
         text=True,
         timeout=120,
@@ -78,19 +78,19 @@ def idle(
 
 @pytest.fixture
 def supervise(tmp_path, monkeypatch):
-    """Runs a stack of idle servers in a thread; answers its settings, the lines it says and how to end it."""
-    monkeypatch.setattr(supervisor._Supervisor, "_deploy", lambda self: None)
-    monkeypatch.setattr(supervisor._Supervisor, "_do_chores", lambda self: None)
+    """Runs idle servers in a thread; gives the settings, the lines printed and how to stop it."""
+    monkeypatch.setattr(supervisor.Supervisor, "deploy_flows", lambda self: None)
+    monkeypatch.setattr(chores.Chores, "do", lambda self: None)
     ends = []
 
-    def start(*plan: Server):
+    def start(*planned: Server):
         settings, lines, stop, faults = settings_in(tmp_path), [], threading.Event(), []
-        monkeypatch.setattr(supervisor, "servers", lambda settings, ui=True: list(plan))
+        monkeypatch.setattr(supervisor, "servers", lambda settings, ui=True: list(planned))
 
         def run():
             try:
                 supervisor.up(settings, say=lines.append, stop=stop)
-            except StackFault as fault:
+            except ServersUnavailable as fault:
                 faults.append(fault)
 
         thread = threading.Thread(target=run)
@@ -105,20 +105,20 @@ def supervise(tmp_path, monkeypatch):
 
 
 def ready(settings: Settings) -> bool:
-    """Whether the stack says that all of it is up."""
-    state = supervisor.read_state(settings)
-    return state is not None and state.ready
+    """Whether all servers have come up."""
+    running = state.read(settings)
+    return running is not None and running.ready
 
 
 def test_stopping_ends_every_server_and_forgets_them(supervise):
     """No process and no state file is left."""
     settings, lines, stop, thread, _ = supervise(idle("ui"), idle("worker"))
     wait_until(lambda: ready(settings), 20)
-    pids = [server.pid for server in supervisor.read_state(settings).servers]
+    pids = [server.pid for server in state.read(settings).servers]
     stop.set()
     thread.join(30)
     assert [pid for pid in pids if psutil.pid_exists(pid)] == []
-    assert supervisor.read_state(settings) is None
+    assert state.read(settings) is None
     assert lines[-2:] == ["worker ended", "ui ended"]
 
 
@@ -126,28 +126,28 @@ def test_a_server_that_dies_is_started_again(supervise):
     """Another process takes its place."""
     settings, _, _, _, _ = supervise(idle("ui"), idle("worker"))
     wait_until(lambda: ready(settings), 20)
-    before = {server.name: server.pid for server in supervisor.read_state(settings).servers}
+    before = {server.name: server.pid for server in state.read(settings).servers}
     os.kill(before["ui"], signal.SIGKILL)
-    wait_until(lambda: {s.name: s.restarts for s in supervisor.read_state(settings).servers}["ui"] == 1, 20)
-    after = {server.name: server.pid for server in supervisor.read_state(settings).servers}
+    wait_until(lambda: {s.name: s.restarts for s in state.read(settings).servers}["ui"] == 1, 20)
+    after = {server.name: server.pid for server in state.read(settings).servers}
     assert after["ui"] != before["ui"]
     assert after["worker"] == before["worker"]
 
 
-def test_a_server_that_does_not_start_is_reported_with_its_last_words(supervise):
+def test_a_server_that_does_not_start_is_reported_with_the_end_of_its_log(supervise):
     """The reason is in the error, and the servers that had started are ended."""
     code = "import sys; print('no such column: fruit', file=sys.stderr); sys.exit(3)"
     settings, _, _, thread, faults = supervise(idle("ui"), idle("service", code, healthy=lambda: False), idle("worker"))
     thread.join(30)
     assert "the service ended with status 3: no such column: fruit" in str(faults[0])
-    assert supervisor.read_state(settings) is None
+    assert state.read(settings) is None
 
 
-def test_a_second_stack_in_the_same_home_is_refused(supervise):
-    """Two would fight over one home."""
+def test_a_second_start_in_the_same_home_is_refused(supervise):
+    """Two supervisors would disturb each other."""
     settings, _, _, _, _ = supervise(idle("ui"), idle("worker"))
     wait_until(lambda: ready(settings), 20)
-    with pytest.raises(StackFault, match="up already"):
+    with pytest.raises(ServersUnavailable, match="up already"):
         supervisor.up(settings)
 
 
@@ -156,26 +156,26 @@ def test_down_ends_what_a_killed_supervisor_left_behind(tmp_path):
     settings = settings_in(tmp_path)
     orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     created = psutil.Process(orphan.pid).create_time()
-    state = supervisor.StackState(supervisor_pid=orphan.pid, supervisor_created=created - 1000, ready=True)
-    state.servers = [supervisor.Running("service", orphan.pid, created, "", "")]
-    (tmp_path / "stack.json").write_text(json.dumps(asdict(state)))
+    running = state.ServersState(supervisor_pid=orphan.pid, supervisor_created=created - 1000, ready=True)
+    running.servers = [state.RunningServer("service", orphan.pid, created, "", "")]
+    (tmp_path / "servers.json").write_text(json.dumps(asdict(running)))
     assert supervisor.down(settings, say=lambda line: None) == ["service"]
     orphan.wait(10)
-    assert supervisor.read_state(settings) is None
+    assert state.read(settings) is None
 
 
 def test_down_never_ends_a_process_that_only_has_the_same_id(tmp_path):
     """Process ids are used again; the time of birth tells them apart."""
     settings = settings_in(tmp_path)
     own = psutil.Process()
-    state = supervisor.StackState(own.pid, own.create_time() - 1000, True, [])
-    state.servers = [supervisor.Running("service", own.pid, own.create_time() - 1000, "", "")]
-    (tmp_path / "stack.json").write_text(json.dumps(asdict(state)))
+    running = state.ServersState(own.pid, own.create_time() - 1000, True, [])
+    running.servers = [state.RunningServer("service", own.pid, own.create_time() - 1000, "", "")]
+    (tmp_path / "servers.json").write_text(json.dumps(asdict(running)))
     assert supervisor.down(settings) == []
 
 
 @pytest.mark.parametrize("name", ["prefect", "service", "ui"])
-def test_a_busy_port_is_refused_with_the_setting_that_moves_it(tmp_path, name):
+def test_a_busy_port_is_refused_with_the_setting_that_changes_it(tmp_path, name):
     """Before anything starts, in one line."""
     settings = settings_in(tmp_path)
     port = getattr(settings, f"{name}_port")
@@ -196,26 +196,26 @@ def test_health_is_asked_where_the_server_was_started(tmp_path):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/health"
-    state = supervisor.StackState(own.pid, own.create_time(), True, [])
+    running = state.ServersState(own.pid, own.create_time(), True, [])
     for name, health_url in (("worker", ""), ("service", url)):
-        state.servers.append(supervisor.Running(name, own.pid, own.create_time(), "", "", health_url))
-    (tmp_path / "stack.json").write_text(json.dumps(asdict(state)))
-    assert supervisor.health(settings_in(tmp_path)) == {"worker": True, "service": False}
+        running.servers.append(state.RunningServer(name, own.pid, own.create_time(), "", "", health_url))
+    (tmp_path / "servers.json").write_text(json.dumps(asdict(running)))
+    assert state.health(settings_in(tmp_path)) == {"worker": True, "service": False}
 
 
-def test_no_server_calls_home(tmp_path):
-    """The usage statistics of all four are off."""
-    environment = servers.environment(settings_in(tmp_path))
+def test_no_server_sends_usage_statistics(tmp_path):
+    """They are off in all four."""
+    environment = plan.environment(settings_in(tmp_path))
     assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert environment["BENTOML_DO_NOT_TRACK"] == "True"
     assert environment["STREAMLIT_BROWSER_GATHER_USAGE_STATS"] == "false"
     assert environment["DO_NOT_TRACK"] == "1"
 
 
-def test_the_environment_says_the_same_as_the_settings(tmp_path, monkeypatch):
-    """A server that builds its own settings builds these."""
+def test_a_server_reads_the_same_settings_from_its_environment(tmp_path, monkeypatch):
+    """Settings written to an environment and read again are equal."""
     settings = settings_in(tmp_path).model_copy(update={"required_baselines": ("scratch", "popularity")})
-    for name, value in servers.environment(settings).items():
+    for name, value in plan.environment(settings).items():
         monkeypatch.setenv(name, value)
     assert Settings() == settings
 
@@ -225,11 +225,11 @@ def test_the_environment_says_the_same_as_the_settings(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    """The real stack, started by the command, with a tiny marketplace ingested."""
-    settings = settings_in(tmp_path_factory.mktemp("stack") / "home")
+    """The real servers, started by the command."""
+    settings = settings_in(tmp_path_factory.mktemp("servers") / "home")
     process = subprocess.Popen(
         [sys.executable, "-m", "orchestrator.cli", "up"],
-        env=servers.environment(settings),
+        env=plan.environment(settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -247,9 +247,9 @@ def running(tmp_path_factory):
 def test_all_four_answer_on_loopback_only(running):
     """Each at the address that it was said to have, and on no other interface."""
     settings, process = running
-    state = supervisor.read_state(settings)
-    assert {server.name for server in state.servers} == NAMES
-    assert supervisor.health(settings) == dict.fromkeys(NAMES, True)
+    running = state.read(settings)
+    assert {server.name for server in running.servers} == NAMES
+    assert state.health(settings) == dict.fromkeys(NAMES, True)
     for url in (f"{settings.prefect_url}/health", f"{settings.service_url}/livez", settings.ui_url):
         assert httpx.get(url, timeout=10, trust_env=False).status_code == 200
     family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
@@ -294,7 +294,7 @@ def test_a_run_whose_process_is_killed_goes_on_where_it_stopped(running, tmp_pat
     wait_until(lambda: any(folder.glob("*")) or registry.run(run.id).state == "failed", 200)
     assert registry.run(run.id).state == "running", registry.run(run.id).error
 
-    worker = next(server for server in supervisor.read_state(settings).servers if server.name == "worker")
+    worker = next(server for server in state.read(settings).servers if server.name == "worker")
     children = psutil.Process(worker.pid).children(recursive=True)
     engines = [child for child in children if any(word.startswith("prefect.") for word in child.cmdline())]
     assert engines, [child.cmdline() for child in children]
@@ -306,7 +306,7 @@ def test_a_run_whose_process_is_killed_goes_on_where_it_stopped(running, tmp_pat
     assert registry.live(None).version_id == ended.result["version"]
     with httpx.Client(base_url=settings.prefect_url, timeout=10) as prefect:
         states = prefect.get("/flow_run_states/", params={"flow_run_id": ended.flow_run_id}).json()
-    assert "CRASHED" in {state["type"] for state in states}
+    assert "CRASHED" in {one["type"] for one in states}
     assert states[-1]["type"] in ("COMPLETED", "RUNNING")
 
 
@@ -336,12 +336,12 @@ def test_the_clock_starts_a_retrain_and_a_schedule_taken_away_ends_it(running):
 
 @pytest.mark.timeout(600)
 def test_one_ctrl_c_ends_all_of_them(running):
-    """SIGINT to the one process: exit status 0, no process left, every port free again. Last: it ends the stack."""
+    """SIGINT to the one process: exit status 0, no process left, every port free again. Last: it stops the servers."""
     settings, process = running
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=90)[0]
     assert process.returncode == 0, said
     assert [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
-    assert supervisor.read_state(settings) is None
-    servers.refuse_busy_ports(servers.servers(settings), settings)
+    assert state.read(settings) is None
+    plan.refuse_busy_ports(plan.servers(settings), settings)

@@ -1,11 +1,11 @@
-"""Plain facts of a question's candidates, counted and in closed form: what a ranking network starts from.
+"""Wide features of a query's candidates, counted and in closed form: what a ranking network starts from.
 
 How often an item is met, at all and lately; how often it is met by people who also met what this user has, in his own
 domain and in the other; how near it lies to that in a factorisation of who met what; and, where titles are given, how
 alike they read. A few weights make one score of them.
 
-Nobody's facts may rest on his own answer. Facts of a training question are counted on other people alone (`folds` of
-users take turns), those of validation and test on events that are held back from neither.
+No one's features may rest on their own answer. Features of a training query are counted on other people alone (`folds`
+of users take turns), those of validation and test on events that are held back from neither.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd
 
-from benchmarks.ranking_questions import DAY_US, Log, Questions
+from benchmarks.ranking_queries import DAY_US, Log, Queries
 from models.training.listwise import list_losses
 
 ALWAYS = ("popularity", "together, own", "together, other", "factors, own", "factors, other")
@@ -55,7 +55,7 @@ class Counts:
         together = (has.T @ has).tocsr()
         together.setdiag(0)
         together.eliminate_zeros()
-        # Half a popularity is taken from what the user has: a common possession says less of him.
+        # Half a popularity is taken from what the user has: a common possession says less of them.
         said = sparse.diags(1 / np.sqrt(np.maximum(popularity, 1)))
         people = np.asarray(has.sum(1)).ravel()
         evened = sparse.diags(1 / np.sqrt(np.maximum(people, 1))) @ has @ said
@@ -90,12 +90,12 @@ def title_vectors(titles: Sequence[str], width: int, seed: int) -> np.ndarray:
     return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)).astype(np.float32)
 
 
-def facts(questions: Questions, counts: Counts, titles: np.ndarray | None = None) -> np.ndarray:
-    """Facts of each candidate, (Q, C, N) float32, in the order of `names`."""
-    looked = np.zeros((min(_AT_ONCE, len(questions)), len(counts.popularity)), np.float32)
+def features(queries: Queries, counts: Counts, titles: np.ndarray | None = None) -> np.ndarray:
+    """Features of each candidate, (Q, C, N) float32, in the order of `names`."""
+    looked = np.zeros((min(_AT_ONCE, len(queries)), len(counts.popularity)), np.float32)
     parts = [
-        _facts(questions.take(np.arange(at, min(at + _AT_ONCE, len(questions)))), counts, titles, looked)
-        for at in range(0, len(questions), _AT_ONCE)
+        _features(queries.take(np.arange(at, min(at + _AT_ONCE, len(queries)))), counts, titles, looked)
+        for at in range(0, len(queries), _AT_ONCE)
     ]
     return np.concatenate(parts)
 
@@ -104,22 +104,22 @@ def names(*, timed: bool, titled: bool) -> tuple[str, ...]:
     return ALWAYS + (MOMENT if timed else ()) + (TITLES if titled else ())
 
 
-def _facts(questions: Questions, counts: Counts, titles: np.ndarray | None, looked: np.ndarray) -> np.ndarray:
+def _features(queries: Queries, counts: Counts, titles: np.ndarray | None, looked: np.ndarray) -> np.ndarray:
     """``looked`` (Q at least, V) is zero before and after: sums of a few rows of a matrix are looked up in it."""
-    candidates, seen, items = questions.candidates, questions.seen, len(counts.popularity)
-    row, event = visible(questions)
-    own = seen.domain[event] == questions.domain[row]
-    backwards = questions.stop[row] - 1 - event
-    age_days = (questions.now_us[row] - seen.time_us[event]) / DAY_US
+    candidates, seen, items = queries.candidates, queries.seen, len(counts.popularity)
+    row, event = visible(queries)
+    own = seen.domain[event] == queries.domain[row]
+    backwards = queries.stop[row] - 1 - event
+    age_days = (queries.now_us[row] - seen.time_us[event]) / DAY_US
 
     def has(weight: np.ndarray) -> sparse.csr_matrix:
-        return sparse.csr_matrix((weight, (row, seen.item[event])), shape=(len(questions), items), dtype=np.float32)
+        return sparse.csr_matrix((weight, (row, seen.item[event])), shape=(len(queries), items), dtype=np.float32)
 
     def counted(matrix: sparse.csr_matrix, weight: np.ndarray) -> np.ndarray:
         found = (has(weight) @ matrix).tocsr()
-        place = (np.repeat(np.arange(len(questions)), np.diff(found.indptr)), found.indices)
+        place = (np.repeat(np.arange(len(queries)), np.diff(found.indptr)), found.indices)
         looked[place] = found.data
-        picked = np.take_along_axis(looked[: len(questions)], candidates, 1)
+        picked = np.take_along_axis(looked[: len(queries)], candidates, 1)
         looked[place] = 0
         return np.log1p(10 * picked)
 
@@ -135,7 +135,7 @@ def _facts(questions: Questions, counts: Counts, titles: np.ndarray | None, look
     found += [counted(counts.together, side) for side in sides]
     found += [alike(counts.factors, side * fading) for side in sides]
     if counts.neighbours is not None:
-        found += _lately(candidates, questions.now_us // 1_000_000, counts.met)
+        found += _lately(candidates, queries.now_us // 1_000_000, counts.met)
         recent = np.exp(-age_days / _FADES_IN_DAYS)
         found += [counted(counts.neighbours, side * recent) for side in sides]
     if titles is not None:
@@ -145,7 +145,7 @@ def _facts(questions: Questions, counts: Counts, titles: np.ndarray | None, look
 
 
 def _lately(candidates: np.ndarray, now_s: np.ndarray, met: np.ndarray) -> list[np.ndarray]:
-    """Log of how often each candidate was met in some windows that end strictly before the day of the question."""
+    """Log of how often each candidate was met in some windows that end strictly before the day of the query."""
     today = (now_s // 86_400 * 86_400)[:, None]
     base = candidates * _LONG
     until = np.searchsorted(met, base + today)
@@ -161,41 +161,41 @@ def _nearest(
     best = np.zeros(candidates.shape, np.float32)
     chosen = np.flatnonzero(counts > 0)
     starts = np.searchsorted(row[chosen], np.arange(len(candidates) + 1))
-    for question in range(len(candidates)):
-        mine = item[chosen[starts[question] : starts[question + 1]]]
+    for query in range(len(candidates)):
+        mine = item[chosen[starts[query] : starts[query + 1]]]
         if len(mine):
-            best[question] = (vectors[candidates[question]] @ vectors[mine].T).max(1)
+            best[query] = (vectors[candidates[query]] @ vectors[mine].T).max(1)
     return best
 
 
-def visible(questions: Questions) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of a question and an event that it sees, by question: places in the questions and in ``seen``."""
-    length = questions.stop - questions.start
-    row = np.repeat(np.arange(len(questions)), length)
+def visible(queries: Queries) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of a query and an event that it sees, by query: places in the queries and in ``seen``."""
+    length = queries.stop - queries.start
+    row = np.repeat(np.arange(len(queries)), length)
     within = np.arange(int(length.sum())) - np.repeat(np.cumsum(length) - length, length)
-    return row, questions.start[row] + within
+    return row, queries.start[row] + within
 
 
-def others_facts(
-    questions: Questions, log: Log, items: int, *, folds: int, timed: bool, width: int, seed: int
+def others_features(
+    queries: Queries, log: Log, items: int, *, folds: int, timed: bool, width: int, seed: int
 ) -> np.ndarray:
-    """Facts of training questions, each counted on the events of other people; titles are left out."""
+    """Features of training queries, each counted on the events of other people; titles are left out."""
     fold = np.random.default_rng(seed).integers(0, folds, int(log.user.max()) + 1)
     found: np.ndarray | None = None
     for part in range(folds):
         counts = Counts.of(log.take(fold[log.user] != part), items, timed=timed, width=width, seed=seed)
-        rows = np.flatnonzero(fold[questions.user] == part)
-        own = facts(questions.take(rows), counts) if len(rows) else np.zeros((0, 0, 0), np.float32)
+        rows = np.flatnonzero(fold[queries.user] == part)
+        own = features(queries.take(rows), counts) if len(rows) else np.zeros((0, 0, 0), np.float32)
         if len(rows):
-            found = np.zeros((*questions.candidates.shape, own.shape[2]), np.float32) if found is None else found
+            found = np.zeros((*queries.candidates.shape, own.shape[2]), np.float32) if found is None else found
             found[rows] = own
-    assert found is not None, "there is a question to answer"
+    assert found is not None, "there is a query to answer"
     return found
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One score of many facts, each told by a bent line of its own, for each domain apart.
+    """One score of many features, each told by a bent line of its own, for each domain apart.
 
     Shapes: scale (N,), knots (K, N), centre ((K + 1) N,), weight (2, (K + 1) N)
     """
@@ -206,7 +206,7 @@ class Weights:
     weight: np.ndarray
 
     def score(self, known: np.ndarray, domain: np.ndarray) -> np.ndarray:
-        """(Q, C) from facts (Q, C, N) and the domain of each question (Q,)."""
+        """(Q, C) from features (Q, C, N) and the domain of each query (Q,)."""
         found = np.empty(known.shape[:2], np.float32)
         for at in range(0, len(known), _AT_ONCE):
             rows = slice(at, at + _AT_ONCE)
@@ -216,9 +216,9 @@ class Weights:
 
 
 def weigh(known: np.ndarray, domain: np.ndarray, ridge: float = 1e-3) -> Weights:
-    """The lines under which the first candidate of each question is likeliest, by a softmax over its list.
+    """The lines under which the first candidate of each query is likeliest, by a softmax over its list.
 
-    Lines bend where right answers have quantiles of a fact. The problem is convex: where its solution is sought from
+    Lines bend where right answers have quantiles of a feature. The problem is convex: where its solution is sought from
     changes nothing.
     """
     scale = known.std((0, 1))
@@ -241,7 +241,7 @@ def weigh(known: np.ndarray, domain: np.ndarray, ridge: float = 1e-3) -> Weights
 
 
 def _bent(known: np.ndarray, scale: np.ndarray, knots: np.ndarray) -> np.ndarray:
-    """Each fact, and how far it lies beyond each of its knots, (..., (K + 1) N)."""
+    """Each feature, and how far it lies beyond each of its knots, (..., (K + 1) N)."""
     return np.concatenate([known / scale, *(np.maximum(known - knot, 0) / scale for knot in knots)], -1)
 
 
@@ -254,7 +254,7 @@ def _badness(
     return worth
 
 
-def co_occurrence(questions: Questions, known: Log, items: int) -> np.ndarray:
+def co_occurrence(queries: Queries, known: Log, items: int) -> np.ndarray:
     """How many people have both the candidate and each thing that the user has, added up; ties by popularity. (Q, C)"""
     has = sparse.csr_matrix((np.ones(len(known)), (known.user, known.item)), shape=(int(known.user.max()) + 1, items))
     has.data[:] = 1.0
@@ -262,10 +262,10 @@ def co_occurrence(questions: Questions, known: Log, items: int) -> np.ndarray:
     together = (has.T @ has).tocsr()
     together.setdiag(0)
     found = []
-    for at in range(0, len(questions), _AT_ONCE):
-        part = questions.take(np.arange(at, min(at + _AT_ONCE, len(questions))))
+    for at in range(0, len(queries), _AT_ONCE):
+        part = queries.take(np.arange(at, min(at + _AT_ONCE, len(queries))))
         row, event = visible(part)
         mine = sparse.csr_matrix((np.ones(len(row)), (row, part.seen.item[event])), shape=(len(part), items))
         found.append(np.take_along_axis((mine @ together).toarray(), part.candidates, 1))
     # Below any difference of one co-occurrence, so it decides ties only.
-    return np.concatenate(found) + 0.5 * popularity[questions.candidates] / max(1.0, popularity.max())
+    return np.concatenate(found) + 0.5 * popularity[queries.candidates] / max(1.0, popularity.max())

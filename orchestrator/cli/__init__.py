@@ -1,0 +1,88 @@
+"""``graft ...``: every command, wired to its function here and nowhere else.
+
+The commands are thin: they parse words, call a use case and print its result. An error is answered with one line that
+names the field, the file and the line, and exit status 1; ``--traceback`` shows where it was raised.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from orchestrator.cli import data, domain, runs, servers, service, versions
+from orchestrator.console import terminal
+from orchestrator.errors import as_line, http_status
+
+
+class OneLineErrors(TyperGroup):
+    """Prints an error that a user can correct as one line; a bug in Graft keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            correctable = http_status(error) != 500 or isinstance(error, OSError)
+            if not correctable or ctx.obj == SHOW_TRACEBACK:
+                raise
+            line = escape(as_line(error))
+            terminal.errors.print(f"[bold red]error:[/bold red] {line}", soft_wrap=True)
+            raise typer.Exit(1) from None
+
+
+SHOW_TRACEBACK = "traceback"
+
+app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, pretty_exceptions_show_locals=False)
+domains_app = typer.Typer(no_args_is_help=True, help="Register, list and show domains.")
+
+
+@app.callback()
+def graft(
+    ctx: typer.Context,
+    *,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log of what happens.")] = False,
+) -> None:
+    """Launch a new recommendation domain in minutes."""
+    ctx.obj = SHOW_TRACEBACK if traceback else None
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.ERROR, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "up": servers.up,
+    "down": servers.down,
+    "status": servers.status,
+    "deploy": servers.deploy,
+    "demo": servers.demo,
+    "ingest": domain.ingest,
+    "readiness": domain.readiness,
+    "preview": runs.preview,
+    "train": runs.train,
+    "launch": runs.launch,
+    "report": versions.report,
+    "promote": versions.promote,
+    "rollback": versions.rollback,
+    "cancel": runs.cancel,
+    "runs": runs.list_runs,
+    "rank": service.rank,
+    "prune": service.prune,
+    "simulate": data.simulate,
+    "data": data.convert,
+}
+DOMAINS_COMMANDS: dict[str, Callable[..., None]] = {
+    "register": domain.register,
+    "list": domain.list_domains,
+    "show": domain.show,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
+app.command("bench", context_settings=data.PASSED_ON)(data.run_benchmark)
+for name, command in DOMAINS_COMMANDS.items():
+    domains_app.command(name)(command)
+app.add_typer(domains_app, name="domains")

@@ -1,0 +1,5 @@
+"""``python -m orchestrator.cli`` is ``graft``."""
+
+from orchestrator.cli import app
+
+app()

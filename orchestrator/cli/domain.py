@@ -1,0 +1,124 @@
+"""Commands on a domain and its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from domains.registry.registry import Registry
+from domains.spec import DomainSpec
+from orchestrator import use_cases
+from orchestrator.cli.options import By, Interactions, Items, Name, Users
+from orchestrator.console import terminal
+from orchestrator.console.terminal import console, say
+from orchestrator.settings import Settings
+
+
+def register(
+    spec: Annotated[Path, typer.Argument(help="The domain's spec, a YAML file.")],
+    *,
+    interactions: Interactions = None,
+    items: Items = None,
+    users: Users = None,
+    by: By = "command line",
+) -> None:
+    """Register a domain; with files, ingest them too."""
+    domain = use_cases.register(DomainSpec.from_yaml(spec), registry=use_cases.open_registry(Settings()), by=by)
+    say(f"{domain.name} is registered as {domain.role} domain number {domain.number}")
+    if interactions:
+        ingest(domain.name, interactions=interactions, items=items, users=users, by=by)
+
+
+def list_domains() -> None:
+    """List every domain with its state and the fallback level that it answers at."""
+    registry = use_cases.open_registry(Settings())
+    terminal.table(
+        "domains",
+        ["domain", "role", "state", "answers by", "events", "users", "items", "owner", "retrains"],
+        (
+            [
+                *(domain.name, domain.role, domain.state.value, _level(registry, domain.name)),
+                *(f"{domain.counts.get(key) or 0:,}" for key in ("rows_added", "users", "items")),
+                *(domain.owner, domain.spec.schedule),
+            ]
+            for domain in registry.domains()
+        ),
+        numeric=["events", "users", "items"],
+    )
+
+
+def show(name: Name) -> None:
+    """Show one domain: spec, data, versions, promotions."""
+    registry = use_cases.open_registry(Settings())
+    domain = registry.domain(name)
+    console.print(f"[bold]{name}[/bold]: {domain.role}, {domain.state.value}, answers by {_level(registry, name)}")
+    console.print(domain.spec.to_yaml().rstrip(), highlight=False, markup=False)
+    live = registry.live(name)
+    terminal.table(
+        "versions, newest first",
+        ["version", "level", "live", "metrics", "made"],
+        (
+            [
+                *(version.id[:12], version.level, "live" if live and live.version_id == version.id else ""),
+                *(_metrics(version.metrics), f"{version.created_at:%Y-%m-%d %H:%M} by {version.created_by}"),
+            ]
+            for version in sorted(registry.versions(name), key=lambda version: version.created_at, reverse=True)
+        ),
+    )
+    promotions = registry.promotions(name)
+    if promotions:
+        terminal.table(
+            "promotions",
+            ["when", "what", "version", "who", "why"],
+            (
+                [f"{move.at:%Y-%m-%d %H:%M}", move.kind.replace("_", " "), move.to_version[:12], move.who, move.why]
+                for move in promotions
+            ),
+        )
+
+
+def ingest(
+    name: Name,
+    *,
+    interactions: Annotated[list[Path], typer.Option("--interactions", "-i", help="CSV, TSV or Parquet.")],
+    items: Items = None,
+    users: Users = None,
+    by: By = "command line",
+) -> None:
+    """Validate files and add their good rows; bad rows are set aside with file, line and reason."""
+    settings = Settings()
+    with terminal.progress_bar(f"ingest {name}") as on_progress:
+        report = use_cases.ingest_data(
+            name,
+            interactions=interactions,
+            items=items,
+            users=users,
+            registry=use_cases.open_registry(settings),
+            settings=settings,
+            by=by,
+            on_progress=on_progress,
+        )
+    terminal.ingest_report(report)
+
+
+def readiness(name: Name) -> None:
+    """Show what a domain still lacks before it can launch, and what its sources could contribute."""
+    settings = Settings()
+    found = use_cases.readiness(name, registry=use_cases.open_registry(settings), settings=settings)
+    terminal.readiness(name, found)
+
+
+def _level(registry: Registry, name: str) -> str:
+    return use_cases.level(name, registry=registry).replace("_", "-")
+
+
+def _metrics(metrics: dict[str, Any]) -> str:
+    """A version's own row; shared training records the rows that it was compared with beside it."""
+    own = metrics.get("rows", {}).get("shared", metrics)
+    return ", ".join(
+        f"{name} {measured['value']:.4f}"
+        for name, measured in own.items()
+        if isinstance(measured, dict) and "value" in measured
+    )

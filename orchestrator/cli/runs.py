@@ -1,0 +1,94 @@
+"""Commands that start, list and stop runs."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from orchestrator import use_cases
+from orchestrator.cli.options import By, Choices, Local, Name
+from orchestrator.console import terminal
+from orchestrator.console.terminal import say
+from orchestrator.settings import Settings
+
+
+def preview(name: Name, *, local: Local = False, by: By = "command line") -> None:
+    """Estimate before a launch, by short runs, what each source contributes and how much data the adapter needs."""
+    settings = Settings()
+    registry = use_cases.open_registry(settings)
+    run = terminal.run_to_end("preview", name, local=local, registry=registry, settings=settings, by=by)
+    terminal.preview(name, run.result)
+
+
+def train(*, choices: Choices = None, local: Local = False, by: By = "command line") -> None:
+    """Train the shared model on every domain's events."""
+    settings, recipe = Settings(), _recipe(choices)
+    registry = use_cases.open_registry(settings)
+    run = terminal.run_to_end("train-shared", params=recipe, local=local, registry=registry, settings=settings, by=by)
+    version = registry.version(run.result["version"])
+    say(f"shared model {version.id[:12]} is trained")
+    terminal.domain_metrics(version.metrics)
+
+
+def launch(name: Name, *, choices: Choices = None, local: Local = False, by: By = "command line") -> None:
+    """Fine-tune a domain, compare it on cold users with the baselines, and put it to the gate."""
+    settings, recipe = Settings(), _recipe(choices)
+    registry = use_cases.open_registry(settings)
+    run = terminal.run_to_end(
+        "launch-domain", name, params=recipe, local=local, registry=registry, settings=settings, by=by
+    )
+    version = registry.version(run.result["version"])
+    terminal.cold_start_table(name, version.report)
+    terminal.decision_lines(version.report)
+    decision = version.report.get("decision") or {"promote": True}
+    if decision["promote"]:
+        say(f'version {version.id[:12]} is ready to go live: graft promote {name} --why "..."')
+
+
+def cancel(run_id: Annotated[str, typer.Argument(help="The run's id, as `graft runs` lists it.")]) -> None:
+    """Stop a run; starting it again continues from its last checkpoint."""
+    settings = Settings()
+    run = use_cases.cancel(run_id, registry=use_cases.open_registry(settings), settings=settings)
+    say(f"{run_id}: {run.state if run.finished_at else 'stopping'}")
+
+
+def list_runs(
+    name: Annotated[str | None, typer.Argument(help="Only of this domain.")] = None,
+    *,
+    limit: Annotated[int, typer.Option(min=1, help="How many to list.")] = 20,
+) -> None:
+    """List the latest runs."""
+    terminal.table(
+        "runs, newest first",
+        ["run", "domain", "state", "done", "step", "started", "error"],
+        (
+            [
+                *(run.id, run.domain, run.state, f"{run.progress:.0%}", run.step),
+                *(f"{run.started_at:%m-%d %H:%M:%S}", run.error),
+            ]
+            for run in use_cases.open_registry(Settings()).runs(name, limit=limit)
+        ),
+        numeric=["done"],
+    )
+
+
+def _recipe(choices: list[str] | None) -> dict[str, Any]:
+    """``epochs=2`` and the like, checked against the recipe before anything starts."""
+    from orchestrator.training.recipe import Recipe
+
+    chosen: dict[str, Any] = {}
+    for choice in choices or []:
+        key, given, value = choice.partition("=")
+        if not given:
+            raise typer.BadParameter(f"{choice!r} is not of the form name=value", param_hint="--set")
+        key = key.strip()
+        if key not in Recipe.model_fields:
+            near = difflib.get_close_matches(key, Recipe.model_fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(Recipe.model_fields)}"
+            raise ValueError(f"the recipe has no choice {key!r}; {hint}")
+        chosen[key] = yaml.safe_load(value)
+    Recipe(**chosen)
+    return chosen

@@ -1,0 +1,86 @@
+"""Commands on the servers of this machine, and the demo that starts them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator import use_cases
+from orchestrator.cli.options import Ui
+from orchestrator.console import terminal
+from orchestrator.console.terminal import say
+from orchestrator.settings import Settings
+
+
+def up(
+    *,
+    ui: Ui = True,
+    background: Annotated[bool, typer.Option("--background", "-b", help="Return once all servers are up.")] = False,
+) -> None:
+    """Start the Prefect server and worker, the prediction service and the web UI; Ctrl-C stops them."""
+    from orchestrator.servers import supervisor
+
+    start = supervisor.up_in_background if background else supervisor.up
+    start(Settings(), ui=ui, say=say)
+
+
+def down() -> None:
+    """Stop the servers, from any shell."""
+    from orchestrator.servers import supervisor
+
+    if not supervisor.down(Settings(), say=say):
+        say("no servers are running")
+
+
+def status() -> None:
+    """Show which servers are running, and how many domains and runs there are."""
+    from orchestrator.servers import state
+
+    settings = Settings()
+    running = state.read(settings)
+    if running is None:
+        say("no servers are running; `graft up` starts them")
+    else:
+        health = state.health(settings)
+        terminal.table(
+            f"servers of {settings.home.absolute()}",
+            ["server", "state", "address", "process", "restarts", "log"],
+            (
+                [
+                    *(server.name, "healthy" if health[server.name] else "[red]down[/red]", server.address),
+                    *(server.pid, server.restarts, os.path.relpath(server.log)),
+                ]
+                for server in running.servers
+            ),
+        )
+    if settings.database_url or (settings.home / "registry.db").is_file():
+        registry = use_cases.open_registry(settings)
+        domains, active = registry.domains(), [run for run in registry.runs() if run.state in ("queued", "running")]
+        live = sum(registry.live(domain.name) is not None for domain in domains)
+        say(f"{len(domains)} domains, {live} with a live version, {len(active)} runs in progress")
+
+
+def deploy() -> None:
+    """Write flows and schedules to the Prefect server; `graft up` does so by itself."""
+    from orchestrator import flows
+
+    for name in flows.deploy(Settings()):
+        say(f"deployed {name}")
+
+
+def demo(
+    *,
+    data: Annotated[str, typer.Option(help="simulated, or a public data set such as amazon or douban.")] = "simulated",
+    path: Annotated[Path | None, typer.Option(help="Folder of the public data set's files.")] = None,
+    size: Annotated[str, typer.Option(help="Size of the simulated marketplace.")] = "small",
+    local: Annotated[bool, typer.Option("--local", help="Everything in this process, no servers.")] = False,
+    leave_up: Annotated[bool, typer.Option("--leave-up/--no-wait", help="Leave the servers up at the end.")] = True,
+    ui: Ui = True,
+) -> None:
+    """Launch a cold domain from nothing: data, shared model, launch, comparison, promotion, a ranking by curl."""
+    from orchestrator.console import demo as demonstration
+
+    demonstration.run(Settings(), data=data, path=path, size=size, local=local, leave_up=leave_up, ui=ui)

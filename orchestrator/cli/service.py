@@ -1,0 +1,37 @@
+"""Commands on the prediction service and its log."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orchestrator import use_cases
+from orchestrator.cli.options import Name
+from orchestrator.console import terminal
+from orchestrator.console.terminal import say
+from orchestrator.settings import Settings
+
+
+def rank(
+    name: Name,
+    *,
+    user: Annotated[str, typer.Option("--user", "-u", help="The user's id.")],
+    items: Annotated[str, typer.Option("--items", help="Item ids, separated by commas.")],
+    top: Annotated[int | None, typer.Option("--top", min=1, help="Only the best so many of them.")] = None,
+) -> None:
+    """Ask the running service for a ranking."""
+    item_ids = [item.strip() for item in items.split(",") if item.strip()]
+    terminal.ranking(use_cases.rank(name, user_id=user, item_ids=item_ids, settings=Settings(), top_k=top))
+
+
+def prune(
+    *,
+    days: Annotated[
+        float | None, typer.Option(min=0, help="Days to keep; by default GRAFT_KEEP_PREDICTIONS_DAYS.")
+    ] = None,
+) -> None:
+    """Delete old answers and feedback; `graft up` does so every hour if GRAFT_KEEP_PREDICTIONS_DAYS is set."""
+    settings = Settings()
+    deleted = use_cases.prune(registry=use_cases.open_registry(settings), settings=settings, days=days)
+    say(f"{deleted:,} old rows of answers and feedback deleted")

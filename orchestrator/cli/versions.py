@@ -1,0 +1,49 @@
+"""Commands on the versions of a domain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from domains.registry.registry import Registry
+from orchestrator import use_cases
+from orchestrator.cli.options import By, Name, Version, Why
+from orchestrator.console.terminal import say
+from orchestrator.settings import Settings
+
+
+def report(
+    name: Name,
+    version: Version = None,
+    *,
+    out: Annotated[Path | None, typer.Option(help="The file to write; by default NAME-VERSION.html.")] = None,
+) -> None:
+    """Write a version's cold-start report as one self-contained HTML file."""
+    registry = use_cases.open_registry(Settings())
+    found, page = use_cases.report_page(name, _whole_id(registry, name, version), registry=registry)
+    path = out or Path(f"{name}-{found.id[:12]}.html")
+    path.write_text(page, encoding="utf-8")
+    say(f"{path}: the cold-start report of {name}, version {found.id[:12]}")
+
+
+def promote(name: Name, version: Version = None, *, why: Why, by: By = "command line") -> None:
+    """Set a version live."""
+    registry = use_cases.open_registry(Settings())
+    move = use_cases.promote(name, _whole_id(registry, name, version), registry=registry, who=by, why=why)
+    say(f"{name}: version {move.to_version[:12]} is live")
+
+
+def rollback(name: Name, *, why: Why, by: By = "command line") -> None:
+    """Go back to the version that was live before."""
+    move = use_cases.roll_back(name, registry=use_cases.open_registry(Settings()), who=by, why=why)
+    say(f"{name}: version {move.to_version[:12]} is live again")
+
+
+def _whole_id(registry: Registry, name: str, start: str | None) -> str | None:
+    """A version's whole id from its first characters, as the tables print them."""
+    if start is None:
+        return None
+    found = [version.id for version in registry.versions(name) if version.id.startswith(start)]
+    return found[0] if len(found) == 1 else start
