@@ -43,9 +43,10 @@ from models.baselines.plain import (
 from models.ranker.network import Ranker
 from orchestrator.data.batches import Examples
 from orchestrator.data.dataset import Workspace
+from orchestrator.evaluation.scoring import score_rows
 from orchestrator.jobs.launch import fit_adapter
 from orchestrator.settings import Settings
-from orchestrator.training.fit import fit, lessons, new_ranker, score_rows
+from orchestrator.training.fit import fit, lessons, new_ranker
 from orchestrator.training.fit import prepare as set_out
 from orchestrator.training.recipe import Recipe
 from orchestrator.training.wide_fit import fit_own_evidence

@@ -36,6 +36,7 @@ from models.baselines.plain import (
     TrainMean,
 )
 from orchestrator.data.batches import Examples
+from orchestrator.evaluation.scoring import score_rows
 from orchestrator.training import fit
 from orchestrator.training.recipe import Recipe
 
@@ -153,7 +154,7 @@ def graft(recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
     fit.prepare(ranker, learnt, batch_builder, seed=seed)
 
     def score(rows: Examples, slot: int) -> np.ndarray:
-        return fit.score_rows(ranker, batch_builder, rows, slot)
+        return score_rows(ranker, batch_builder, rows, slot)
 
     facts = given.answers(score)
     result = fit.learn(

@@ -26,6 +26,7 @@ from models.ranker import adapters
 from models.ranker.network import Ranker
 from orchestrator.data.batches import BatchBuilder, Examples
 from orchestrator.data.encoding import FeatureEncoder
+from orchestrator.evaluation.scoring import score_rows
 from orchestrator.training import baselines, fit
 from orchestrator.training.fine_tune import fit_adapter
 from orchestrator.training.recipe import Recipe
@@ -152,7 +153,7 @@ def tuned(way: str, name: str, recipe: Recipe, task: Task, seed: int) -> dict[st
     rows = owned.items.rows.weight.numel()
     detail: dict[str, Any] = {"whole": whole, "item_rows": rows}
     if way == START:
-        return {name: Scored(fit.score_rows(ranker, batch_builder, given.asked, slot), detail | {"parameters": 0})}
+        return {name: Scored(score_rows(ranker, batch_builder, given.asked, slot), detail | {"parameters": 0})}
     if way in (ADAPTER, FEW):
         recipe = recipe.model_copy(update={"fine_tune_items": way == ADAPTER})
         fingerprint = adapters.fingerprint(ranker, excluding=slot)
@@ -160,7 +161,7 @@ def tuned(way: str, name: str, recipe: Recipe, task: Task, seed: int) -> dict[st
         proof = adapters.certificate(fingerprint, adapters.fingerprint(ranker, excluding=slot))
         trained = sum(part.numel() for part in owned.parameters()) - (0 if recipe.fine_tune_items else rows)
         detail |= {"parameters": trained, "best_epoch": result.best_epoch, "frozen": proof.ok}
-        score = fit.score_rows(ranker, batch_builder, given.asked, slot)
+        score = score_rows(ranker, batch_builder, given.asked, slot)
     else:
         score = baselines.predict(
             "full_fine_tune" if way == FULL else "scratch",
@@ -187,7 +188,7 @@ def tuned(way: str, name: str, recipe: Recipe, task: Task, seed: int) -> dict[st
 
 def _old(ranker: Ranker, batch_builder: BatchBuilder, shared: Shared) -> np.ndarray:
     """The old domain's scores."""
-    return fit.score_rows(ranker, batch_builder, shared.judged, 0)
+    return score_rows(ranker, batch_builder, shared.judged, 0)
 
 
 def methods(recipe: Recipe = RECIPE) -> list[Method]:

@@ -17,10 +17,9 @@ from typing import Any
 
 import httpx
 
-from domains.errors import Conflict, NotEnoughData, PromotionRefused, UnknownVersion
+from domains.errors import Conflict, PromotionRefused, UnknownVersion
 from domains.events import readiness as reading
 from domains.events.domain_data import DomainData
-from domains.events.histories import Histories
 from domains.events.readiness import Readiness
 from domains.ingestion import ingest as ingesting
 from domains.ingestion.ingest import IngestReport
@@ -30,8 +29,9 @@ from domains.spec import DomainSpec
 from models.training.allocator import keep_freed_memory
 from orchestrator import prefect_client
 from orchestrator.errors import Refused, Unavailable, as_line
-from orchestrator.evaluation import gate
-from orchestrator.jobs import runner
+from orchestrator.evaluation.preview_report import PreviewReport
+from orchestrator.evaluation.report import ColdStartReport
+from orchestrator.jobs import results, runner
 from orchestrator.jobs.runner import Call, OnProgress, RunContext, Step
 from orchestrator.settings import Settings
 
@@ -51,11 +51,9 @@ def steps(kind: str) -> tuple[Step, ...]:
 
     if kind == "preview":
         return preview.STEPS
-    gather, *_, refresh = train_shared.STEPS
     if kind == "train-shared":
         return train_shared.STEPS
-    launched = (gather, *launch.STEPS, refresh)
-    return (*launched, launch.GO_LIVE) if kind == "retrain" else launched
+    return launch.RETRAIN_STEPS if kind == "retrain" else launch.STEPS
 
 
 def register(spec: DomainSpec, *, registry: Registry, by: str) -> Domain:
@@ -133,11 +131,11 @@ def readiness(name: str, *, registry: Registry, settings: Settings) -> Readiness
     return reading.assess(domain.spec, settings.data_dir, sources=sources)
 
 
-def latest_preview(name: str, *, registry: Registry) -> dict[str, Any] | None:
-    """The result of the newest finished preview of a domain; None before the first."""
+def latest_preview(name: str, *, registry: Registry) -> PreviewReport | None:
+    """The report of the newest finished preview of a domain; None before the first."""
     done = (run for run in registry.runs(name, limit=1000) if run.kind == "preview" and run.state == "succeeded")
     newest = max(done, key=lambda run: run.started_at, default=None)
-    return None if newest is None else newest.result
+    return None if newest is None else PreviewReport.of(newest)
 
 
 def report_page(name: str, version_id: str | None = None, *, registry: Registry) -> tuple[Version, str]:
@@ -149,7 +147,7 @@ def report_page(name: str, version_id: str | None = None, *, registry: Registry)
     from orchestrator.evaluation import html as page
 
     spec = registry.domain(name).spec
-    reported = {version.id: version for version in registry.versions(name, "adapter") if "rows" in version.report}
+    reported = {version.id: version for version in registry.versions(name, "adapter") if ColdStartReport.of(version)}
     if version_id is None:
         if not reported:
             raise UnknownVersion(f"no launch of {name!r} has made a version to report on; launch it first", domain=name)
@@ -157,7 +155,7 @@ def report_page(name: str, version_id: str | None = None, *, registry: Registry)
     elif version_id not in reported:
         raise UnknownVersion(f"domain {name!r} has no version {version_id[:12]!r} with a cold-start report")
     version = reported[version_id]
-    return version, page.render(version, baseline=gate.baseline_of(version.report, spec.gate))
+    return version, page.render(version, spec.gate)
 
 
 def build_features(*, registry: Registry, settings: Settings) -> None:
@@ -167,11 +165,9 @@ def build_features(*, registry: Registry, settings: Settings) -> None:
         NotEnoughData: no domain has data yet.
     """
     from orchestrator.data import online
+    from orchestrator.data.dataset import gather_histories
 
-    held = [(domain.spec, domain.number) for domain in registry.domains() if domain.counts.get("rows_added")]
-    if not held:
-        raise NotEnoughData("no domain has data yet; ingest some first")
-    Histories.build(settings.data_dir, held)
+    gather_histories(registry, settings)
     online.refresh(registry=registry, settings=settings)
 
 
@@ -264,7 +260,7 @@ def train_shared(
 ) -> Version:
     """Train the shared model in this process and publish it."""
     done = run("train-shared", params=recipe, registry=registry, settings=settings, by=by, run_id=run_id)
-    return registry.version(done.result["version"])
+    return registry.version(results.version_of(done))
 
 
 def launch(
@@ -279,10 +275,10 @@ def launch(
 ) -> Version:
     """Fine-tune a domain's adapter in this process and put it to the gate; promotion is a separate decision.
 
-    The version's ``report["decision"]`` says whether it may go live, and why.
+    The decision in the version's report says whether it may go live, and why.
     """
     done = run(kind, name, params=recipe, registry=registry, settings=settings, by=by, run_id=run_id)
-    return registry.version(done.result["version"])
+    return registry.version(results.version_of(done))
 
 
 def promote(name: str, version_id: str | None = None, *, registry: Registry, who: str, why: str) -> Promotion:
@@ -303,12 +299,12 @@ def promote(name: str, version_id: str | None = None, *, registry: Registry, who
         version = registry.version(version_id)
     if version.domain != name:
         raise PromotionRefused(f"version {version.id[:12]} belongs to {version.domain!r}, not to {name!r}", domain=name)
-    decision = version.report.get("decision")
-    if decision is not None and not decision["promote"]:
+    report = ColdStartReport.of(version)
+    if report is not None and not report.decision.promote:
         raise PromotionRefused(
-            f"version {version.id[:12]} may not go live: " + "; ".join(decision["reasons"]),
+            f"version {version.id[:12]} may not go live: " + "; ".join(report.decision.reasons),
             domain=name,
-            reasons=decision["reasons"],
+            reasons=report.decision.reasons,
         )
     live = registry.live(name)
     return registry.promote(name, version.id, expect=live.version_id if live else None, who=who, why=why)

@@ -79,7 +79,7 @@ class SnapshotBuilder:
             if domain.state is not State.RETIRED:
                 before = previous.domains.get(domain.name)
                 loaded = self._domain(domain, lives.get(domain.name), lives.get(None), before)
-                answering[domain.name] = replace(loaded, borrows=workspace.borrows(domain.name))
+                answering[domain.name] = replace(loaded, borrows=workspace.sources_of(domain.name))
         self._forget_backbones(answering, lives.get(None))
         return Snapshot(generation=generation, domains=answering)
 

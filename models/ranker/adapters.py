@@ -71,31 +71,26 @@ class FreezeCertificate:
     before: Mapping[str, str]
     after: Mapping[str, str]
     changed: tuple[str, ...]
-    trained_parameters: int | None = None
 
     @property
     def ok(self) -> bool:
         return not self.changed
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON for the registry: a hash over all names and hashes, with the single ones beside it."""
-        return {
-            "ok": self.ok,
-            "changed": list(self.changed),
-            "frozen_tensors": len(self.before),
-            "trained_parameters": self.trained_parameters,
-            "before": _hash_of_hashes(self.before),
-            "after": _hash_of_hashes(self.after),
-            "hashes": dict(self.after),
-        }
+    @property
+    def before_hash(self) -> str:
+        """One hash over all names and hashes before."""
+        return _hash_of_hashes(self.before)
+
+    @property
+    def after_hash(self) -> str:
+        """One hash over all names and hashes after."""
+        return _hash_of_hashes(self.after)
 
 
-def certificate(
-    before: Mapping[str, str], after: Mapping[str, str], *, trained_parameters: int | None = None
-) -> FreezeCertificate:
+def certificate(before: Mapping[str, str], after: Mapping[str, str]) -> FreezeCertificate:
     """Compare two fingerprints. A tensor that came or went counts as changed."""
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    return FreezeCertificate(dict(before), dict(after), tuple(changed), trained_parameters)
+    return FreezeCertificate(dict(before), dict(after), tuple(changed))
 
 
 @dataclass(frozen=True)

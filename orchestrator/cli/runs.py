@@ -12,6 +12,9 @@ from orchestrator import use_cases
 from orchestrator.cli.options import By, Choices, Local, Name
 from orchestrator.console import terminal
 from orchestrator.console.terminal import say
+from orchestrator.evaluation.preview_report import PreviewReport
+from orchestrator.evaluation.report import ColdStartReport, HeldOut
+from orchestrator.jobs import results
 from orchestrator.settings import Settings
 
 
@@ -20,7 +23,7 @@ def preview(name: Name, *, local: Local = False, by: By = "command line") -> Non
     settings = Settings()
     registry = use_cases.open_registry(settings)
     run = terminal.run_to_end("preview", name, local=local, registry=registry, settings=settings, by=by)
-    terminal.preview(name, run.result)
+    terminal.preview(PreviewReport.of(run))
 
 
 def train(*, choices: Choices = None, local: Local = False, by: By = "command line") -> None:
@@ -28,9 +31,9 @@ def train(*, choices: Choices = None, local: Local = False, by: By = "command li
     settings, recipe = Settings(), _recipe(choices)
     registry = use_cases.open_registry(settings)
     run = terminal.run_to_end("train-shared", params=recipe, local=local, registry=registry, settings=settings, by=by)
-    version = registry.version(run.result["version"])
+    version = registry.version(results.version_of(run))
     say(f"shared model {version.id[:12]} is trained")
-    terminal.domain_metrics(version.metrics)
+    terminal.domain_metrics(HeldOut.by_domain(version))
 
 
 def launch(name: Name, *, choices: Choices = None, local: Local = False, by: By = "command line") -> None:
@@ -40,11 +43,11 @@ def launch(name: Name, *, choices: Choices = None, local: Local = False, by: By 
     run = terminal.run_to_end(
         "launch-domain", name, params=recipe, local=local, registry=registry, settings=settings, by=by
     )
-    version = registry.version(run.result["version"])
-    terminal.cold_start_table(name, version.report)
-    terminal.decision_lines(version.report)
-    decision = version.report.get("decision") or {"promote": True}
-    if decision["promote"]:
+    version = registry.version(results.version_of(run))
+    report = ColdStartReport.of(version)
+    assert report is not None, "a launch makes a version with a report"
+    terminal.cold_start(name, report)
+    if report.decision.promote:
         say(f'version {version.id[:12]} is ready to go live: graft promote {name} --why "..."')
 
 

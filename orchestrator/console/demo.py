@@ -28,6 +28,8 @@ from orchestrator.console import terminal
 from orchestrator.console.terminal import console, say
 from orchestrator.data.sample_users import sample_users
 from orchestrator.errors import Unavailable
+from orchestrator.evaluation.report import ColdStartReport, HeldOut
+from orchestrator.jobs import results
 from orchestrator.servers import state, supervisor
 from orchestrator.settings import Settings
 
@@ -99,7 +101,7 @@ class _Demo:
         name, task = new.spec.name, new.spec.task
         with _step("Train the shared model on these domains"):
             backbone = self._train("train-shared", None, {"task": task, "leave_out": [name]})
-            terminal.domain_metrics(backbone.metrics)
+            terminal.domain_metrics(HeldOut.by_domain(backbone))
         with _step(f"Register the new domain {name!r}, whose users are cold"):
             self._register_and_ingest(new)
             found = use_cases.readiness(name, registry=self._registry, settings=self._settings)
@@ -108,8 +110,9 @@ class _Demo:
             # All the baselines that the policy asks for; the one that learns from the sources too is kept short here.
             version = self._train("launch-domain", name, {"task": task, "baseline_source_rows": BASELINE_SOURCE_ROWS})
         with _step("What cold users would get"):
-            terminal.cold_start_table(name, version.report)
-            terminal.decision_lines(version.report)
+            report = ColdStartReport.of(version)
+            assert report is not None, "a launch makes a version with a report"
+            terminal.cold_start(name, report)
         with _step("Promote"):
             self._promote(name, version)
         if not self._local:
@@ -160,7 +163,7 @@ class _Demo:
         run = terminal.run_to_end(
             *(kind, domain), params=params, local=self._local, registry=self._registry, settings=self._settings, by=BY
         )
-        return self._registry.version(run.result["version"])
+        return self._registry.version(results.version_of(run))
 
     def _promote(self, domain: str, version: Version) -> None:
         try:

@@ -13,9 +13,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 
 from domains.registry.registry import Registry, Run
+from models.intervals import Interval
 from models.metrics import METRICS
 from orchestrator import prefect_client, use_cases
 from orchestrator.errors import RunFailed, Unavailable
+from orchestrator.evaluation.preview_report import PreviewReport
+from orchestrator.evaluation.report import ColdStartReport, HeldOut
 from orchestrator.jobs.runner import OnProgress
 from orchestrator.settings import Settings
 
@@ -57,41 +60,30 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], num
     console.print(drawn)
 
 
-def cold_start_table(domain: str, report: Mapping[str, Any]) -> None:
-    """A version's cold-start report: a row per baseline, each metric with its 95 % interval."""
-    rows = report["rows"]
+def cold_start(domain: str, report: ColdStartReport) -> None:
+    """What a launch found: a row per baseline, each metric with its 95 % interval; the gate's decision; the cost."""
+    rows = report.rows
     order = [*(name for name in ROW_NAMES if name in rows), *(name for name in rows if name not in ROW_NAMES)]
-    metrics = list(next(iter(rows.values())))
-    headings = [METRICS[metric].heading for metric in metrics]
-    gain = report["gain"]
+    metrics = [METRICS[name] for name in rows[report.subject]]
+    headings = [metric.heading for metric in metrics]
     table(
-        f"{domain}: {report['cold_users']:,} cold users, {report['examples']:,} examples (95 % intervals over users)",
+        f"{domain}: {report.cold_users:,} cold users, {report.examples:,} examples (95 % intervals over users)",
         ["", *headings, "adapter gains"],
         (
             [
                 ROW_NAMES.get(name, name.replace("_", " ")),
-                *(_interval(rows[name].get(metric)) for metric in metrics),
-                f"{gain[name]['value']:+.4f} [{gain[name]['low']:+.4f}, {gain[name]['high']:+.4f}]"
-                if name in gain
-                else "",
+                *(_interval(rows[name].get(metric.name)) for metric in metrics),
+                _interval(report.gain.get(name), signed=True),
             ]
             for name in order
         ),
         numeric=headings,
     )
-
-
-def decision_lines(report: Mapping[str, Any]) -> None:
-    """The gate's verdict and its reasons, and what the comparison cost."""
-    decision = report.get("decision")
-    if decision:
-        verdict = decision.get("verdict", "ship" if decision["promote"] else "hold")
-        console.print(f"gate: [bold]{verdict}[/bold]; {escape('; '.join(decision['reasons']))}", highlight=False)
-    cost = report.get("cost")
-    if cost:
-        money = "" if cost["money"] is None else f", {cost['money']:.4f} {cost['currency']}".rstrip()
-        seeds = report.get("required", {}).get("seeds", 1)
-        say(f"compared under {seeds} seeds; {cost['processor_seconds'] / 60:.1f} processor minutes{money}")
+    decision, cost = report.decision, report.cost
+    console.print(f"gate: [bold]{decision.verdict}[/bold]; {escape('; '.join(decision.reasons))}", highlight=False)
+    money = "" if cost.money is None else f", {cost.money:.4f} {cost.currency}".rstrip()
+    minutes = cost.processor_seconds / 60
+    say(f"compared under {report.required.seeds} seeds; {minutes:.1f} processor minutes{money}")
 
 
 @contextmanager
@@ -158,23 +150,22 @@ def _watch(run: Run, registry: Registry, settings: Settings) -> Run:
     return run
 
 
-def domain_metrics(measured: Mapping[str, Any]) -> None:
+def domain_metrics(measured: Mapping[str, HeldOut]) -> None:
     """A shared model's metrics on each domain's held-out events, with the plain rows for comparison."""
     for domain, found in measured.items():
-        if "note" in found:
-            say(f"{domain}: {found['note']}")
-    compared = {domain: found for domain, found in measured.items() if "rows" in found}
-    if not compared:
+        if found.note is not None:
+            say(f"{domain}: {found.note}")
+    rows = [(domain, row, metrics) for domain, found in measured.items() for row, metrics in found.rows.items()]
+    if not rows:
         return
-    metrics = list(next(iter(compared.values()))["rows"]["shared"])
-    headings = [METRICS[metric].label for metric in metrics]
+    names = list(rows[0][2])
+    headings = [METRICS[name].label for name in names]
     table(
         "the shared model on each domain's held-out events (95 % intervals over users)",
         ["domain", "", *headings],
         (
-            [domain, row.replace("_", " "), *(_interval(values.get(metric)) for metric in metrics)]
-            for domain, found in compared.items()
-            for row, values in found["rows"].items()
+            [domain, row.replace("_", " "), *(_interval(metrics.get(name)) for name in names)]
+            for domain, row, metrics in rows
         ),
         numeric=headings,
     )
@@ -202,40 +193,35 @@ def readiness(domain: str, found: Any) -> None:
         say(f"  {line}")
 
 
-def preview(domain: str, found: Mapping[str, Any]) -> None:
+def preview(report: PreviewReport) -> None:
     """What a preview found of the sources and of the data still needed."""
-    metric = found["metric"]
     table(
-        f"{domain}: drop in {metric} that each source brings, on {found['judged_users']:,} users and "
-        f"{found['judged_rows']:,} rows (95 % intervals over runs and users)",
+        f"{report.domain}: drop in {report.metric} that each source brings, on {report.evaluation_users:,} users and "
+        f"{report.evaluation_rows:,} rows (95 % intervals over runs and users)",
         ["source", "alone", "beside the others", "verdict"],
         (
-            [source["name"], *(_interval(source[kind], signed=True) for kind in ("alone", "beside")), source["verdict"]]
-            for source in found["sources"]
+            [found.name, _interval(found.alone, signed=True), _interval(found.beside, signed=True), found.verdict]
+            for found in report.sources
         ),
         numeric=["alone", "beside the others"],
     )
-    say(f"all of them together: {_interval(found['together'], signed=True)}")
-    errors_at = found["curve"]["errors"]
+    say(f"all of them together: {_interval(report.together, signed=True)}")
+    curve = report.curve
     table(
-        f"{metric} on growing shares of its rows",
-        ["rows", *(ROW_NAMES.get(model, model) for model in errors_at)],
+        f"{report.metric} on growing shares of its rows",
+        ["rows", *(ROW_NAMES.get(model, model) for model in curve.errors)],
         (
-            [f"{rows:,.0f}", *(_interval(errors_at[model][place]) for model in errors_at)]
-            for place, rows in enumerate(found["curve"]["rows"])
+            [f"{rows:,.0f}", *(_interval(errors[point]) for errors in curve.errors.values())]
+            for point, rows in enumerate(curve.rows)
         ),
         numeric=["rows"],
     )
-    fewest = found["curve"]["rows"][0]
-    for baseline, needed in found["needed"].items():
-        low, rows, high = (needed_rows(needed[part], fewest) for part in ("low", "rows", "high"))
-        said = f"{rows} (95 %: {low} to {high})"
-        name = ROW_NAMES.get(baseline, baseline)
-        say(f"ahead of {name} with {said} rows")
-    test = found["backtest"]
-    if test["of"]:
-        line = f"forecasts from the smaller shares: the interval held {test['held']} of {test['of']} times"
-        say(line)
+    for baseline, needed in report.needed.items():
+        low, rows, high = (needed_rows(part, curve.rows[0]) for part in (needed.low, needed.rows, needed.high))
+        say(f"ahead of {ROW_NAMES.get(baseline, baseline)} with {rows} (95 %: {low} to {high}) rows")
+    test = report.backtest
+    if test.of:
+        say(f"forecasts from the smaller shares: the interval held {test.held} of {test.of} times")
 
 
 def needed_rows(rows: float | None, fewest: float) -> str:
@@ -271,9 +257,8 @@ def _bar() -> Progress:
     )
 
 
-def _interval(measured: Mapping[str, float] | None, *, signed: bool = False) -> str:
+def _interval(measured: Interval | None, *, signed: bool = False) -> str:
     if measured is None:
         return ""
-    if signed:
-        return f"{measured['value']:+.4f} [{measured['low']:+.4f}, {measured['high']:+.4f}]"
-    return f"{measured['value']:.4f} [{measured['low']:.4f}, {measured['high']:.4f}]"
+    sign = "+" if signed else ""
+    return f"{measured.value:{sign}.4f} [{measured.low:{sign}.4f}, {measured.high:{sign}.4f}]"

@@ -103,7 +103,7 @@ class BatchBuilder:
         user_codes: (users, P) profile codes by user index; users beyond it have code 0.
         item_codes: for each domain its (V, F) item feature codes by local index.
         source: source histories; target: recent events of each target domain, absent ones have none.
-        borrows: numbers of the sources that a domain borrows from; a domain that is absent borrows from all.
+        source_domains: numbers of those whose events a domain's histories hold; an absent domain's hold all.
     """
 
     def __init__(
@@ -114,14 +114,14 @@ class BatchBuilder:
         item_codes: Mapping[str, np.ndarray],
         source: EventSource | OneUser,
         target: Mapping[str, EventSource | OneUser],
-        borrows: Mapping[str, frozenset[int]] | None = None,
+        source_domains: Mapping[str, frozenset[int]] | None = None,
     ) -> None:
         self.encoder = encoder
         self._user_codes = user_codes
         self._item_codes = item_codes
         self._source = source
         self._target = target
-        self._borrowed = {name: source.only(numbers) for name, numbers in (borrows or {}).items()}
+        self._narrowed = {name: source.only(numbers) for name, numbers in (source_domains or {}).items()}
 
     def batch(self, rows: Examples, slot: int, *, item_codes: np.ndarray | None = None) -> Batch:
         """A batch of rows of one domain, in the given order.
@@ -137,7 +137,7 @@ class BatchBuilder:
             table = self._item_codes[rows.domain]
             item_codes = table[np.where(rows.item < len(table), rows.item, 0)]
         item = rows.item if source is None else encoder.source_rows(np.full(len(rows), rows.number), rows.item)
-        histories = self._borrowed.get(rows.domain, self._source)
+        histories = self._narrowed.get(rows.domain, self._source)
         lifelong = self._events(histories, rows, encoder.lifelong, source_rows=True)
         short_source = self._events(histories, rows, encoder.short, source_rows=True)
         if source is not None:

@@ -14,13 +14,39 @@ from domains.errors import NotEnoughData
 from domains.events.domain_data import DomainData
 from domains.events.histories import Histories
 from domains.events.splits import Split, cold_users, time_forward
-from domains.registry.registry import Domain
+from domains.registry.registry import Domain, Registry
 from orchestrator.data.batches import BatchBuilder, EventSource, Examples
 from orchestrator.data.encoding import FeatureEncoder, SourceRange, fit_domain_fields, fit_fields
 from orchestrator.settings import Settings
 
 SPLIT_SEED = 20_260_101
 """One seed for every split of a domain: a user who is held out once is held out from every later version."""
+
+
+def has_data(domain: Domain) -> bool:
+    """Whether anything was ingested for a domain."""
+    return bool(domain.counts.get("rows_added"))
+
+
+def domains_with_data(registry: Registry) -> tuple[Domain, ...]:
+    """All domains that anything was ingested for.
+
+    Raises:
+        NotEnoughData: there are none.
+    """
+    found = tuple(domain for domain in registry.domains() if has_data(domain))
+    if not found:
+        raise NotEnoughData("no domain has data yet; ingest some first")
+    return found
+
+
+def gather_histories(registry: Registry, settings: Settings) -> None:
+    """Put every user's events of all domains in time order, where training and serving read them.
+
+    Raises:
+        NotEnoughData: no domain has data yet.
+    """
+    Histories.build(settings.data_dir, [(domain.spec, domain.number) for domain in domains_with_data(registry)])
 
 
 @dataclass(frozen=True)
@@ -120,7 +146,7 @@ class Workspace:
             user_codes=self.user_codes(encoder),
             item_codes={name: self.item_codes(encoder, name) for name in names},
             source=EventSource(self.histories.source),
-            borrows={name: numbers for name in names if (numbers := self.borrows(name)) is not None},
+            source_domains={name: numbers for name in names if (numbers := self.sources_of(name)) is not None},
             target={name: EventSource(store) for name, store in self.histories.target.items() if name in names},
         )
 
@@ -150,18 +176,18 @@ class Workspace:
             offset=np.zeros(rows, np.float32),
         )
 
-    def borrows(self, name: str) -> frozenset[int] | None:
-        """Numbers of the sources that a target borrows from; None for all of them."""
+    def sources_of(self, name: str) -> frozenset[int] | None:
+        """Numbers of the sources whose histories a target reads; None for all of them."""
         spec = self.domain(name).spec
         if spec.role == "source" or not spec.sources:
             return None
         return frozenset(domain.number for domain in self.domains if domain.name in spec.sources)
 
     def history_length(self, rows: Examples, most: int = 2000) -> np.ndarray:
-        """How many borrowed source events lie strictly before each row, (N,), counted up to ``most``."""
-        source, borrowed = EventSource(self.histories.source), self.borrows(rows.domain)
-        if borrowed is not None:
-            source = source.only(borrowed)
+        """How many events of the domain's sources lie strictly before each row, (N,), counted up to ``most``."""
+        source, numbers = EventSource(self.histories.source), self.sources_of(rows.domain)
+        if numbers is not None:
+            source = source.only(numbers)
         start, stop = source.window(rows.user, rows.time_us, most)
         return stop - start
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from domains.events.domain_data import DomainData
 from domains.events.histories import Histories
 from domains.registry.registry import Registry
 from feature_repo.definitions import FeatureRepo
 from feature_repo.materialise import materialise
+from orchestrator.data.dataset import domains_with_data
 from orchestrator.settings import Settings
 
 
@@ -22,17 +22,15 @@ def feature_repo(settings: Settings) -> FeatureRepo:
     )
 
 
-def refresh(
-    *, registry: Registry, settings: Settings, on_progress: Callable[..., None] | None = None
-) -> dict[str, Any]:
+def refresh(*, registry: Registry, settings: Settings, on_progress: Callable[..., None] | None = None) -> None:
     """Write profiles and histories into Feast, offline and online. Safe to repeat."""
-    held = [domain for domain in registry.domains() if domain.counts.get("rows_added")]
+    held = domains_with_data(registry)
 
     def report(fraction: float, step: str) -> None:
         if on_progress is not None:
             on_progress(fraction, doing=step)
 
-    written = materialise(
+    materialise(
         feature_repo(settings),
         domains=held,
         data_dir=settings.data_dir,
@@ -40,4 +38,3 @@ def refresh(
         users=DomainData(settings.data_dir, held[0].name).user_vocabulary,
         on_progress=report,
     )
-    return written.as_dict()

@@ -1,12 +1,12 @@
-"""The go-live rule: a pure function from a cold-start report and a gate to a decision with its reasons."""
+"""The go-live rule: a pure function from a comparison and a gate to a decision with its reasons."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 from domains.spec import Gate
+from models.intervals import Interval
+from orchestrator.evaluation.report import Comparison, Decision
 
 ON_ITS_OWN = ("popularity", "item_mean", "single_domain")
 """Rows of a report that read the domain's own rows alone."""
@@ -22,108 +22,91 @@ STRONGEST = "strongest"
 """A gate that names no baseline of its own: the best of all that are required."""
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Whether a version may go live, and why."""
-
-    promote: bool
-    reasons: tuple[str, ...]
-    borrow: bool = True
-    """False where something that borrows nothing is better for certain."""
-
-    @property
-    def verdict(self) -> str:
-        if not self.borrow:
-            return "do not borrow"
-        return "ship" if self.promote else "hold"
-
-
-def row_of(baseline: str, task: str | None) -> str:
+def row_of(baseline: str, task: str) -> str:
     """The row of a report that stands for a baseline: of ratings there is no popularity, only the item's mean."""
     return "item_mean" if baseline == "popularity" and task == "rating" else baseline
 
 
-def baseline_of(report: Mapping[str, Any], gate: Gate) -> str:
+def baseline_of(report: Comparison, gate: Gate) -> str:
     """The row that the gate compares with: the one it names, or the strongest of all that are required."""
     if gate.baseline != STRONGEST:
-        return row_of(gate.baseline, report.get("task"))
-    known = [name for name in report.get("required", {}).get("baselines", {}) if name in report["gain"]]
-    return min(known, key=lambda name: report["gain"][name]["value"], default=STRONGEST)
+        return row_of(gate.baseline, report.task)
+    known = [name for name in report.required.baselines if name in report.gain]
+    return min(known, key=lambda name: report.gain[name].value, default=STRONGEST)
 
 
-def decide(report: Mapping[str, Any], gate: Gate) -> Decision:
-    """Ship only when the interval's lower bound beats the gate's baseline, on enough cold users, calibrated, not by
-    luck.
+def decide(report: Comparison, gate: Gate) -> Decision:
+    """Ship only a version whose gain over the gate's baseline is above zero for certain.
 
+    It needs enough cold users, no leak, a valid freeze certificate, a row for every required baseline and calibrated
+    predictions; the gain must not rest on a lucky seed, and nothing that answers already may be better for certain.
     Where a baseline that borrows nothing is better for certain, the verdict is not to borrow, whatever else holds. A
-    baseline
-    that borrows as well and is better for certain is named among the reasons, and holds nothing back: it would be a
-    network of its own for this one domain.
-
-    Args:
-        report: what ``comparison.cold_start_report`` returns: ``cold_users``, ``leaks``, ``rows[baseline][metric]``,
-            ``gain[baseline]`` (improvement of the adapter over the baseline with its interval, positive is better),
-            ``gain_over_seeds[baseline]``, ``required`` (the baselines without which there is no verdict),
-            ``prediction_bias``.
+    baseline that borrows as well and is better for certain is named among the reasons and holds nothing back: it would
+    be a network of its own for this one domain.
     """
-    refused: list[str] = []
-    if report["leaks"]:
-        refused.append("the evaluation leaks: " + "; ".join(report["leaks"]))
-    if report["cold_users"] < gate.minimum_cold_users:
-        refused.append(
-            f"only {report['cold_users']} cold users to judge on; the gate asks for {gate.minimum_cold_users}"
-        )
-    if not report.get("certificate_ok", True):
-        refused.append("the freeze certificate failed: a frozen tensor changed")
-    baseline = baseline_of(report, gate)
-    required = {baseline, *report.get("required", {}).get("baselines", {})}
-    refused += [
-        f"the report has no row for the baseline {name!r}" for name in sorted(required) if name not in report["gain"]
-    ]
-    gain = report["gain"].get(baseline)
-    if gain is not None and not gain["low"] > 0:
-        refused.append(
-            f"{gate.metric} on cold users does not beat {baseline}: improvement {gain['value']:+.4f}, "
-            f"95% interval {gain['low']:+.4f} to {gain['high']:+.4f} reaches zero or below"
-        )
-    seeds = report.get("gain_over_seeds", {}).get(baseline)
-    if seeds is not None and gain is not None and gain["value"] > 0 and not seeds["value"] > 0:
-        refused.append(
-            f"over {len(seeds['each'])} seeds {gate.metric} does not beat {baseline}: mean improvement "
-            f"{seeds['value']:+.4f}; the seed on offer was lucky"
-        )
-    error = report.get("prediction_bias")
-    if error is not None and error > gate.maximum_prediction_bias:
-        refused.append(
-            f"predictions are off by {error:.0%} on average; the gate allows {gate.maximum_prediction_bias:.0%}"
-        )
-    better = {name: lost for name, lost in report["gain"].items() if lost["high"] < 0}
-    refused += [
-        f"{name}, which is {ANSWERING[name]}, is better on {gate.metric} {_by(better[name])}"
-        for name in ANSWERING
+    better = {name: lost for name, lost in report.gain.items() if lost.high < 0}
+    alone = [
+        f"{name}, which borrows nothing, is better on {gate.metric} {_by(better[name])}: do not borrow"
+        for name in ON_ITS_OWN
         if name in better
     ]
-    better_alone = [name for name in ON_ITS_OWN if name in better]
-    refused += [
-        f"{name}, which borrows nothing, is better on {gate.metric} {_by(better[name])}: do not borrow"
-        for name in better_alone
-    ]
+    refused = [*_evidence_faults(report, gate), *_gain_faults(report, gate), *_steps_back(better, gate), *alone]
     if refused:
-        return Decision(False, tuple(refused), borrow=not better_alone)
-    assert gain is not None
-    return Decision(
-        True,
-        (
-            f"{gate.metric} on {report['cold_users']} cold users beats {baseline} by {gain['value']:+.4f}, "
-            f"95% interval {gain['low']:+.4f} to {gain['high']:+.4f}",
-            *(
-                f"{name}, {what}, would be better still {_by(better[name])}"
-                for name, what in NETWORKS_OF_THEIR_OWN.items()
-                if name in better
-            ),
-        ),
+        return Decision(promote=False, verdict="do not borrow" if alone else "hold", reasons=refused)
+    baseline = baseline_of(report, gate)
+    gain = report.gain[baseline]
+    won = (
+        f"{gate.metric} on {report.cold_users} cold users beats {baseline} by {gain.value:+.4f}, "
+        f"95% interval {gain.low:+.4f} to {gain.high:+.4f}"
     )
+    stronger = [
+        f"{name}, {what}, would be better still {_by(better[name])}"
+        for name, what in NETWORKS_OF_THEIR_OWN.items()
+        if name in better
+    ]
+    return Decision(promote=True, verdict="ship", reasons=[won, *stronger])
 
 
-def _by(lost: Mapping[str, float]) -> str:
-    return f"by {-lost['value']:.4f}, 95% interval {-lost['high']:.4f} to {-lost['low']:.4f}"
+def _evidence_faults(report: Comparison, gate: Gate) -> Iterator[str]:
+    """Why the report cannot be trusted to decide."""
+    if report.leaks:
+        yield "the evaluation leaks: " + "; ".join(report.leaks)
+    if report.cold_users < gate.minimum_cold_users:
+        yield f"only {report.cold_users} cold users to judge on; the gate asks for {gate.minimum_cold_users}"
+    if not report.certificate_ok:
+        yield "the freeze certificate failed: a frozen tensor changed"
+    required = {baseline_of(report, gate), *report.required.baselines}
+    for name in sorted(required - report.gain.keys()):
+        yield f"the report has no row for the baseline {name!r}"
+
+
+def _gain_faults(report: Comparison, gate: Gate) -> Iterator[str]:
+    """Why the version is not better than the gate's baseline, or not calibrated."""
+    baseline = baseline_of(report, gate)
+    gain, seeds = report.gain.get(baseline), report.gain_over_seeds.get(baseline)
+    if gain is not None and not gain.low > 0:
+        yield (
+            f"{gate.metric} on cold users does not beat {baseline}: improvement {gain.value:+.4f}, "
+            f"95% interval {gain.low:+.4f} to {gain.high:+.4f} reaches zero or below"
+        )
+    if seeds is not None and gain is not None and gain.value > 0 and not seeds.value > 0:
+        yield (
+            f"over {len(seeds.each)} seeds {gate.metric} does not beat {baseline}: mean improvement "
+            f"{seeds.value:+.4f}; the seed on offer was lucky"
+        )
+    if report.prediction_bias > gate.maximum_prediction_bias:
+        yield (
+            f"predictions are off by {report.prediction_bias:.0%} on average; "
+            f"the gate allows {gate.maximum_prediction_bias:.0%}"
+        )
+
+
+def _steps_back(better: dict[str, Interval], gate: Gate) -> Iterator[str]:
+    """What answers already and is better for certain."""
+    for name, what in ANSWERING.items():
+        if name in better:
+            yield f"{name}, which is {what}, is better on {gate.metric} {_by(better[name])}"
+
+
+def _by(lost: Interval) -> str:
+    return f"by {-lost.value:.4f}, 95% interval {-lost.high:.4f} to {-lost.low:.4f}"

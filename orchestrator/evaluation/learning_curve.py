@@ -1,16 +1,19 @@
 """Learning curves: fit a power law to errors at growing amounts of data, and say where it leads and how surely.
 
 An error with n training rows is taken as L(n) = a + b n^-c with b >= 0. Few points cannot tell a, b and c apart, so no
-single curve is drawn: every draw resamples the people who judged, takes an exponent by how well it fits, and solves for
-a and b. What the draws disagree about is the interval.
+single curve is drawn: every draw resamples the users of the evaluation rows, takes an exponent by how well it fits, and
+solves for a and b. What the draws disagree about is the interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+from models.intervals import Interval
+from orchestrator.evaluation.preview_report import ForecastCheck, RowsNeeded
 
 EXPONENTS = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.25])
 FAR = 100.0
@@ -18,11 +21,11 @@ FAR = 100.0
 BOUNDS = (0.025, 0.5, 0.975)
 
 
-def people_drawn(fold: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
-    """How often each person counts in each draw, (draws, U): folds are drawn again, then the people within them.
+def user_weights(fold: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
+    """How often each user counts in each draw, (draws, U): folds are drawn again, then the users within them.
 
-    Each fold was judged by a training run of its own, so drawing folds lets the runs' own chance count too. ``fold`` is
-    (U,) int, the fold of each person.
+    Each fold was evaluated by a training run of its own, so drawing folds lets the runs' own chance count too. ``fold``
+    is (U,) int, the fold of each user.
     """
     random = np.random.default_rng(seed)
     folds = np.unique(fold)
@@ -37,23 +40,26 @@ def people_drawn(fold: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Curves:
-    """Errors of models at growing data: ``rows`` (P,) training rows, ``sums[model]`` (U, P) summed row losses of each
-    person, ``judged`` (U,) rows of each person, ``fold`` (U,). ``root`` takes the root of the mean, as RMSE does."""
+    """Errors of models at growing data.
+
+    ``rows`` (P,) are training rows, ``sums[model]`` (U, P) summed row losses of each user, ``counts`` (U,) and ``fold``
+    (U,) each user's evaluation rows and fold. ``root`` takes the root of the mean, as RMSE does.
+    """
 
     rows: np.ndarray
     sums: Mapping[str, np.ndarray]
-    judged: np.ndarray
+    counts: np.ndarray
     fold: np.ndarray
     root: bool = False
 
     def errors(self, model: str, weight: np.ndarray) -> np.ndarray:
         """Errors in each draw, (draws, P); ``weight`` (draws, U)."""
-        mean = (weight @ self.sums[model]) / (weight @ self.judged)[:, None]
+        mean = (weight @ self.sums[model]) / (weight @ self.counts)[:, None]
         return np.sqrt(mean) if self.root else mean
 
-    def everyone(self, model: str) -> np.ndarray:
-        """Errors over all people, (P,)."""
-        return self.errors(model, np.ones((1, len(self.judged))))[0]
+    def over_all(self, model: str) -> np.ndarray:
+        """Errors over all users, (P,)."""
+        return self.errors(model, np.ones((1, len(self.counts))))[0]
 
 
 def power_laws(rows: np.ndarray, errors: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -85,7 +91,7 @@ def gains(
 
     ``points`` fits only the first so many, as if the rest were still to come.
     """
-    weight = people_drawn(curves.fold, draws=draws, seed=seed)
+    weight = user_weights(curves.fold, draws=draws, seed=seed)
     points = len(curves.rows) if points is None else points
     forecast = []
     for number, name in enumerate((baseline, model)):
@@ -94,9 +100,7 @@ def gains(
     return forecast[0] - forecast[1]
 
 
-def rows_needed(
-    curves: Curves, model: str, baseline: str, *, draws: int = 400, seed: int = 0
-) -> dict[str, float | None]:
+def rows_needed(curves: Curves, model: str, baseline: str, *, draws: int = 400, seed: int = 0) -> RowsNeeded:
     """How many training rows until ``model`` errs less than ``baseline``: the middle draw and the 95 % interval.
 
     None is out of reach: more than ``FAR`` times what there is. The smallest amount measured stands for "that or less".
@@ -112,31 +116,29 @@ def rows_needed(
     later = gain[:, today:] > 0
     first_later = np.where(later.any(1), at[today + later.argmax(1)], np.inf)
     low, middle, high = np.quantile(np.where(here > 0, at[since], first_later), BOUNDS, method="nearest")
-    return {
-        "rows": _reached(middle),
-        "low": _reached(low),
-        "high": _reached(high),
-        "certain": float((here > 0).mean()),
-    }
+    certain = float((here > 0).mean())
+    return RowsNeeded(rows=_reached(middle), low=_reached(low), high=_reached(high), certain=certain)
 
 
-def backtest(curves: Curves, model: str, baselines: tuple[str, ...], *, fewest: int = 3, seed: int = 0) -> list[dict]:
+def backtest(
+    curves: Curves, model: str, baselines: Iterable[str], *, fewest: int = 3, seed: int = 0
+) -> list[ForecastCheck]:
     """Forecasts from the first points of what came after: each with its interval, what was seen, and if it held."""
     checks = []
     for baseline in baselines:
-        seen = curves.everyone(baseline) - curves.everyone(model)
+        seen = curves.over_all(baseline) - curves.over_all(model)
         for points in range(fewest, len(curves.rows)):
             drawn = gains(curves, model, baseline, curves.rows[points:], points=points, seed=seed)
-            for place, (low, middle, high) in enumerate(np.quantile(drawn, BOUNDS, axis=0).T, points):
+            for point, (low, middle, high) in enumerate(np.quantile(drawn, BOUNDS, axis=0).T, points):
                 checks.append(
-                    {
-                        "baseline": baseline,
-                        "known_rows": float(curves.rows[points - 1]),
-                        "rows": float(curves.rows[place]),
-                        "forecast": {"value": float(middle), "low": float(low), "high": float(high)},
-                        "seen": float(seen[place]),
-                        "held": bool(low <= seen[place] <= high),
-                    }
+                    ForecastCheck(
+                        baseline=baseline,
+                        known_rows=float(curves.rows[points - 1]),
+                        rows=float(curves.rows[point]),
+                        forecast=Interval(float(middle), float(low), float(high)),
+                        seen=float(seen[point]),
+                        held=bool(low <= seen[point] <= high),
+                    )
                 )
     return checks
 

@@ -1,149 +1,95 @@
-"""What a version is worth: beside the plain rows, on the same examples, with intervals over users."""
+"""Metrics against baselines on the same rows, with intervals over users."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
 
-from domains.spec import Gate
-from models import metrics
-from models.intervals import bootstrap_interval, paired_difference, seed_interval
+from models.intervals import Interval, bootstrap_interval, paired_difference, seed_interval
 from models.metrics import METRICS, metrics_of
+from orchestrator.data.batches import Examples
+from orchestrator.evaluation.report import Metrics, ReliabilityBin, SeedInterval, Segment
 
 DRAWS = 500
+DRAWS_OF_A_SEGMENT = 200
+FEWEST_ROWS = 50
+"""Fewer rows than this measure nothing but chance."""
+
+Scores = Mapping[str, np.ndarray]
+"""Predictions of all evaluation rows by the name of a row of the table, (N,) each: probabilities or ratings."""
 
 
-def measure(
-    task: str, *, label: np.ndarray, score: np.ndarray, user: np.ndarray, draws: int = DRAWS, seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """Every metric of a task with its 95 % interval over users: ``{"auc": {"value", "low", "high"}, ...}``."""
-    return {
-        metric.name: bootstrap_interval(metric, label=label, score=score, user=user, draws=draws, seed=seed).as_dict()
-        for metric in metrics_of(task)
-    }
+@dataclass(frozen=True)
+class EvaluationRows:
+    """Rows that models are compared on: ``label`` (N,) and ``user`` (N,)."""
 
+    task: str
+    label: np.ndarray
+    user: np.ndarray
 
-def report(
-    task: str,
-    gate: Gate,
-    *,
-    subject: str,
-    scores: Mapping[str, np.ndarray],
-    label: np.ndarray,
-    user: np.ndarray,
-    segments: Mapping[str, np.ndarray],
-    cold_users: int,
-    leaks: list[str],
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """The cold-start report of ``subject``, one of ``scores``, against every other row of ``scores``.
+    @classmethod
+    def of(cls, task: str, rows: Examples) -> EvaluationRows:
+        return cls(task, rows.label, rows.user)
 
-    Args:
-        scores: for each row of the table its prediction of every test example, (N,) probability or rating.
-        segments: named masks (N,) of test examples, each measured apart when it holds enough.
+    def __len__(self) -> int:
+        return len(self.label)
 
-    Returns:
-        plain JSON: ``rows[name][metric] = {value, low, high}``, ``gain[name] = {value, low, high}`` (improvement of
-        the subject on the gate's metric, positive is better, paired over users), ``segments``, and how calibrated the
-        subject is: ``prediction_bias``, which the gate limits, and for clicks ``pcoc`` and ``ece``.
-    """
-    rows = {
-        name: measure(task, label=label, score=score, user=user, draws=draws, seed=seed)
-        for name, score in scores.items()
-    }
-    metric = METRICS[gate.metric]
-    gain = {}
-    for name, score in scores.items():
-        if name == subject:
-            continue
-        difference = paired_difference(
-            metric,
-            label=label,
-            score_a=scores[subject],
-            score_b=score,
-            user=user,
-            draws=draws,
-            seed=seed,
+    def take(self, index: np.ndarray) -> EvaluationRows:
+        """The rows at ``index``, positions or a mask."""
+        return EvaluationRows(self.task, self.label[index], self.user[index])
+
+    @property
+    def enough(self) -> bool:
+        """Whether there is anything to measure: rows, and both labels where they are clicks."""
+        return len(self) >= FEWEST_ROWS and (self.task != "ctr" or 0 < self.label.mean() < 1)
+
+    def table(self, scores: Scores, *, draws: int = DRAWS) -> dict[str, Metrics]:
+        """Every metric of the task for every row of the table, with its 95 % interval over users."""
+        return {
+            name: {
+                metric.name: bootstrap_interval(metric, label=self.label, score=score, user=self.user, draws=draws)
+                for metric in metrics_of(self.task)
+            }
+            for name, score in scores.items()
+        }
+
+    def segment(self, scores: Scores) -> Segment | None:
+        """The whole table on these rows; None where they are too few to measure."""
+        if not self.enough:
+            return None
+        rows = self.table(scores, draws=DRAWS_OF_A_SEGMENT)
+        return Segment(examples=len(self), users=len(np.unique(self.user)), rows=rows)
+
+    def gain(self, metric: str, score: np.ndarray, other: np.ndarray) -> Interval:
+        """Improvement of ``score`` over ``other`` on a metric, paired over users; positive is better."""
+        found = paired_difference(
+            METRICS[metric], label=self.label, score_a=score, score_b=other, user=self.user, draws=DRAWS
         )
-        low, high = sorted((metric.sign * difference.low, metric.sign * difference.high))
-        gain[name] = {"value": metric.sign * difference.value, "low": low, "high": high}
-    by_segment = {}
-    for name, mask in segments.items():
-        found = segment(
-            task, scores={row: score[mask] for row, score in scores.items()}, label=label[mask], user=user[mask]
+        sign = METRICS[metric].sign
+        low, high = sorted((sign * found.low, sign * found.high))
+        return Interval(sign * found.value, low, high)
+
+    def over_seeds(self, by_seed: Mapping[int, np.ndarray]) -> dict[str, SeedInterval]:
+        """Every metric's mean over seeds with its t interval."""
+        return {
+            metric.name: _over({seed: metric(self.label, score, self.user) for seed, score in by_seed.items()})
+            for metric in metrics_of(self.task)
+        }
+
+    def gain_over_seeds(
+        self, metric: str, by_seed: Mapping[int, np.ndarray], other: Mapping[int, np.ndarray]
+    ) -> SeedInterval:
+        """Improvement over another row, seed by seed; where that row has one seed, it stands for all."""
+        function, always = METRICS[metric], next(iter(other.values()))
+
+        def value(score: np.ndarray) -> float:
+            return function(self.label, score, self.user)
+
+        return _over(
+            {seed: function.sign * (value(score) - value(other.get(seed, always))) for seed, score in by_seed.items()}
         )
-        if found is not None:
-            by_segment[name] = found
-    return {
-        "task": task,
-        "metric": gate.metric,
-        "subject": subject,
-        "examples": len(label),
-        "users": len(np.unique(user)),
-        "cold_users": cold_users,
-        "label_mean": float(label.mean()),
-        "rows": rows,
-        "gain": gain,
-        "segments": by_segment,
-        "prediction_bias": prediction_bias(task, label, scores[subject]),
-        "pcoc": metrics.pcoc(label, scores[subject]) if task == "ctr" else None,
-        "ece": metrics.ece(label, scores[subject]) if task == "ctr" else None,
-        "reliability": reliability(label, scores[subject]) if task == "ctr" else None,
-        "leaks": leaks,
-    }
-
-
-def segment(
-    task: str, *, scores: Mapping[str, np.ndarray], label: np.ndarray, user: np.ndarray, seed: int = 0
-) -> dict[str, Any] | None:
-    """Every row of the table on some of the examples; None where they are too few, or of one label, to measure."""
-    if len(label) < 50 or (task == "ctr" and not 0 < label.mean() < 1):
-        return None
-    return {
-        "examples": len(label),
-        "users": len(np.unique(user)),
-        "rows": {
-            row: measure(task, label=label, score=score, user=user, draws=200, seed=seed)
-            for row, score in scores.items()
-        },
-    }
-
-
-def over_seeds(
-    task: str, scores: Mapping[int, np.ndarray], *, label: np.ndarray, user: np.ndarray
-) -> dict[str, dict[str, Any]]:
-    """Mean of every metric over seeds with its t interval, and each: ``{"auc": {"value", "low", "high", "each"}}``."""
-    found = {}
-    for metric in metrics_of(task):
-        each = {seed: metric(label, score, user) for seed, score in scores.items()}
-        found[metric.name] = {**seed_interval(list(each.values())).as_dict(), "each": each}
-    return found
-
-
-def gain_over_seeds(
-    gate: Gate,
-    subject: Mapping[int, np.ndarray],
-    other: Mapping[int, np.ndarray],
-    *,
-    label: np.ndarray,
-    user: np.ndarray,
-) -> dict[str, Any]:
-    """Mean improvement of the subject over another row on the gate's metric, seed by seed, with its t interval.
-
-    A row that knows no seeds is given under one alone, and stands for all.
-    """
-    metric = METRICS[gate.metric]
-    each = {
-        seed: metric.sign
-        * (metric(label, score, user) - metric(label, other.get(seed, next(iter(other.values()))), user))
-        for seed, score in subject.items()
-    }
-    return {**seed_interval(list(each.values())).as_dict(), "each": each}
 
 
 def prediction_bias(task: str, label: np.ndarray, score: np.ndarray) -> float:
@@ -153,40 +99,16 @@ def prediction_bias(task: str, label: np.ndarray, score: np.ndarray) -> float:
     return float(abs(score.mean() - label.mean()) / max(label.std(), 1e-9))
 
 
-def reliability(label: np.ndarray, score: np.ndarray, bins: int = 10) -> list[dict[str, float]]:
+def reliability(label: np.ndarray, score: np.ndarray, bins: int = 10) -> list[ReliabilityBin]:
     """Predicted and observed click rates in equal-count bins of the prediction, for a plot."""
     order = np.argsort(score, kind="stable")
     return [
-        {"predicted": float(score[part].mean()), "observed": float(label[part].mean()), "examples": len(part)}
+        ReliabilityBin(predicted=float(score[part].mean()), observed=float(label[part].mean()), examples=len(part))
         for part in np.array_split(order, bins)
         if len(part)
     ]
 
 
-def item_mean(
-    train_item: np.ndarray, train_label: np.ndarray, item: np.ndarray, *, strength: float = 20.0
-) -> np.ndarray:
-    """The plain row every table carries: an item's smoothed mean label in training, for each test item.
-
-    (sum + strength * mean) / (count + strength); items never seen get the mean.
-    """
-    size = int(max(train_item.max(initial=0), item.max(initial=0))) + 1
-    mean = float(train_label.mean()) if len(train_label) else 0.0
-    total = np.bincount(train_item, weights=train_label, minlength=size)
-    count = np.bincount(train_item, minlength=size)
-    return ((total + strength * mean) / (count + strength))[item]
-
-
-def popularity(train_item: np.ndarray, train_label: np.ndarray, item: np.ndarray) -> np.ndarray:
-    """Popularity as a click rate: how often an item was taken, not how well it did per view, mapped to a probability.
-
-    A logistic curve over log(1 + positives), fitted on the training rows; it keeps the order of popularity. Where all
-    rows have one label there is nothing to fit, and every item gets it.
-    """
-    if not 0 < train_label.mean() < 1:
-        return np.full(len(item), train_label.mean())
-    size = int(max(train_item.max(initial=0), item.max(initial=0))) + 1
-    taken = np.log1p(np.bincount(train_item, weights=train_label, minlength=size))
-    curve = LogisticRegression().fit(taken[train_item][:, None], train_label)
-    slope = max(float(curve.coef_[0, 0]), 1e-3)
-    return expit(slope * taken[item] + float(curve.intercept_[0]))
+def _over(each: dict[int, float]) -> SeedInterval:
+    found = seed_interval(list(each.values()))
+    return SeedInterval(found.value, found.low, found.high, each)

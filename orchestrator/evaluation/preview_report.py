@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from domains.registry.records import Run
 from models.intervals import Interval
-from orchestrator.evaluation.report import Value
+from orchestrator.values import Value
 
 Verdict = Literal["borrow", "do not borrow", "no clear gain"]
 
@@ -69,7 +69,7 @@ class SourceValues(Value):
 class DataForecast(Value):
     """Where the errors of adapters on growing shares of the domain's rows lead."""
 
-    borrowed: list[str]
+    forecast_sources: list[str]
     curve: LearningCurve
     needed: dict[str, RowsNeeded]
     backtest: Backtest

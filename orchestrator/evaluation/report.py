@@ -6,35 +6,16 @@ JSON; the keys of that JSON are the field names here and appear nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from domains.registry.records import Version
 from models.intervals import Interval
+from orchestrator.values import Value
 
 Verdict = Literal["ship", "hold", "do not borrow"]
-
-
-class Value(BaseModel):
-    """A frozen value that writes itself as JSON and reads itself back; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
-
-    @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> Self:
-        """What `as_dict` wrote.
-
-        Raises:
-            pydantic.ValidationError: a key is missing, unknown or of another type.
-        """
-        return cls.model_validate(found)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON of what was given; what was left to its default is left out."""
-        return self.model_dump(mode="json", exclude_unset=True)
 
 
 @dataclass(frozen=True)
@@ -81,9 +62,9 @@ class ComparisonPolicy(Value):
     ``baselines`` names, for each row that the report must hold, who requires it.
     """
 
-    baselines: dict[str, list[str]]
-    seeds: int
-    seeds_by: str
+    baselines: dict[str, list[str]] = Field(default_factory=dict)
+    seeds: int = 1
+    seeds_by: str = "policy"
 
 
 class SourceVerdict(Value):
@@ -184,9 +165,9 @@ class Comparison(Value):
     leaks: list[str]
     leak_scan: list[str]
     required: ComparisonPolicy
-    seeds: dict[str, SeedInterval] = {}
-    baselines_over_seeds: dict[str, dict[str, SeedInterval]] = {}
-    gain_over_seeds: dict[str, SeedInterval] = {}
+    seeds: dict[str, SeedInterval] = Field(default_factory=dict)
+    baselines_over_seeds: dict[str, dict[str, SeedInterval]] = Field(default_factory=dict)
+    gain_over_seeds: dict[str, SeedInterval] = Field(default_factory=dict)
     certificate_ok: bool
     trained_parameters: int
     all_parameters: int
@@ -203,6 +184,12 @@ class ColdStartReport(Comparison):
     launch_seconds: float
     cost: Cost
     decision: Decision
+
+    @classmethod
+    def completing(cls, comparison: Comparison, *, launch_seconds: float, cost: Cost, decision: Decision) -> Self:
+        """The comparison, and what is known once the gate has decided on it."""
+        compared = {name: getattr(comparison, name) for name in comparison.model_fields_set}
+        return cls(**compared, launch_seconds=launch_seconds, cost=cost, decision=decision)
 
     @classmethod
     def of(cls, version: Version) -> Self | None:
@@ -251,4 +238,20 @@ class HeldOut(Value):
 
     note: str | None = None
     examples: int = 0
-    rows: dict[str, Metrics] = {}
+    rows: dict[str, Metrics] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, version: Version) -> Self:
+        """Of an adapter that shared training made."""
+        return cls.from_dict(version.metrics)
+
+    @classmethod
+    def by_domain(cls, version: Version) -> dict[str, Self]:
+        """Of a backbone, on each domain that it learned from."""
+        return {domain: cls.from_dict(found) for domain, found in version.metrics.items()}
+
+
+def metrics_of(version: Version) -> Metrics:
+    """An adapter's own metrics: on cold users after a launch, on held-out rows after shared training."""
+    report = ColdStartReport.of(version)
+    return report.rows[report.subject] if report is not None else HeldOut.of(version).rows.get("shared", {})

@@ -3,99 +3,86 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from domains.errors import NoLiveVersion, NotEnoughData
+from domains.events.splits import Split
 from domains.lifecycle import State
+from domains.registry.registry import Domain, Version
 from models.ranker import adapters, checkpoint
 from models.training import loop
+from orchestrator.data.batches import Examples
 from orchestrator.data.dataset import Workspace
 from orchestrator.data.encoding import FeatureEncoder
-from orchestrator.jobs import cold_start
+from orchestrator.evaluation.report import Certificate, ColdStartReport, Epoch
+from orchestrator.evaluation.scoring import score_rows
+from orchestrator.jobs import cold_start, results
+from orchestrator.jobs.data_steps import GATHER, REFRESH
 from orchestrator.jobs.launch_state import (
+    CERTIFICATE,
+    FINE_TUNED,
     FINE_TUNING,
+    OPENED,
+    FineTuned,
+    FreshSlot,
+    LaunchSplit,
     LaunchState,
-    demands,
-    later_rows_of_known_users,
+    Opened,
+    comparison_policy,
     load_backbone,
     name_of,
 )
-from orchestrator.jobs.runner import RunContext, Step
-from orchestrator.jobs.versions import attach_live, offer_zero_shot, publish_version, zero_shot_slot
+from orchestrator.jobs.runner import RESULT, RunContext, Step
+from orchestrator.jobs.versions import offer_zero_shot, publish_version
 from orchestrator.training import baselines
 from orchestrator.training.fine_tune import fit_adapter, on_this_machine
-from orchestrator.training.fit import score_rows
 from orchestrator.training.recipe import Recipe
 
 RETRAIN = "retrain"
 PROBE_ROWS = 256
 """Rows of each other domain whose predictions must stay bit-equal through a launch."""
+FEWEST_TRAINING_ROWS = 50
 
 
 def open_launch(context: RunContext) -> None:
-    """Fix what this launch stands on (shared model, split, baselines); the domain answers at level zero-shot meanwhile.
+    """Fix what this launch rests on (shared model, split, baselines); until it ends the domain answers at zero-shot.
 
     Raises:
         NoLiveVersion: there is no shared model yet.
         NotEnoughData: too few rows, or a label that never varies.
     """
-    if context.read("opened") is not None:
+    if context.holds(OPENED):
         return
     registry = context.registry
     domain = registry.domain(name_of(context))
-    live = registry.live(None)
-    if live is None:
+    shared = registry.live(None)
+    if shared is None:
         raise NoLiveVersion("there is no shared model yet; run train-shared first", domain=domain.name)
-    backbone = registry.version(live.version_id)
+    backbone = registry.version(shared.version_id)
     ranker, encoder = load_backbone(context, backbone)
-    if domain.spec.task != encoder.task:
-        raise NotEnoughData(
-            f"domain {domain.name!r} predicts {domain.spec.task}, the shared model {encoder.task}; "
-            "train a shared model on domains of the same task",
-            domain=domain.name,
-        )
-    standing = registry.live(domain.name)
-    # A schedule asks for nothing: what somebody once chose for the version that is live holds for its successors.
-    before = registry.version(standing.version_id).config if standing and context.kind == RETRAIN else None
-    recipe = Recipe.of_launch(domain.spec.task, context.params, backbone.config, before=before)
-    if standing is None:
+    recipe = _recipe(context, domain, backbone, encoder)
+    if registry.live(domain.name) is None:
         offer_zero_shot(context, domain, ranker=ranker, encoder=encoder, backbone_id=backbone.id)
     workspace = Workspace(context.settings, tuple(registry.domains()))
     rows = workspace.examples(encoder, domain.name)
     split = workspace.split(rows)
-    label = rows.label[split.train]
-    if len(split.train) < 50 or (encoder.task == "ctr" and not 0 < label.mean() < 1):
-        raise NotEnoughData(
-            f"domain {domain.name!r} has {len(split.train)} training rows "
-            f"with mean label {label.mean() if len(label) else float('nan'):.3f}; "
-            "a launch needs at least 50 rows and both labels",
-            domain=domain.name,
-            rows=len(split.train),
-        )
-    np.savez(
-        context.folder / "split.npz",
-        train=split.train,
-        validation=split.validation,
-        test=split.test,
-        cold_users=split.cold_users,
-        warm=later_rows_of_known_users(rows, split),
-        cut_us=np.array([] if split.cut_us is None else [split.cut_us], np.int64),
-    )
-    standing = registry.live(domain.name)
+    _check_training_rows(rows, split, encoder.task)
+    LaunchSplit.of(rows, split).save(context.folder)
+    live = registry.live(domain.name)
     registry.move(domain.name, State.TRAINING, by=context.by, why=f"launch {context.run_id}")
-    context.write(
-        "opened",
-        {
-            "backbone": backbone.id,
-            "data": workspace.data(domain.name).version,
-            "live": standing.version_id if standing else None,
-            "recipe": recipe.model_dump(mode="json"),
-            "demands": demands(context.settings, recipe, domain).as_dict(),
-        },
+    opened = Opened(
+        backbone=backbone.id,
+        data=workspace.data(domain.name).version,
+        live=live.version_id if live else None,
+        recipe=recipe,
+        policy=comparison_policy(context.settings, recipe, domain),
     )
+    context.write(OPENED, opened)
 
 
 def fine_tune(context: RunContext) -> None:
@@ -103,61 +90,51 @@ def fine_tune(context: RunContext) -> None:
     if (context.folder / "adapter").is_dir():
         return
     launch = LaunchState.of(context)
-    ranker, encoder, batch_builder = launch.shared_model()
-    rows = launch.rows(encoder)
-    others = attach_live(context, ranker, launch.backbone.id, leave_out=launch.name)
-    slot = zero_shot_slot(ranker, launch.workspace, encoder, launch.name, others)
-    probe_rows = _probe_rows(launch.workspace, encoder, others)
-    frozen_before = adapters.fingerprint(ranker, excluding=slot)
-    seen_before = {other: score_rows(ranker, batch_builder, witness, at) for other, (witness, at) in probe_rows.items()}
+    fresh = launch.fresh_slot()
+    ranker = fresh.ranker
+    probe_rows = _probe_rows(launch.workspace, fresh.encoder, fresh.others)
+    before = Frozen.of(fresh, probe_rows)
     with launch.costs(FINE_TUNING):
-        result = fit_adapter(
-            ranker,
-            slot,
-            launch.recipe,
-            batch_builder,
-            rows.take(launch.split["train"]),
-            rows.take(launch.split["validation"]),
+        result = _fit(
+            launch,
+            fresh,
+            seed=launch.recipe.seed,
             checkpoint_dir=context.folder / "fine-tuning",
             on_progress=lambda progress: context.progress(
                 progress.fraction, loss=progress.loss, steps=progress.step, examples_per_s=progress.rows_per_s
             ),
-            **on_this_machine(context.settings),
         )
-    certificate = adapters.certificate(
-        frozen_before,
-        adapters.fingerprint(ranker, excluding=slot),
-        trained_parameters=adapters.trained_parameter_count(ranker),
-    )
-    ranker.eval()
-    moved = [
-        other
-        for other, (witness, at) in probe_rows.items()
-        if not np.array_equal(seen_before[other], score_rows(ranker, batch_builder, witness, at))
-    ]
+    trained = adapters.trained_parameter_count(ranker)
+    after = Frozen.of(fresh, probe_rows)
+    proof = adapters.certificate(before.hashes, after.hashes)
+    moved = [name for name, scores in before.scores.items() if not np.array_equal(scores, after.scores[name])]
     building = context.folder / "adapter.building"
     shutil.rmtree(building, ignore_errors=True)
-    checkpoint.save_adapter(ranker, slot, building, backbone=launch.backbone.id)
-    encoder.save(building)
-    context.write(
-        "certificate",
-        {
-            **certificate.as_dict(),
-            "ok": certificate.ok and not moved,
-            "backbone": launch.backbone.id,
-            "probe_rows": {other: len(witness) for other, (witness, _) in probe_rows.items()},
-            "predictions_moved": moved,
-            "all_parameters": sum(parameter.numel() for parameter in ranker.parameters()),
-        },
+    checkpoint.save_adapter(ranker, fresh.slot, building, backbone=launch.backbone.id)
+    fresh.encoder.save(building)
+    certificate = Certificate(
+        ok=proof.ok and not moved,
+        changed=list(proof.changed),
+        frozen_tensors=len(proof.before),
+        trained_parameters=trained,
+        before=proof.before_hash,
+        after=proof.after_hash,
+        hashes=dict(proof.after),
+        backbone=launch.backbone.id,
+        probe_rows={name: len(rows) for name, (rows, _) in probe_rows.items()},
+        predictions_moved=moved,
+        all_parameters=sum(parameter.numel() for parameter in ranker.parameters()),
     )
-    context.write("fine-tuned", {"seconds": result.seconds, "steps": result.steps, "history": result.history})
+    context.write(CERTIFICATE, certificate)
+    epochs = [Epoch.from_dict(row) for row in result.history]
+    context.write(FINE_TUNED, FineTuned(seconds=result.seconds, steps=result.steps, history=epochs))
     building.rename(context.folder / "adapter")
 
 
 def repeat_with_seeds(context: RunContext) -> None:
     """Fine-tune again under the next seeds, as often as is asked, to show how much is chance.
 
-    The version offered is the first seed's, whatever comes of the others: to take the best on the rows that judge would
+    The version offered is the first seed's, whatever comes of the others: to take the best on the evaluation rows would
     be to select on the test.
     """
     launch = LaunchState.of(context)
@@ -165,56 +142,45 @@ def repeat_with_seeds(context: RunContext) -> None:
         if launch.scores("adapter", seed) is not None:
             continue
         with launch.costs(f"{FINE_TUNING}, seed {seed}"):
-            ranker, encoder, batch_builder = launch.shared_model()
-            rows = launch.rows(encoder)
-            others = attach_live(context, ranker, launch.backbone.id, leave_out=launch.name)
-            slot = zero_shot_slot(ranker, launch.workspace, encoder, launch.name, others)
-            fit_adapter(
-                ranker,
-                slot,
-                launch.recipe.model_copy(update={"seed": seed}),
-                batch_builder,
-                rows.take(launch.split["train"]),
-                rows.take(launch.split["validation"]),
-                on_progress=partial(_show, context, f"seed {seed}", done, len(launch.seeds) - 1),
-                **on_this_machine(context.settings),
-            )
-            launch.keep_scores("adapter", seed, score_rows(ranker, batch_builder, rows.take(launch.judged), slot))
+            fresh = launch.fresh_slot()
+            show = partial(_show, context, f"seed {seed}", done, len(launch.seeds) - 1)
+            _fit(launch, fresh, seed=seed, on_progress=show)
+            rows = fresh.rows.take(launch.split.evaluation)
+            launch.save_scores("adapter", seed, score_rows(fresh.ranker, fresh.batch_builder, rows, fresh.slot))
 
 
 def train_baselines(context: RunContext) -> None:
     """Train what the policy, the gate or whoever launches wants the adapter compared with, under every seed."""
     launch = LaunchState.of(context)
-    work = [(seed, baseline) for seed in launch.seeds for baseline in launch.demands.trained]
+    work = [(seed, baseline) for seed in launch.seeds for baseline in launch.trained_baselines]
     for done, (seed, baseline) in enumerate(work):
         if launch.scores(baseline, seed) is None:
             with launch.costs(baseline if seed == launch.recipe.seed else f"{baseline}, seed {seed}"):
-                ranker, encoder, batch_builder = launch.shared_model()
-                rows = launch.rows(encoder)
+                fresh = launch.fresh_slot(beside_live=False)
                 scores = baselines.predict(
                     baseline,
-                    ranker=ranker,
-                    slot=zero_shot_slot(ranker, launch.workspace, encoder, launch.name, {}),
+                    ranker=fresh.ranker,
+                    slot=fresh.slot,
                     recipe=launch.recipe.model_copy(update={"seed": seed}),
                     workspace=launch.workspace,
-                    batch_builder=batch_builder,
-                    known=rows.take(launch.split["train"]),
-                    validation=rows.take(launch.split["validation"]),
-                    test=rows.take(launch.judged),
+                    batch_builder=fresh.batch_builder,
+                    known=fresh.rows.take(launch.split.train),
+                    validation=fresh.rows.take(launch.split.validation),
+                    test=fresh.rows.take(launch.split.evaluation),
                     on_progress=partial(_show, context, f"{baseline}, seed {seed}", done, len(work)),
                 )
-                launch.keep_scores(baseline, seed, scores)
+                launch.save_scores(baseline, seed, scores)
 
 
 def offer(context: RunContext) -> None:
     """Record the version with its certificate and report; a passed gate makes it the challenger."""
-    launch = LaunchState.of(context)
+    launch, registry = LaunchState.of(context), context.registry
     name = launch.name
-    report, certificate = context.result_of("report"), context.result_of("certificate")
-    judged: dict[str, Any] = {
-        "metrics": report["rows"]["adapter"],
-        "report": report,
-        "certificate": certificate,
+    report = context.result_of(cold_start.REPORT, ColdStartReport)
+    evaluated: dict[str, Any] = {
+        "metrics": report.as_dict()["rows"]["adapter"],
+        "report": report.as_dict(),
+        "certificate": context.result_of(CERTIFICATE, Certificate).as_dict(),
         "config": launch.recipe.model_dump(mode="json"),
     }
     version = publish_version(
@@ -225,19 +191,20 @@ def offer(context: RunContext) -> None:
         domain=name,
         backbone_id=launch.backbone.id,
         level="adapter",
-        **judged,
+        **evaluated,
     )
-    if version.report != report:
-        version = context.registry.reevaluate(version.id, **judged, by=context.by)
-    live = context.registry.live(name)
-    already_live = live is not None and live.version_id == version.id
-    state = State.LIVE if already_live else State.CHALLENGER if report["decision"]["promote"] else State.DATA_READY
-    if not report["decision"]["promote"] and live is not None:
-        held = context.registry.version(live.version_id)
-        if held.level == "adapter":
-            state = State.LIVE
-    context.registry.move(name, state, by=context.by, why="; ".join(report["decision"]["reasons"]))
-    context.write("result", {"version": version.id, "decision": report["decision"]})
+    if version.report != evaluated["report"]:
+        version = registry.reevaluate(version.id, **evaluated, by=context.by)
+    live = registry.live(name)
+    if live is not None and live.version_id == version.id:
+        state = State.LIVE
+    elif report.decision.promote:
+        state = State.CHALLENGER
+    else:
+        answers_by_adapter = live is not None and registry.version(live.version_id).level == "adapter"
+        state = State.LIVE if answers_by_adapter else State.DATA_READY
+    registry.move(name, state, by=context.by, why="; ".join(report.decision.reasons))
+    context.write(RESULT, results.Launch(version=version.id, decision=report.decision))
 
 
 def go_live(context: RunContext) -> None:
@@ -246,39 +213,99 @@ def go_live(context: RunContext) -> None:
     Raises:
         StalePromotion: somebody promoted another version while this one was trained.
     """
-    result, registry = context.result_of("result"), context.registry
+    result, registry = context.result_of(RESULT, results.Launch), context.registry
     live = registry.live(name_of(context))
-    if not result["decision"]["promote"] or (live is not None and live.version_id == result["version"]):
+    if not result.decision.promote or (live is not None and live.version_id == result.version):
         return
-    expected = context.result_of("opened")["live"]
     registry.promote(
         name_of(context),
-        result["version"],
-        expect=expected,
+        result.version,
+        expect=context.result_of(OPENED, Opened).live,
         who=context.by,
-        why="; ".join(result["decision"]["reasons"]),
+        why="; ".join(result.decision.reasons),
     )
 
 
 STEPS = (
+    GATHER,
     Step("Choose the cold users to judge on", open_launch, 1),
     Step("Fine-tune the adapter and certify the rest frozen", fine_tune, 8),
     Step("Fine-tune again under other seeds", repeat_with_seeds, 4),
     Step("Train the baselines", train_baselines, 8),
     Step("Compare on cold users", cold_start.compare, 3),
     Step("Offer the version to the gate", offer, 1),
+    REFRESH,
 )
+RETRAIN_STEPS = (*STEPS, Step("Go live if the gate let it pass", go_live, 1))
+"""A launch waits for a person, a schedule does not."""
 
-GO_LIVE = Step("Go live if the gate let it pass", go_live, 1)
-"""The last step of a retrain: a launch waits for a person, a schedule does not."""
+
+@dataclass(frozen=True)
+class Frozen:
+    """What must not change in a launch: hashes of all frozen tensors, and predictions of the probe rows by domain."""
+
+    hashes: dict[str, str]
+    scores: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, fresh: FreshSlot, probe_rows: dict[str, tuple[Examples, int]]) -> Frozen:
+        hashes = adapters.fingerprint(fresh.ranker, excluding=fresh.slot)
+        scores = {
+            name: score_rows(fresh.ranker, fresh.batch_builder, rows, slot) for name, (rows, slot) in probe_rows.items()
+        }
+        return cls(hashes, scores)
+
+
+def _recipe(context: RunContext, domain: Domain, backbone: Version, encoder: FeatureEncoder) -> Recipe:
+    """What is asked of this launch, on what the shared model is."""
+    if domain.spec.task != encoder.task:
+        raise NotEnoughData(
+            f"domain {domain.name!r} predicts {domain.spec.task}, the shared model {encoder.task}; "
+            "train a shared model on domains of the same task",
+            domain=domain.name,
+        )
+    live = context.registry.live(domain.name)
+    # A schedule asks for nothing: what somebody once chose for the version that is live holds for its successors.
+    before = context.registry.version(live.version_id).config if live and context.kind == RETRAIN else None
+    return Recipe.of_launch(domain.spec.task, context.params, backbone.config, before=before)
+
+
+def _check_training_rows(rows: Examples, split: Split, task: str) -> None:
+    label = rows.label[split.train]
+    if len(label) < FEWEST_TRAINING_ROWS or (task == "ctr" and not 0 < label.mean() < 1):
+        raise NotEnoughData(
+            f"domain {rows.domain!r} has {len(label)} training rows "
+            f"with mean label {label.mean() if len(label) else float('nan'):.3f}; "
+            f"a launch needs at least {FEWEST_TRAINING_ROWS} rows and both labels",
+            domain=rows.domain,
+            rows=len(label),
+        )
+
+
+def _fit(
+    launch: LaunchState, fresh: FreshSlot, *, seed: int, on_progress: Any, checkpoint_dir: Path | None = None
+) -> loop.TrainResult:
+    return fit_adapter(
+        fresh.ranker,
+        fresh.slot,
+        launch.recipe.model_copy(update={"seed": seed}),
+        fresh.batch_builder,
+        fresh.rows.take(launch.split.train),
+        fresh.rows.take(launch.split.validation),
+        checkpoint_dir=checkpoint_dir,
+        on_progress=on_progress,
+        **on_this_machine(launch.context.settings),
+    )
 
 
 def _show(context: RunContext, what: str, done: int, of: int, progress: loop.Progress) -> None:
     context.progress((done + progress.fraction) / of, baseline=what)
 
 
-def _probe_rows(workspace: Workspace, encoder: FeatureEncoder, others: dict[str, int]) -> dict[str, tuple[Any, int]]:
-    """A few rows of every other domain in the ranker, sources included, and their slots."""
+def _probe_rows(
+    workspace: Workspace, encoder: FeatureEncoder, others: dict[str, int]
+) -> dict[str, tuple[Examples, int]]:
+    """The latest rows of every other domain in the ranker, sources included, and their slots."""
     sources = {source.domain: encoder.slots.index(source.domain) for source in encoder.sources}
     found = {}
     for other, slot in {**sources, **others}.items():

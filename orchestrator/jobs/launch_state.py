@@ -1,6 +1,6 @@
-"""What a launch stands on once it is open: recipe, policy, rows with their split, the shared model; and what it cost.
+"""What a launch rests on once it is open: recipe, comparison policy, rows and their split, the shared model; its cost.
 
-Fixed by the first step and read by all others, so that data or versions which arrive meanwhile cannot mix two launches.
+The first step fixes it and all others read it, so that data or versions that arrive meanwhile cannot mix two launches.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
@@ -24,40 +25,50 @@ from orchestrator.data.dataset import Workspace
 from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.data.model_store import Artifacts
 from orchestrator.evaluation.gate import STRONGEST, row_of
+from orchestrator.evaluation.report import ComparisonPolicy, Epoch
 from orchestrator.jobs.runner import RunContext
+from orchestrator.jobs.versions import attach_live, zero_shot_slot
 from orchestrator.settings import Settings
+from orchestrator.training.baselines import TRAINED
 from orchestrator.training.recipe import Recipe
+from orchestrator.values import Value
 
 WARM_ROWS = 20_000
-"""Later rows of users whom training knows, at most; they are shown beside the cold users and decide nothing."""
-TRAINED_BASELINES = ("single_domain", "shared_bottom", "full_fine_tune", "scratch")
+"""Later rows of users in training, at most; they are shown beside the cold users and decide nothing."""
 FINE_TUNING = "fine-tuning"
+OPENED, CERTIFICATE, FINE_TUNED = "opened", "certificate", "fine-tuned"
+"""Names of the results that the steps of a launch leave for each other."""
 POLICY, GATE, LAUNCH = "policy", "gate", "launch"
 """Who may require a baseline: whoever runs this installation, the domain's gate, whoever launches."""
 
 
-@dataclass(frozen=True)
-class ComparisonPolicy:
-    """What a launch is compared with and how often it is repeated, and who says so.
+class Opened(Value):
+    """What the first step fixes: ids of the shared model, of the domain's data and of its live version, and choices."""
 
-    ``baselines`` names, for each row that the report must hold, who requires it.
-    """
-
-    baselines: dict[str, list[str]]
-    seeds: int
-    seeds_by: str
-
-    @property
-    def trained(self) -> list[str]:
-        """The baselines among them that have to be trained."""
-        return [baseline for baseline in TRAINED_BASELINES if baseline in self.baselines]
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"baselines": self.baselines, "seeds": self.seeds, "seeds_by": self.seeds_by}
+    backbone: str
+    data: str
+    live: str | None
+    recipe: Recipe
+    policy: ComparisonPolicy
 
 
-def demands(settings: Settings, recipe: Recipe, domain: Domain) -> ComparisonPolicy:
-    """The sum of all that is asked: a gate or a launch can add to the policy, and neither can take from it."""
+class FineTuned(Value):
+    """How fine-tuning went."""
+
+    seconds: float
+    steps: int
+    history: list[Epoch]
+
+
+class Spent(Value):
+    """What a piece of work took: seconds on the clock, and seconds of processors over all threads of the process."""
+
+    seconds: float
+    processor_seconds: float
+
+
+def comparison_policy(settings: Settings, recipe: Recipe, domain: Domain) -> ComparisonPolicy:
+    """The union of all that is asked: a gate or a launch can add to the policy, and neither can take from it."""
     named = () if domain.spec.gate.baseline == STRONGEST else (domain.spec.gate.baseline,)
     asked = {POLICY: settings.required_baselines, GATE: named, LAUNCH: recipe.baselines}
     found: dict[str, list[str]] = {}
@@ -67,7 +78,27 @@ def demands(settings: Settings, recipe: Recipe, domain: Domain) -> ComparisonPol
             if who not in found.setdefault(name, []):
                 found[name].append(who)
     more = recipe.seeds > settings.required_seeds
-    return ComparisonPolicy(found, recipe.seeds if more else settings.required_seeds, LAUNCH if more else POLICY)
+    return ComparisonPolicy(
+        baselines=found,
+        seeds=recipe.seeds if more else settings.required_seeds,
+        seeds_by=LAUNCH if more else POLICY,
+    )
+
+
+@dataclass(frozen=True)
+class FreshSlot:
+    """A shared model in memory, ready for one domain.
+
+    ``rows`` are all rows of the domain as they were when the launch was opened, ``slot`` is the domain's place in the
+    ranker, ``others`` are the slots of other target domains by name.
+    """
+
+    ranker: Ranker
+    encoder: FeatureEncoder
+    batch_builder: BatchBuilder
+    rows: Examples
+    slot: int
+    others: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -75,24 +106,37 @@ class LaunchState:
     """A launch in the folder of its run."""
 
     context: RunContext
-    domain: Domain
-    recipe: Recipe
+    opened: Opened
     workspace: Workspace
     backbone: Version
-    demands: ComparisonPolicy
 
     @classmethod
-    def of(cls, context: RunContext) -> LaunchState:
+    def of(cls, context: RunContext) -> Self:
         """The launch that the first step opened."""
-        opened, registry = context.result_of("opened"), context.registry
-        workspace = Workspace(context.settings, tuple(registry.domains()))
-        domain = workspace.domain(name_of(context))
-        recipe, asked = Recipe.model_validate(opened["recipe"]), ComparisonPolicy(**opened["demands"])
-        return cls(context, domain, recipe, workspace, registry.version(opened["backbone"]), asked)
+        opened = context.result_of(OPENED, Opened)
+        workspace = Workspace(context.settings, tuple(context.registry.domains()))
+        return cls(context, opened, workspace, context.registry.version(opened.backbone))
 
     @property
     def name(self) -> str:
-        return self.domain.name
+        return name_of(self.context)
+
+    @property
+    def domain(self) -> Domain:
+        return self.workspace.domain(self.name)
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.opened.recipe
+
+    @property
+    def policy(self) -> ComparisonPolicy:
+        return self.opened.policy
+
+    @property
+    def trained_baselines(self) -> list[str]:
+        """The required baselines that have to be trained."""
+        return [name for name in TRAINED if name in self.policy.baselines]
 
     @property
     def timed(self) -> bool:
@@ -101,70 +145,82 @@ class LaunchState:
     @property
     def seeds(self) -> range:
         """The first is the version's own; the others show how much is chance."""
-        return range(self.recipe.seed, self.recipe.seed + self.demands.seeds)
+        return range(self.recipe.seed, self.recipe.seed + self.policy.seeds)
 
-    def shared_model(self) -> tuple[Ranker, FeatureEncoder, BatchBuilder]:
-        """The shared model as it was published, fresh from its files, and what builds batches for it."""
-        ranker, encoder = load_backbone(self.context, self.backbone)
-        return ranker, encoder, self._batch_builder(encoder)
+    def fresh_slot(self, *, beside_live: bool = True) -> FreshSlot:
+        """The shared model as it was published, with a slot for the domain that nothing has trained yet.
 
-    @cached_property
-    def split(self) -> dict[str, np.ndarray]:
-        """Positions of the rows: train, validation, test, warm; the cold users; and the cut, if there is one."""
-        with np.load(self.context.folder / "split.npz") as held:
-            return dict(held)
-
-    @property
-    def cut_us(self) -> int | None:
-        """The moment from which on rows were held out; None where time has no part."""
-        return next(iter(self.split["cut_us"].tolist()), None)
-
-    @cached_property
-    def judged(self) -> np.ndarray:
-        """Positions of the rows to score: those of the cold users, then later rows of users whom training knows."""
-        return np.r_[self.split["test"], self.split.get("warm", np.zeros(0, np.int64))]
-
-    def rows(self, encoder: FeatureEncoder) -> Examples:
-        """All rows of the domain, as they were when the launch was opened.
+        Args:
+            beside_live: attach the live adapters of the other target domains; the slot may start from one of them.
 
         Raises:
-            InvalidData: more have arrived since.
+            InvalidData: more data has arrived since the launch was opened.
         """
+        ranker, encoder = load_backbone(self.context, self.backbone)
         rows = self.workspace.examples(encoder, self.name)
-        if self.workspace.data(self.name).version != self.context.result_of("opened")["data"]:
+        if self.workspace.data(self.name).version != self.opened.data:
             raise InvalidData(f"data of {self.name!r} changed while this launch ran; start a new one", domain=self.name)
-        return rows
+        others = attach_live(self.context, ranker, self.backbone.id, leave_out=self.name) if beside_live else {}
+        slot = zero_shot_slot(ranker, self.workspace, encoder, self.name, others)
+        names = [domain.name for domain in self.workspace.domains]
+        return FreshSlot(ranker, encoder, self.workspace.batch_builder(encoder, names), rows, slot, others)
+
+    @cached_property
+    def split(self) -> LaunchSplit:
+        return LaunchSplit.load(self.context.folder)
 
     @contextmanager
     def costs(self, what: str) -> Iterator[None]:
-        """Keep what a piece of work took: seconds on the clock and of processors, of all threads of this process."""
+        """Record what a piece of work took."""
         clock, processor = time.monotonic(), time.process_time()
         yield
-        spent = {"seconds": time.monotonic() - clock, "processor_seconds": time.process_time() - processor}
+        spent = Spent(seconds=time.monotonic() - clock, processor_seconds=time.process_time() - processor)
         self.context.write(f"cost-{what}", spent)
 
-    def spent(self) -> dict[str, dict[str, float]]:
+    def spent(self) -> dict[str, Spent]:
         """What every finished piece of work took; a piece that was killed and begun again counts once."""
-        found = {path.stem.removeprefix("cost-"): path.stem for path in sorted(self.context.folder.glob("cost-*.json"))}
-        return {what: self.context.result_of(stem) for what, stem in found.items()}
+        stems = [path.stem for path in sorted(self.context.folder.glob("cost-*.json"))]
+        return {stem.removeprefix("cost-"): self.context.result_of(stem, Spent) for stem in stems}
 
-    def keep_scores(self, row: str, seed: int, scores: np.ndarray) -> None:
-        """Publish a row's predictions of the judged rows under a seed."""
+    def save_scores(self, row: str, seed: int, scores: np.ndarray) -> None:
+        """Publish a row's predictions of the evaluation rows under a seed."""
         path = self._scores_path(row, seed)
         building = path.with_suffix(".building.npy")
         np.save(building, scores)
         building.rename(path)
 
     def scores(self, row: str, seed: int) -> np.ndarray | None:
-        """Predictions that were kept; None before."""
+        """Predictions that were saved; None before."""
         path = self._scores_path(row, seed)
         return np.load(path) if path.is_file() else None
 
-    def _scores_path(self, row: str, seed: int) -> Any:
+    def _scores_path(self, row: str, seed: int) -> Path:
         return self.context.folder / f"scores-{row}-{seed}.npy"
 
-    def _batch_builder(self, encoder: FeatureEncoder) -> BatchBuilder:
-        return self.workspace.batch_builder(encoder, [domain.name for domain in self.workspace.domains])
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchSplit(Split):
+    """A domain's split, and the rows after its cut of users in training: ``warm`` (W,) positions."""
+
+    warm: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Examples, split: Split) -> Self:
+        return cls(**vars(split), warm=_later_rows_of_warm_users(rows, split))
+
+    @property
+    def evaluation(self) -> np.ndarray:
+        """Positions of the rows to score: those of the cold users, then the warm ones."""
+        return np.r_[self.test, self.warm]
+
+    def save(self, folder: Path) -> None:
+        np.savez(folder / "split.npz", **{name: value for name, value in vars(self).items() if value is not None})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        with np.load(folder / "split.npz") as held:
+            arrays: dict[str, Any] = dict(held)
+        return cls(**{**arrays, "cut_us": int(arrays["cut_us"]) if "cut_us" in arrays else None})
 
 
 def name_of(context: RunContext) -> str:
@@ -179,8 +235,8 @@ def load_backbone(context: RunContext, version: Version) -> tuple[Ranker, Featur
     return checkpoint.load_backbone(folder), FeatureEncoder.load(folder)
 
 
-def later_rows_of_known_users(rows: Examples, split: Split) -> np.ndarray:
-    """Rows after the cut of users whom training knows, some of them where there are many; none without times."""
+def _later_rows_of_warm_users(rows: Examples, split: Split) -> np.ndarray:
+    """Rows after the cut of users in training, a sample where there are many; none without times."""
     if split.cut_us is None:
         return np.zeros(0, np.int64)
     later = np.flatnonzero(np.isin(rows.user, np.unique(rows.user[split.train])) & (rows.time_us >= split.cut_us))

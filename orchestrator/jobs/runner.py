@@ -15,20 +15,31 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from domains.registry.registry import Registry, Run
 from orchestrator.errors import as_line
 from orchestrator.settings import Settings
+from orchestrator.values import Value
 
 logger = logging.getLogger(__name__)
 
 PROCESS = "process"
-"""Name of what a run's folder says of the process at work on it."""
+RESULT = "result"
+"""Names of two results in every run's folder: the process at work on it, and what the run answers."""
 
 OnProgress = Callable[[float, str, dict[str, Any]], None]
+V = TypeVar("V", bound=Value)
+
+
+class ProcessAtWork(Value):
+    """The process that drives a run: host, process id, and when it began (seconds since the epoch)."""
+
+    host: str
+    pid: int
+    created: float
 
 
 @dataclass
@@ -43,8 +54,10 @@ class RunContext:
     registry: Registry
     settings: Settings
     on_progress: OnProgress | None = None
-    _window: tuple[float, float] = field(default=(0.0, 1.0), repr=False)
-    _step: str = field(default="", repr=False)
+    step: str = field(default="", init=False)
+    """Title of the current step."""
+    window: tuple[float, float] = field(default=(0.0, 1.0), init=False)
+    """Where the current step lies in the run, 0 to 1."""
 
     @property
     def folder(self) -> Path:
@@ -54,33 +67,44 @@ class RunContext:
 
     def progress(self, fraction: float, **detail: Any) -> None:
         """Report how far the current step is, 0 to 1."""
-        low, high = self._window
+        low, high = self.window
         overall = low + (high - low) * min(max(fraction, 0.0), 1.0)
-        self.registry.report_progress(self.run_id, overall, self._step, **detail)
+        self.registry.report_progress(self.run_id, overall, self.step, **detail)
         if self.on_progress is not None:
-            self.on_progress(overall, self._step, detail)
+            self.on_progress(overall, self.step, detail)
 
-    def read(self, name: str) -> Any | None:
-        """A JSON result of an earlier step, or None."""
-        path = self.folder / f"{name}.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+    def begin(self, step: str, low: float, high: float) -> None:
+        """Report that a step begins, which takes the run from ``low`` to ``high``."""
+        self.step, self.window = step, (low, high)
+        self.progress(0.0)
 
-    def result_of(self, name: str) -> Any:
-        """A JSON result that an earlier step must have left.
+    def holds(self, name: str) -> bool:
+        """Whether an earlier step left a result of this name."""
+        return self._path(name).is_file()
+
+    def json_of(self, name: str) -> dict[str, Any] | None:
+        """A result as it was written; None before."""
+        return json.loads(self._path(name).read_text()) if self.holds(name) else None
+
+    def result_of(self, name: str, kind: type[V]) -> V:
+        """The result that an earlier step must have left.
 
         Raises:
             RuntimeError: it did not; the steps were driven out of order.
         """
-        value = self.read(name)
-        if value is None:
+        found = self.json_of(name)
+        if found is None:
             raise RuntimeError(f"run {self.run_id} holds no {name!r} yet")
-        return value
+        return kind.from_dict(found)
 
-    def write(self, name: str, value: Any) -> None:
-        """Publish a JSON result atomically."""
+    def write(self, name: str, value: Value) -> None:
+        """Publish a result atomically."""
         temporary = self.folder / f".{name}.{uuid.uuid4().hex}"
-        temporary.write_text(json.dumps(value, indent=1, default=str))
-        os.replace(temporary, self.folder / f"{name}.json")
+        temporary.write_text(json.dumps(value.as_dict(), indent=1))
+        os.replace(temporary, self._path(name))
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
 
 
 @dataclass(frozen=True)
@@ -114,13 +138,11 @@ def execute(steps: Sequence[Step], context: RunContext, *, call: Call = call_dir
     done = 0.0
     try:
         for step in steps:
-            context._window = (done / total, (done + step.share) / total)
-            context._step = step.title
-            context.progress(0.0)
+            context.begin(step.title, done / total, (done + step.share) / total)
             call(step, context)
             done += step.share
     except BaseException as error:
-        logger.exception("run failed", extra={"run": context.run_id, "step": context._step})
+        logger.exception("run failed", extra={"run": context.run_id, "step": context.step})
         # Ctrl-C, SIGTERM and Prefect's own signals are no Exceptions: somebody stopped it, nothing is wrong with it.
         cancelled = not isinstance(error, Exception)
         registry.finish_run(
@@ -129,7 +151,7 @@ def execute(steps: Sequence[Step], context: RunContext, *, call: Call = call_dir
             error=as_line(error),
         )
         raise
-    return registry.finish_run(context.run_id, state="succeeded", result=context.read("result") or {})
+    return registry.finish_run(context.run_id, state="succeeded", result=context.json_of(RESULT) or {})
 
 
 def close_dead(registry: Registry, settings: Settings) -> list[str]:
@@ -143,16 +165,16 @@ def close_dead(registry: Registry, settings: Settings) -> list[str]:
         path = settings.runs_dir / run.id / f"{PROCESS}.json"
         if run.state != "running" or run.flow_run_id is not None or not path.is_file():
             continue
-        by = json.loads(path.read_text())
-        if by["host"] == socket.gethostname() and not alive(by["pid"], by["created"]):
+        process = ProcessAtWork.from_dict(json.loads(path.read_text()))
+        if process.host == socket.gethostname() and not alive(process.pid, process.created):
             registry.finish_run(run.id, state="failed", error="its process ended without a word; it can be continued")
             closed.append(run.id)
     return closed
 
 
-def _this_process() -> dict[str, Any]:
+def _this_process() -> ProcessAtWork:
     own = psutil.Process()
-    return {"host": socket.gethostname(), "pid": own.pid, "created": own.create_time()}
+    return ProcessAtWork(host=socket.gethostname(), pid=own.pid, created=own.create_time())
 
 
 def alive(pid: int, created: float) -> bool:

@@ -4,37 +4,53 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from domains.errors import NotEnoughData
-from domains.events.histories import Histories
 from models.cctl.information_flow import ANY_SOURCE
 from models.cctl.weigher import CollaborativeTransfer, Part, TransferConfig, TransferReport
 from models.ranker import adapters, checkpoint
 from models.ranker.network import Ranker
 from models.training import loop
 from models.training.distributed import Alone
-from orchestrator.data import online
-from orchestrator.data.dataset import Workspace
+from orchestrator.data.dataset import Workspace, domains_with_data
 from orchestrator.data.encoding import FeatureEncoder
-from orchestrator.evaluation import measure
-from orchestrator.jobs.runner import RunContext, Step
-from orchestrator.jobs.versions import flip, has_data, offer_zero_shot, publish_version
-from orchestrator.training.fit import EVALUATED_ROWS, fit, sample, score_rows
+from orchestrator.evaluation.measure import EvaluationRows
+from orchestrator.evaluation.plain_rows import plain_rows
+from orchestrator.evaluation.report import (
+    HarmfulPart,
+    HeldOut,
+    SharedReport,
+    SourceVerdict,
+    SourceWeighting,
+    SourceWeights,
+    Window,
+)
+from orchestrator.evaluation.scoring import score_rows
+from orchestrator.jobs import results
+from orchestrator.jobs.data_steps import GATHER, REFRESH
+from orchestrator.jobs.runner import RESULT, RunContext, Step
+from orchestrator.jobs.versions import offer_zero_shot, publish_version, set_live
+from orchestrator.training.fit import EVALUATED_ROWS, fit, sample
 from orchestrator.training.recipe import Recipe
 from orchestrator.training.torchrun import train_together
+from orchestrator.values import Value
+
+SLOTS, METRICS, SOURCE_WEIGHTING = "slots", "metrics", "source_weighting"
+"""Names of the results that the steps leave for each other."""
+DRAWS = 200
 
 
-def gather_histories(context: RunContext) -> None:
-    """Put every user's events of all domains in time order, where training and serving read them."""
-    registry, settings = context.registry, context.settings
-    Histories.build(
-        settings.data_dir,
-        [(domain.spec, domain.number) for domain in registry.domains() if has_data(domain)],
-    )
+class Slots(Value):
+    """The domains that take part, in the order of their slots in the network."""
+
+    domains: list[str]
+
+
+class Metrics(Value):
+    """What the evaluation found, by domain."""
+
+    domains: dict[str, HeldOut]
 
 
 def train(context: RunContext) -> None:
@@ -84,7 +100,7 @@ def train_here(
     if not peers.leads:
         return
     if transfer is not None:
-        context.write("source_weighting", _told(transfer.report(), encoder))
+        context.write(SOURCE_WEIGHTING, _source_weighting(transfer.report(), encoder))
     building = context.folder / "trained.building"
     shutil.rmtree(building, ignore_errors=True)
     backbone_id = checkpoint.save_backbone(ranker, building / "backbone")
@@ -98,59 +114,43 @@ def train_here(
 
 def evaluate(context: RunContext) -> None:
     """Score each domain's held-out rows beside the plain rows."""
-    if context.read("metrics") is not None:
+    if context.holds(METRICS):
         return
     recipe, workspace, slots = _plan(context)
     ranker, encoder = _trained(context)
     batch_builder = workspace.batch_builder(encoder, slots)
-    measured: dict[str, Any] = {}
+    found = {}
     for slot, name in enumerate(slots):
         rows = workspace.examples(encoder, name)
         split = workspace.split(rows)
         test = rows.take(sample(split.test, EVALUATED_ROWS))
-        if len(test) < 50 or (recipe.task == "ctr" and not 0 < test.label.mean() < 1):
-            measured[name] = {"note": f"{len(test)} held-out rows are too few to measure"}
+        held_out = EvaluationRows.of(recipe.task, test)
+        if not held_out.enough:
+            found[name] = HeldOut(note=f"{len(test)} held-out rows are too few to measure")
             continue
-        known = rows.take(split.train)
-        predicted = score_rows(ranker, batch_builder, test, slot)
-        measured[name] = {
-            "examples": len(test),
-            "rows": {
-                "train_mean": measure.measure(
-                    recipe.task,
-                    label=test.label,
-                    score=np.full(len(test), known.label.mean()),
-                    user=test.user,
-                    draws=50,
-                ),
-                "item_mean": measure.measure(
-                    recipe.task,
-                    label=test.label,
-                    score=measure.item_mean(known.item, known.label, test.item),
-                    user=test.user,
-                    draws=200,
-                ),
-                "shared": measure.measure(recipe.task, label=test.label, score=predicted, user=test.user, draws=200),
-            },
-        }
+        scores = plain_rows(recipe.task, rows.take(split.train), test, ("train_mean", "item_mean"))
+        scores["shared"] = score_rows(ranker, batch_builder, test, slot)
+        found[name] = HeldOut(examples=len(test), rows=held_out.table(scores, draws=DRAWS))
         context.progress((slot + 1) / len(slots))
-    context.write("metrics", measured)
+    context.write(METRICS, Metrics(domains=found))
 
 
 def publish(context: RunContext) -> None:
-    """Store the backbone and one adapter a domain, then flip the pointers."""
+    """Store the backbone and one adapter a domain, then set them live."""
     registry = context.registry
     recipe, _workspace, slots = _plan(context)
     ranker, encoder = _trained(context)
-    measured = context.read("metrics") or {}
+    metrics = {name: found.as_dict() for name, found in context.result_of(METRICS, Metrics).domains.items()}
     backbone_id = adapters.backbone_hash(ranker)
+    weighed = context.holds(SOURCE_WEIGHTING)
+    told = SharedReport(source_weighting=context.result_of(SOURCE_WEIGHTING, SourceWeighting) if weighed else None)
     publish_version(
         context,
         context.folder / "trained" / "backbone",
         backbone_id,
         kind="backbone",
-        metrics=measured,
-        report={"source_weighting": context.read("source_weighting")},
+        metrics=metrics,
+        report=told.as_dict(),
         config=recipe.model_dump(mode="json"),
     )
     for name in slots:
@@ -165,29 +165,24 @@ def publish(context: RunContext) -> None:
             domain=name,
             backbone_id=backbone_id,
             level="adapter",
-            metrics=measured.get(name, {}),
+            metrics=metrics[name],
             config=recipe.model_dump(mode="json"),
         )
         if registry.live(name) is None:
-            flip(context, name, version.id, why=f"trained together with shared model {backbone_id[:12]}")
-    flip(context, None, backbone_id, why="shared training finished")
+            set_live(context, name, version.id, why=f"trained together with shared model {backbone_id[:12]}")
+    set_live(context, None, backbone_id, why="shared training finished")
     for domain in registry.domains():
         if domain.name not in slots and domain.role == "target" and registry.live(domain.name) is None:
             offer_zero_shot(context, domain, ranker=ranker, encoder=encoder, backbone_id=backbone_id)
-    context.write("result", {"version": backbone_id, "domains": list(slots)})
-
-
-def refresh_features(context: RunContext) -> None:
-    """Write what serving reads online."""
-    online.refresh(registry=context.registry, settings=context.settings, on_progress=context.progress)
+    context.write(RESULT, results.SharedTraining(version=backbone_id, domains=list(slots)))
 
 
 STEPS = (
-    Step("Gather every user's history", gather_histories, 1),
+    GATHER,
     Step("Train the shared model", train, 10),
     Step("Evaluate each domain", evaluate, 2),
     Step("Publish the shared model", publish, 1),
-    Step("Refresh the online features", refresh_features, 1),
+    REFRESH,
 )
 
 
@@ -211,45 +206,53 @@ def _transfer(recipe: Recipe, workspace: Workspace, slots: Sequence[str]) -> Col
     return CollaborativeTransfer(TransferConfig(targets=targets))
 
 
-def _told(report: TransferReport, encoder: FeatureEncoder) -> dict[str, Any]:
-    """A transfer report as JSON, with domains by name and the parts of sources that harm in words."""
+def _source_weighting(report: TransferReport, encoder: FeatureEncoder) -> SourceWeighting:
+    """A transfer report with domains by name and the parts of sources that harm in words."""
     slots = encoder.slots
-    fields = {"item": encoder.item_fields, "user": encoder.user_fields, "context": encoder.context_fields}
-
-    def words(part: Part) -> str:
-        field = fields[part.group][part.field]
-        if not part.code:
-            return f"{field.name} not given"
-        if field.kind == "category":
-            return f"{field.name} {field.values[part.code - 1]}"
-        low, high = ((None, *field.edges)[part.code - 1], (*field.edges, None)[part.code - 1])
-        return f"{field.name} {'below' if low is None else f'{low:g} to'} {'or more' if high is None else f'{high:g}'}"
-
-    return {
-        "verdicts": {
-            slots[slot]: {**{k: v for k, v in asdict(verdict).items() if k != "source"}, "verdict": verdict.word}
-            for slot, verdict in report.verdicts.items()
+    return SourceWeighting(
+        verdicts={
+            slots[slot]: SourceVerdict(
+                weight=found.weight,
+                influence=found.influence,
+                certainty=found.certainty,
+                borrow=found.borrow,
+                reason=found.reason,
+                verdict=found.word,
+            )
+            for slot, found in report.verdicts.items()
         },
-        "weights": [{**row, "source": slots[row["source"]]} for row in report.weights],
-        "windows": report.windows,
-        "target_certainty": report.target,
-        "harmful_parts": [
-            {
-                "source": "every source" if part.source == ANY_SOURCE else slots[part.source],
-                "part": words(part),
-                "rows": part.rows,
-                "worth": part.worth,
-                "certainty": part.certainty,
-            }
+        weights=[SourceWeights(**{**row, "source": slots[row["source"]]}) for row in report.weights],
+        windows=[Window(**row) for row in report.windows],
+        target_certainty=report.target,
+        harmful_parts=[
+            HarmfulPart(
+                source="every source" if part.source == ANY_SOURCE else slots[part.source],
+                part=_in_words(part, encoder),
+                rows=part.rows,
+                worth=part.worth,
+                certainty=part.certainty,
+            )
             for part in report.parts
             if part.harms
         ],
-    }
+    )
+
+
+def _in_words(part: Part, encoder: FeatureEncoder) -> str:
+    """The feature value that the rows of a part share."""
+    fields = {"item": encoder.item_fields, "user": encoder.user_fields, "context": encoder.context_fields}
+    field = fields[part.group][part.field]
+    if not part.code:
+        return f"{field.name} not given"
+    if field.kind == "category":
+        return f"{field.name} {field.values[part.code - 1]}"
+    low, high = ((None, *field.edges)[part.code - 1], (*field.edges, None)[part.code - 1])
+    return f"{field.name} {'below' if low is None else f'{low:g} to'} {'or more' if high is None else f'{high:g}'}"
 
 
 def _plan(context: RunContext) -> tuple[Recipe, Workspace, tuple[str, ...]]:
     recipe = Recipe(**context.params)
-    held = tuple(domain for domain in context.registry.domains() if has_data(domain))
+    held = domains_with_data(context.registry)
     workspace = Workspace(context.settings, held)
     chosen = [
         domain
@@ -261,9 +264,7 @@ def _plan(context: RunContext) -> tuple[Recipe, Workspace, tuple[str, ...]]:
     if not any(domain.role == "source" for domain in chosen):
         raise NotEnoughData(f"no source domain with task {recipe.task!r} has data; ingest one first")
     # The plan is fixed by the first step that asks, so that data which arrives during the run cannot move slots.
-    slots = context.read("slots")
-    if slots is None:
+    if not context.holds(SLOTS):
         ordered = sorted(chosen, key=lambda domain: (domain.role != "source", domain.number))
-        slots = [domain.name for domain in ordered]
-        context.write("slots", slots)
-    return recipe, workspace, tuple(slots)
+        context.write(SLOTS, Slots(domains=[domain.name for domain in ordered]))
+    return recipe, workspace, tuple(context.result_of(SLOTS, Slots).domains)

@@ -1,4 +1,4 @@
-"""Versions on their way: published under their hash, attached to their backbone, pointed at."""
+"""The steps of a version's life: published under its content hash, attached to its backbone, set live."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from domains.registry.records import VersionKind
 from domains.registry.registry import Domain, Version
 from models.ranker import adapters, checkpoint
 from models.ranker.network import Ranker
-from orchestrator.data.dataset import Workspace
+from orchestrator.data.dataset import Workspace, has_data
 from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.data.model_store import Artifacts
 from orchestrator.jobs.runner import RunContext
 from orchestrator.training.fit import add_domain
 
 
-def publish_version(context: RunContext, folder: Path, version_id: str, *, kind: VersionKind, **facts: Any) -> Version:
+def publish_version(context: RunContext, folder: Path, version_id: str, *, kind: VersionKind, **fields: Any) -> Version:
     """Store a finished folder under the version's content hash and record it; doing it again changes nothing.
 
-    ``facts`` are the fields of ``Version`` beside its id, kind and artifact.
+    Args:
+        fields: those of ``Version`` beside its id, kind, artifact and creator.
     """
     tag = Artifacts(context.settings.artifacts_dir).publish(kind, folder, version_id)
-    return context.registry.add_version(Version(id=version_id, kind=kind, artifact=tag, created_by=context.by, **facts))
+    return context.registry.add_version(
+        Version(id=version_id, kind=kind, artifact=tag, created_by=context.by, **fields)
+    )
 
 
 def offer_zero_shot(
@@ -53,7 +56,7 @@ def offer_zero_shot(
         backbone_id=backbone_id,
         level="zero_shot",
     )
-    flip(context, domain.name, version.id, why="first answers before any training on this domain")
+    set_live(context, domain.name, version.id, why="first answers before any training on this domain")
     return version
 
 
@@ -76,31 +79,26 @@ def attach_live(
 def zero_shot_slot(
     ranker: Ranker, workspace: Workspace, encoder: FeatureEncoder, name: str, others: dict[str, int]
 ) -> int:
-    """A fresh slot that borrows the attention of the target domain whose features agree most, if any agree.
+    """A fresh slot that starts from the attention of the target domain whose features agree most, if any agree.
 
     Args:
         others: slots of other target domains in this ranker, by name.
     """
     own = encoder.domain_codes(workspace.domain(name).spec)
-    influence = {
+    agreement = {
         other: sum(
             a == b and a > 0 for a, b in zip(own, encoder.domain_codes(workspace.domain(other).spec), strict=True)
         )
         for other in others
         if other != name
     }
-    nearest = max(influence, key=lambda other: (influence[other], other), default=None)
-    like = others[nearest] if nearest is not None and influence[nearest] > 0 else None
+    nearest = max(agreement, key=lambda other: (agreement[other], other), default=None)
+    like = others[nearest] if nearest is not None and agreement[nearest] > 0 else None
     return add_domain(ranker, workspace, encoder, name, like=like)
 
 
-def has_data(domain: Domain) -> bool:
-    """Whether anything was ingested for a domain."""
-    return bool(domain.counts.get("rows_added"))
-
-
-def flip(context: RunContext, domain: str | None, version_id: str, *, why: str) -> None:
-    """Point a domain at a version; flipping to what is already live changes nothing."""
+def set_live(context: RunContext, domain: str | None, version_id: str, *, why: str) -> None:
+    """Point a domain at a version; where that version is live already nothing changes."""
     live = context.registry.live(domain)
     if live is not None and live.version_id == version_id:
         return

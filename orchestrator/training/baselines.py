@@ -24,11 +24,14 @@ from models.training import loop
 from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, Examples
 from orchestrator.data.dataset import Workspace
 from orchestrator.data.target_encoding import item_means, leave_one_out
-from orchestrator.jobs.launch_state import TRAINED_BASELINES as TRAINED
+from orchestrator.evaluation.scoring import outputs
 from orchestrator.training.fine_tune import calibration
 from orchestrator.training.fit import new_baseline, own_values, searched_parameters, set_own_means, train_config
 from orchestrator.training.recipe import Recipe
 from orchestrator.training.wide_fit import fit_evidence, fit_own_evidence
+
+TRAINED = ("single_domain", "shared_bottom", "full_fine_tune", "scratch")
+"""The baselines that have to be trained; others are read off the rows."""
 
 
 def predict(
@@ -92,20 +95,13 @@ def predict(
         parameters=searched,
         on_progress=on_progress,
     )
-    score = _scores(network, batch_builder, test, slot)
+    network.eval()
+    score = outputs(network, batch_builder, test, slot)
     if len(validation) and not ranker.config.wide:
         # As for the adapter: a report that calibrated one side alone would flatter it.
-        scale, shift = calibration(task, _scores(network, batch_builder, validation, slot), validation.label)
+        scale, shift = calibration(task, outputs(network, batch_builder, validation, slot), validation.label)
         score = score * scale + shift
     return expit(score) if task == "ctr" else score
-
-
-def _scores(network: nn.Module, batch_builder: BatchBuilder, rows: Examples, slot: int) -> np.ndarray:
-    """Uncalibrated outputs of rows in their order, (N,)."""
-    network.eval()
-    epoch = DomainBatchSampler(batch_builder, [(rows, slot)], batch_size=4096, seed=0, shuffle=False)
-    with torch.inference_mode():
-        return torch.cat([network(batch).float() for batch in epoch.batches(0)]).numpy()
 
 
 def _fit_alone(ranker: Ranker, batch_builder: BatchBuilder, rows: Examples, slot: int, *, seed: int) -> None:

@@ -18,6 +18,7 @@ from models.training import loop
 from models.training.devices import device_for
 from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, Examples
 from orchestrator.data.target_encoding import item_means, leave_one_out
+from orchestrator.evaluation.scoring import outputs
 from orchestrator.settings import Settings
 from orchestrator.training.fit import own_values, searched_parameters, set_own_means, start_of, train_config
 from orchestrator.training.recipe import Recipe
@@ -88,25 +89,13 @@ def fit_adapter(
     ranker.cpu()
     if len(validation) and not ranker.config.wide:
         # Wide facts are solved for on many more users than are held out here: a map fitted to these adds noise.
-        calibrate(ranker, slot, raw_scores(ranker, batch_builder, validation, slot), validation.label)
+        calibrate(ranker, slot, outputs(ranker.eval(), batch_builder, validation, slot), validation.label)
     return result
 
 
 def on_this_machine(settings: Settings) -> dict[str, Any]:
     """What `fit_adapter` is told of where it runs."""
     return {"device": device_for(settings.device), "frozen_cache_bytes": settings.frozen_cache_mb << 20}
-
-
-def raw_scores(ranker: Ranker, batch_builder: Any, rows: Any, slot: int) -> np.ndarray:
-    """Uncalibrated network outputs of rows in their order, (N,)."""
-    ranker.eval()
-    with torch.inference_mode():
-        return np.concatenate(
-            [
-                ranker(batch_builder.batch(rows.take(np.arange(at, min(at + 4096, len(rows)))), slot)).float().numpy()
-                for at in range(0, len(rows), 4096)
-            ]
-        )
 
 
 def calibrate(ranker: Ranker, slot: int, score: np.ndarray, label: np.ndarray) -> None:

@@ -356,17 +356,6 @@ def add_domain(
     return ranker.add_domain(config, codes, like=like)
 
 
-def score_rows(ranker: Ranker, batch_builder: Any, rows: Examples, slot: int) -> np.ndarray:
-    """Calibrated predictions of rows in their order, (N,)."""
-    ranker.eval()
-    scores = []
-    with torch.inference_mode():
-        for at in range(0, len(rows), 4096):
-            part = rows.take(np.arange(at, min(at + 4096, len(rows))))
-            scores.append(ranker.probability(batch_builder.batch(part, slot)).float().numpy())
-    return np.concatenate(scores) if scores else np.zeros(0, np.float32)
-
-
 def sample(index: np.ndarray, most: int) -> np.ndarray:
     if len(index) <= most:
         return index

@@ -10,10 +10,12 @@ from domains.spec import DomainSpec
 from orchestrator import use_cases
 from orchestrator.cli import app
 from orchestrator.console import terminal
-from orchestrator.evaluation import gate, measure
-from orchestrator.jobs import cold_start
+from orchestrator.evaluation import gate, plain_rows
+from orchestrator.evaluation.preview_report import PreviewReport
+from orchestrator.evaluation.report import Certificate, ColdStartReport
 from orchestrator.jobs import launch as launching
-from orchestrator.jobs.launch_state import LaunchState
+from orchestrator.jobs.launch_state import LaunchSplit, LaunchState
+from orchestrator.jobs.leak_scan import leak_scan
 from orchestrator.jobs.runner import RunContext
 
 QUICK = {"epochs": 1, "fine_tune_epochs": 1, "width": 4, "lifelong": 10, "batch_size": 512, "fine_tune_batch_size": 512}
@@ -45,22 +47,23 @@ def test_a_preview_values_every_source_and_forecasts_before_anything_is_trained(
     """It needs no shared model, judges no cold user of a launch, and is read again from its run."""
     settings, registry = market
     assert use_cases.latest_preview("live", registry=registry) is None
-    found = use_cases.run("preview", "live", params=SMALLEST, registry=registry, settings=settings, by="test").result
+    run = use_cases.run("preview", "live", params=SMALLEST, registry=registry, settings=settings, by="test")
+    found = PreviewReport.of(run)
     assert registry.live("live") is None
-    assert [source["name"] for source in found["sources"]] == ["video", "shop"]
-    for source in found["sources"]:
-        assert source["verdict"] in ("borrow", "do not borrow", "no clear gain")
-        for kind in ("alone", "beside"):
-            assert source[kind]["low"] <= source[kind]["high"]
-    rows = found["curve"]["rows"]
+    assert [source.name for source in found.sources] == ["video", "shop"]
+    for source in found.sources:
+        assert source.verdict in ("borrow", "do not borrow", "no clear gain")
+        for gain in (source.alone, source.beside):
+            assert gain.low <= gain.high
+    rows = found.curve.rows
     assert rows == sorted(rows)
-    assert set(found["curve"]["errors"]) == {"adapter", "popularity", "item_mean"}
-    assert set(found["needed"]) == {"popularity", "item_mean"}
-    assert found["backtest"]["held"] <= found["backtest"]["of"]
+    assert set(found.curve.errors) == {"adapter", "popularity", "item_mean"}
+    assert set(found.needed) == {"popularity", "item_mean"}
+    assert found.backtest.held <= found.backtest.of
     assert use_cases.latest_preview("live", registry=registry) == found
-    terminal.preview("live", found)
+    terminal.preview(found)
     shown = capsys.readouterr().out
-    for expected in ("video", found["sources"][0]["verdict"], "beside the others", "ahead of prior (popularity) with"):
+    for expected in ("video", found.sources[0].verdict, "beside the others", "ahead of prior (popularity) with"):
         assert expected in shown
 
 
@@ -75,21 +78,29 @@ def test_a_preview_of_too_little_says_so(market):
 
 def test_several_seeds_are_told_and_the_first_is_offered(market, launched):
     """The mean over seeds lies between them; the table's own row is the first seed's."""
-    seeds = launched.report["seeds"]["auc"]
-    each = list(seeds["each"].values())
+    report = ColdStartReport.of(launched)
+    seeds = report.seeds["auc"]
+    each = list(seeds.each.values())
     assert len(each) == 2
-    assert seeds["value"] == pytest.approx(np.mean(each))
-    assert each[0] == pytest.approx(launched.report["rows"]["adapter"]["auc"]["value"])
+    assert seeds.value == pytest.approx(np.mean(each))
+    assert each[0] == pytest.approx(report.rows["adapter"]["auc"].value)
     _, registry = market
     assert [version.id for version in registry.versions("live") if version.level == "adapter"] == [launched.id]
 
 
 def test_later_rows_of_known_users_are_shown_and_decide_nothing(launched):
     """Warm users are a segment of their own beside the cold ones who judge."""
-    warm = launched.report["segments"]["warm_user"]
-    assert set(warm["rows"]) == set(launched.report["rows"])
-    assert warm["users"] > 0
-    assert launched.report["leaks"] == []
+    report = ColdStartReport.of(launched)
+    warm = report.segments["warm_user"]
+    assert set(warm.rows) == set(report.rows)
+    assert warm.users > 0
+    assert report.leaks == []
+
+
+def test_a_report_and_a_certificate_are_read_as_they_were_written(launched):
+    """What the registry holds is what the typed values write, to the last key."""
+    assert ColdStartReport.of(launched).as_dict() == launched.report
+    assert Certificate.of(launched).as_dict() == launched.certificate
 
 
 def test_a_report_is_exported_as_one_file(market, launched, monkeypatch, tmp_path):
@@ -97,7 +108,7 @@ def test_a_report_is_exported_as_one_file(market, launched, monkeypatch, tmp_pat
     settings, registry = market
     version, page = use_cases.report_page("live", registry=registry)
     assert version.id == launched.id
-    assert launched.certificate["before"] in page
+    assert Certificate.of(launched).before in page
     monkeypatch.setenv("GRAFT_HOME", str(settings.home))
     out = tmp_path / "report.html"
     done = CliRunner().invoke(app, ["report", "live", launched.id[:8], "--out", str(out)])
@@ -114,7 +125,7 @@ def test_the_steps_of_a_launch_name_the_repeats():
 
 def test_popularity_of_rows_with_one_label_is_that_label():
     """A small share of a domain may hold no click at all."""
-    assert measure.popularity(np.array([1, 2]), np.zeros(2), np.array([1, 5])).tolist() == [0.0, 0.0]
+    assert plain_rows.popularity(np.array([1, 2]), np.zeros(2), np.array([1, 5])).tolist() == [0.0, 0.0]
 
 
 @pytest.fixture
@@ -126,28 +137,27 @@ def scanned(market, launched):
 
     def scan(change=lambda rows, split: None, new_items=()):
         launch = LaunchState.of(context)
-        _, encoder, _ = launch.shared_model()
-        rows, split = launch.rows(encoder), dict(launch.split)
-        change(rows, split)
-        launch.__dict__["split"] = split
-        return cold_start.leak_scan(launch, encoder, rows, new_items=np.asarray(new_items, np.int64))[0]
+        fresh, split = launch.fresh_slot(), vars(launch.split).copy()
+        change(fresh.rows, split)
+        launch.__dict__["split"] = LaunchSplit(**split)
+        return leak_scan(launch, fresh.encoder, fresh.rows, new_items=np.asarray(new_items, np.int64))[0]
 
     return scan
 
 
 def learn_from_the_test(rows, split):
-    """Two judged rows among the training rows."""
+    """Two test rows among the training rows."""
     split["train"] = np.r_[split["train"], split["test"][:2]]
 
 
 def learn_from_a_cold_user(rows, split):
     """An earlier row of somebody who is said to be cold."""
-    earlier = np.flatnonzero(np.isin(rows.user, split["cold_users"]) & (rows.time_us < split["cut_us"][0]))
+    earlier = np.flatnonzero(np.isin(rows.user, split["cold_users"]) & (rows.time_us < split["cut_us"]))
     split["train"] = np.r_[split["train"], earlier[:1]]
 
 
 def learn_from_after_the_cut(rows, split):
-    """A row of a known user from the time that is judged."""
+    """A row of a warm user from the time of the test rows."""
     split["train"] = np.r_[split["train"], split["warm"][:1]]
 
 
@@ -176,7 +186,7 @@ def test_every_leak_is_found_where_a_launch_looks_for_it(scanned, launched, leak
     assert scanned() == []
     found = scanned(leak)
     assert any(told in sentence for sentence in found), found
-    report = {**launched.report, "leaks": found}
+    report = ColdStartReport.of(launched).model_copy(update={"leaks": found})
     decision = gate.decide(report, DomainSpec.from_mapping(SPEC_OF_NOBODY).gate)
     assert decision.verdict != "ship"
     assert any(told in reason for reason in decision.reasons)
@@ -187,8 +197,8 @@ def test_an_item_called_new_that_training_met_is_found(scanned, market, launched
     settings, registry = market
     run = next(run for run in registry.runs("live") if run.kind == "launch-domain")
     launch = LaunchState.of(RunContext(run.id, run.kind, "live", run.params, "test", registry, settings))
-    rows = launch.rows(launch.shared_model()[1])
-    found = scanned(new_items=rows.item[launch.split["train"]][:1])
+    met = launch.fresh_slot().rows.item[launch.split.train]
+    found = scanned(new_items=met[:1])
     assert "1 items that are called new have rows in train" in found
 
 
@@ -212,5 +222,4 @@ def test_a_retrain_keeps_what_was_chosen_for_the_version_that_is_live(market, la
     again = use_cases.launch("live", registry=registry, settings=settings, by="schedule", kind="retrain", seed=3)
     assert {name: again.config[name] for name in QUICK} == QUICK
     assert again.config["seed"] == 3
-    assert "live" in again.report["rows"]
-    assert again.report["rows"]["live"] == launched.report["rows"]["adapter"]
+    assert ColdStartReport.of(again).rows["live"] == ColdStartReport.of(launched).rows["adapter"]

@@ -15,8 +15,9 @@ from orchestrator import use_cases
 from orchestrator.data.dataset import Workspace
 from orchestrator.data.model_store import Artifacts
 from orchestrator.data.online import feature_repo
+from orchestrator.evaluation.report import Certificate
+from orchestrator.evaluation.scoring import score_rows
 from orchestrator.settings import Settings
-from orchestrator.training import fit
 
 QUICK = {"epochs": 1, "width": 8, "lifelong": 20, "batch_size": 512}
 FINE = {"fine_tune_epochs": 1, "fine_tune_batch_size": 512}
@@ -79,11 +80,11 @@ def test_an_interest_trains_launches_certifies_attaches_and_serves(architecture,
     assert (before.served_by, before.model_version) == ("adapter", old.id)
 
     version = use_cases.launch(NEW, registry=registry, settings=settings, by="test", **fine)
-    certificate = version.certificate
-    assert certificate["ok"]
-    assert certificate["before"] == certificate["after"]
-    assert OLD in certificate["probe_rows"]
-    assert certificate["trained_parameters"] < certificate["all_parameters"] / 2
+    certificate = Certificate.of(version)
+    assert certificate.ok
+    assert certificate.before == certificate.after
+    assert OLD in certificate.probe_rows
+    assert certificate.trained_parameters < certificate.all_parameters / 2
     assert version.config["architecture"] == architecture, "a version says what it is built of"
     store = Artifacts(settings.artifacts_dir)
     ranker = checkpoint.load_backbone(store.path(backbone.artifact))
@@ -102,8 +103,8 @@ def test_an_interest_trains_launches_certifies_attaches_and_serves(architecture,
     model = snapshot.domains[NEW].model
     rows = workspace.examples(model.encoder, NEW).take(np.arange(200))
     batch_builder = workspace.batch_builder(model.encoder, [NEW])
-    by_hand = fit.score_rows(ranker, batch_builder, rows, slot)
-    assert np.array_equal(by_hand, fit.score_rows(model.ranker, batch_builder, rows, model.slot))
+    by_hand = score_rows(ranker, batch_builder, rows, slot)
+    assert np.array_equal(by_hand, score_rows(model.ranker, batch_builder, rows, model.slot))
 
 
 def test_a_launch_cannot_ask_for_another_network_than_the_shared_models(market):

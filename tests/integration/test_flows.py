@@ -20,6 +20,7 @@ from domains.registry.registry import Registry
 from domains.spec import DomainSpec
 from orchestrator import flows, prefect_client, use_cases
 from orchestrator.errors import FlowsUnavailable, Unavailable
+from orchestrator.jobs.results import SharedTraining
 from orchestrator.jobs.runner import Step
 from orchestrator.settings import Settings
 
@@ -91,7 +92,7 @@ def fails(times: int, error: Exception):
 
 def done(context):
     """A step that just publishes the run's result."""
-    context.write("result", {"version": "v1"})
+    context.write("result", SharedTraining(version="v1", domains=[]))
 
 
 def test_a_run_goes_through_its_steps_and_is_recorded(settings, registry, steps):
@@ -100,7 +101,12 @@ def test_a_run_goes_through_its_steps_and_is_recorded(settings, registry, steps)
     flows.train_shared(run_id="run-1", by="ann", params={"epochs": 2})
     run = registry.run("run-1")
     assert calls == ["gather", "train"]
-    assert (run.state, run.result, run.params, run.started_by) == ("succeeded", {"version": "v1"}, {"epochs": 2}, "ann")
+    assert (run.state, run.result, run.params, run.started_by) == (
+        "succeeded",
+        {"version": "v1", "domains": []},
+        {"epochs": 2},
+        "ann",
+    )
     assert prefect_client.state(run.flow_run_id, api_url=settings.prefect_url).kind == "COMPLETED"
 
 
@@ -157,10 +163,14 @@ def test_a_fault_that_stays_fails_after_the_last_try(settings, registry, steps):
 
 def test_the_same_run_id_resumes_the_run(settings, registry, steps):
     """A run that failed continues under its id; its folder is still there."""
-    steps(first=lambda context: context.write("first", 1), second=fails(1, ValueError("no")), third=done)
+    steps(
+        first=lambda context: context.write("first", SharedTraining(version="v0", domains=[])),
+        second=fails(1, ValueError("no")),
+        third=done,
+    )
     with pytest.raises(ValueError, match="no"):
         flows.train_shared(run_id="run-resumed")
-    steps(first=lambda context: context.read("first") == 1 or pytest.fail("the folder is gone"), third=done)
+    steps(first=lambda context: context.holds("first") or pytest.fail("the folder is gone"), third=done)
     flows.train_shared(run_id="run-resumed")
     assert registry.run("run-resumed").state == "succeeded"
 

@@ -28,6 +28,7 @@ from models.ranker import adapters, checkpoint
 from orchestrator import use_cases
 from orchestrator.data.dataset import Workspace
 from orchestrator.data.model_store import Artifacts
+from orchestrator.evaluation.report import Certificate, ColdStartReport
 from orchestrator.settings import Settings
 from orchestrator.training import fit
 from orchestrator.training.baselines import TRAINED
@@ -82,25 +83,25 @@ def test_a_domain_with_data_answers_at_zero_shot_before_its_launch(launched):
 
 def test_a_launch_trains_a_small_part_and_certifies_the_rest(launched):
     """Every frozen tensor keeps its hash, and every other domain its predictions to the bit."""
-    certificate = launched[-1].certificate
-    assert certificate["ok"]
-    assert certificate["before"] == certificate["after"]
-    assert certificate["frozen_tensors"] > 20
-    assert certificate["predictions_moved"] == []
-    assert set(certificate["probe_rows"]) >= {"video", "shop", "grocery"}
-    assert certificate["trained_parameters"] < certificate["all_parameters"] / 4
+    certificate = Certificate.of(launched[-1])
+    assert certificate.ok
+    assert certificate.before == certificate.after
+    assert certificate.frozen_tensors > 20
+    assert certificate.predictions_moved == []
+    assert set(certificate.probe_rows) >= {"video", "shop", "grocery"}
+    assert certificate.trained_parameters < certificate.all_parameters / 4
 
 
 def test_a_report_carries_the_plain_rows_and_the_best_reachable_with_intervals(launched):
     """No table without train mean, popularity and item mean, nor the baselines asked for; intervals enclose values."""
-    report = launched[-1].report
+    report = ColdStartReport.of(launched[-1])
     plain = {"train_mean", "popularity", "item_mean", "zero_shot", "adapter", "best_reachable"}
-    assert {*plain, *TRAINED} == set(report["rows"])
-    assert set(report["gain"]) == set(report["rows"]) - {"adapter"}
-    for row in report["rows"].values():
-        assert row["auc"]["low"] <= row["auc"]["value"] <= row["auc"]["high"]
-    assert report["rows"]["best_reachable"]["logloss"]["value"] < report["rows"]["adapter"]["logloss"]["value"]
-    assert report["leaks"] == []
+    assert {*plain, *TRAINED} == set(report.rows)
+    assert set(report.gain) == set(report.rows) - {"adapter"}
+    for row in report.rows.values():
+        assert row["auc"].low <= row["auc"].value <= row["auc"].high
+    assert report.rows["best_reachable"]["logloss"].value < report.rows["adapter"]["logloss"].value
+    assert report.leaks == []
 
 
 def test_a_version_of_another_domain_cannot_be_promoted(launched):
@@ -130,7 +131,7 @@ def test_promotion_refuses_what_the_gate_held_back_and_says_why(launched):
     settings, registry, *_ = launched
     first = registry.live("grocery").version_id
     second = use_cases.launch("grocery", registry=registry, settings=settings, by="test", **{**QUICK, "seed": 5})
-    assert second.report["decision"]["verdict"] == "hold"
+    assert ColdStartReport.of(second).decision.verdict == "hold"
     with pytest.raises(PromotionRefused, match="gate asks for 1000000"):
         use_cases.promote("grocery", second.id, registry=registry, who="test", why="try")
     assert registry.live("grocery").version_id == first
@@ -149,7 +150,7 @@ def test_a_retrain_goes_live_by_itself_when_its_gate_lets_it_pass_and_not_otherw
         version = use_cases.launch(
             name, registry=registry, settings=settings, by="schedule", kind="retrain", **{**QUICK, "seed": 9}
         )
-        passed = version.report["decision"]["promote"]
+        passed = ColdStartReport.of(version).decision.promote
         assert registry.live(name).version_id == (version.id if passed else before)
         assert registry.domain(name).state is State.LIVE
     assert not passed, "grocery's gate asks for a million cold users"

@@ -9,6 +9,8 @@ from domains.registry.registry import Registry
 from domains.spec import DomainSpec
 from orchestrator import use_cases
 from orchestrator.console import terminal
+from orchestrator.evaluation.preview_report import PreviewReport
+from orchestrator.evaluation.report import ColdStartReport
 from orchestrator.settings import Settings
 
 SMALLEST = {"folds": 2, "target_rows": 1_500, "source_rows": 1_500, "width": 4, "lifelong": 10, "epochs": 1}
@@ -58,23 +60,24 @@ def market(tmp_path_factory) -> tuple[Settings, Registry]:
 def test_a_preview_of_ratings_values_sources_by_their_rmse_and_says_how_often_it_held(market, capsys):
     """Users who are generous with books are so with music: the source is worth borrowing from from."""
     settings, registry = market
-    found = use_cases.run("preview", "music", params=SMALLEST, registry=registry, settings=settings, by="test").result
-    assert (found["task"], found["metric"]) == ("rating", "rmse")
-    (books,) = found["sources"]
-    assert books["alone"]["value"] > 0
-    assert books["verdict"] == "borrow"
-    assert set(found["curve"]["errors"]) == {"adapter", "item_mean"}
-    for errors in found["curve"]["errors"].values():
-        assert all(0.3 < error["value"] < 1.6 for error in errors)
-        assert all(error["low"] <= error["value"] <= error["high"] for error in errors)
-    assert set(found["needed"]) == {"item_mean"}
-    test = found["backtest"]
-    assert test["of"] == len(test["checks"]) > 0
-    assert test["held"] == sum(check["held"] for check in test["checks"])
-    terminal.preview("music", found)
+    run = use_cases.run("preview", "music", params=SMALLEST, registry=registry, settings=settings, by="test")
+    found = PreviewReport.of(run)
+    assert (found.task, found.metric) == ("rating", "rmse")
+    (books,) = found.sources
+    assert books.alone.value > 0
+    assert books.verdict == "borrow"
+    assert set(found.curve.errors) == {"adapter", "item_mean"}
+    for errors in found.curve.errors.values():
+        assert all(0.3 < error.value < 1.6 for error in errors)
+        assert all(error.low <= error.value <= error.high for error in errors)
+    assert set(found.needed) == {"item_mean"}
+    test = found.backtest
+    assert test.of == len(test.checks) > 0
+    assert test.held == sum(check.held for check in test.checks)
+    terminal.preview(found)
     shown = capsys.readouterr().out
     assert "drop in rmse" in shown
-    assert f"the interval held {test['held']} of {test['of']} times" in shown
+    assert f"the interval held {test.held} of {test.of} times" in shown
 
 
 @pytest.fixture(scope="module")
@@ -87,37 +90,38 @@ def launched(market):
 
 def test_the_policys_baselines_are_in_the_report_of_ratings(launched):
     """The item's mean stands for popularity, which ratings do not know; every row has its interval and its seeds."""
-    report = launched.report
-    assert set(report["required"]["baselines"]) == {"item_mean", *FIVE[1:]}
-    assert report["required"]["baselines"]["item_mean"] == ["policy", "gate"]
-    assert set(report["rows"]) == {"train_mean", "item_mean", *FIVE[1:], "zero_shot", "adapter"}
-    assert set(report["gain_over_seeds"]) == set(report["rows"]) - {"adapter"}
-    for row in report["rows"].values():
-        assert row["rmse"]["low"] <= row["rmse"]["value"] <= row["rmse"]["high"]
-    assert report["leaks"] == []
-    assert any("no times" in note for note in report["notes"])
+    report = ColdStartReport.of(launched)
+    assert set(report.required.baselines) == {"item_mean", *FIVE[1:]}
+    assert report.required.baselines["item_mean"] == ["policy", "gate"]
+    assert set(report.rows) == {"train_mean", "item_mean", *FIVE[1:], "zero_shot", "adapter"}
+    assert set(report.gain_over_seeds) == set(report.rows) - {"adapter"}
+    for row in report.rows.values():
+        assert row["rmse"].low <= row["rmse"].value <= row["rmse"].high
+    assert report.leaks == []
+    assert any("no times" in note for note in report.notes)
 
 
 def test_the_gate_ships_a_rating_domain_that_names_no_baseline(launched):
     """Generous users are told by their books: that beats the item's mean for certain."""
-    assert launched.report["decision"]["promote"], launched.report["decision"]
-    assert "item_mean" in launched.report["decision"]["reasons"][0]
+    decision = ColdStartReport.of(launched).decision
+    assert decision.promote, decision
+    assert "item_mean" in decision.reasons[0]
 
 
 def test_no_baseline_is_handicapped_on_ratings(launched):
     """Full fine-tuning and scratch solve for the plain facts as the adapter does, so both beat the item's mean."""
-    rows = launched.report["rows"]
-    assert rows["full_fine_tune"]["rmse"]["value"] < rows["item_mean"]["rmse"]["value"]
-    assert rows["scratch"]["rmse"]["value"] < rows["item_mean"]["rmse"]["value"]
+    rows = ColdStartReport.of(launched).rows
+    assert rows["full_fine_tune"]["rmse"].value < rows["item_mean"]["rmse"].value
+    assert rows["scratch"]["rmse"].value < rows["item_mean"]["rmse"].value
 
 
 def test_a_launch_says_what_it_cost_and_the_page_tells_it(market, launched):
     """Processor seconds piece by piece, in money at the price that is set; the page is one file."""
-    cost = launched.report["cost"]
+    cost = ColdStartReport.of(launched).cost
     pieces = {"fine-tuning", "fine-tuning under other seeds", "comparison", *FIVE[1:]}
-    assert set(cost["parts"]) == pieces
-    assert cost["processor_seconds"] == pytest.approx(sum(cost["parts"].values()))
-    assert cost["money"] == pytest.approx(cost["processor_seconds"] / 1000)
+    assert set(cost.parts) == pieces
+    assert cost.processor_seconds == pytest.approx(sum(cost.parts.values()))
+    assert cost.money == pytest.approx(cost.processor_seconds / 1000)
     _, registry = market
     _, page = use_cases.report_page("music", registry=registry)
     for told in ("asked for by", "policy, the gate", "processor minutes", "EUR", "trained from scratch"):

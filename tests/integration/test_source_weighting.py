@@ -9,6 +9,7 @@ from domains.registry.registry import Registry
 from domains.spec import DomainSpec
 from orchestrator import use_cases
 from orchestrator.evaluation import html
+from orchestrator.evaluation.report import ColdStartReport, SharedReport
 from orchestrator.settings import Settings
 
 HONEST, OPPOSITE, OLD, NEW = "honest", "opposite", "older", "newer"
@@ -79,13 +80,13 @@ def test_a_launchs_report_says_which_source_not_to_borrow_from(market):
     version = use_cases.launch(
         NEW, registry=registry, settings=settings, by="test", fine_tune_epochs=1, fine_tune_batch_size=512
     )
-    told = version.report["source_weighting"]
-    assert told == backbone.report["source_weighting"]
-    assert told["verdicts"][OPPOSITE]["verdict"] == "do not borrow"
-    assert told["verdicts"][HONEST]["verdict"] == "borrow"
-    assert told["verdicts"][HONEST]["weight"] - told["verdicts"][OPPOSITE]["weight"] > 0.3
-    assert {row["source"] for row in told["weights"]} == {HONEST, OPPOSITE}
-    page = html.render(version)
+    told = ColdStartReport.of(version).source_weighting
+    assert told == SharedReport.of(backbone).source_weighting
+    assert told.verdicts[OPPOSITE].verdict == "do not borrow"
+    assert told.verdicts[HONEST].verdict == "borrow"
+    assert told.verdicts[HONEST].weight - told.verdicts[OPPOSITE].weight > 0.3
+    assert {row.source for row in told.weights} == {HONEST, OPPOSITE}
+    page = html.render(version, registry.domain(NEW).spec.gate)
     assert "What the shared model borrowed from each source" in page
     assert f"<tr><td>{OPPOSITE}</td><td>do not borrow</td>" in page
     assert f"<tr><td>{HONEST}</td><td>borrow</td>" in page

@@ -21,7 +21,8 @@ VERDICTS = {
 
 def show(domain: Domain) -> None:
     """The newest preview of a domain, and the button that makes one."""
-    found = use_cases.latest_preview(domain.name, registry=session.registry())
+    report = use_cases.latest_preview(domain.name, registry=session.registry())
+    found = None if report is None else report.as_dict()
     going = [run for run in runs.active(session.registry().runs(domain.name)) if run.kind == "preview"]
     st.subheader("Worth source_weighting? Tried on short runs", anchor=False)
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -48,8 +49,8 @@ def _start(domain: Domain) -> None:
 
 def _told(found: dict[str, Any]) -> str:
     return (
-        f"{found['judged_users']:,} users, each judged by a run that never met them; made {found['made_at'][:10]}. All "
-        f"sources together lower {wording.metric_name(found['metric']).lower()} by "
+        f"{found['evaluation_users']:,} users, each scored by a run that never met them; made {found['made_at'][:10]}. "
+        f"All sources together lower {wording.metric_name(found['metric']).lower()} by "
         f"**{_gain(found['together'])}**."
     )
 

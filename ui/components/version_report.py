@@ -9,6 +9,7 @@ import streamlit as st
 from domains.registry.records import Domain, Version
 from orchestrator import use_cases
 from orchestrator.evaluation import gate
+from orchestrator.evaluation.report import ColdStartReport
 from ui import session
 from ui.components import charts, wording
 
@@ -146,7 +147,7 @@ def _comparison(domain: Domain, version: Version) -> None:
         label_visibility="collapsed",
         key=f"metric-{version.id}",
     )
-    baseline = gate.baseline_of(report, domain.spec.gate)
+    baseline = gate.baseline_of(ColdStartReport.from_dict(report), domain.spec.gate)
     st.altair_chart(
         charts.forest(report["rows"], metric, subject=report["subject"], baseline=baseline), width="stretch"
     )
@@ -172,7 +173,7 @@ def _segments(domain: Domain, version: Version) -> None:
     if not report["segments"]:
         return
     metric, subject = report["metric"], report["subject"]
-    baseline = gate.baseline_of(report, domain.spec.gate)
+    baseline = gate.baseline_of(ColdStartReport.from_dict(report), domain.spec.gate)
     asked = report.get("required", {}).get("baselines", {})
     rows = [name for name in dict.fromkeys([subject, baseline, *asked, "zero_shot"]) if name in report["rows"]]
     st.subheader(f"For whom it works: {wording.metric_name(metric)}", anchor=False)

@@ -21,6 +21,7 @@ REPORT = {
     "examples": 900,
     "users": 200,
     "cold_users": 200,
+    "label_mean": 0.25,
     "rows": {
         "popularity": {"auc": {"value": 0.60, "low": 0.57, "high": 0.63}},
         "adapter": {"auc": {"value": 0.71, "low": 0.68, "high": 0.74}},
@@ -36,11 +37,20 @@ REPORT = {
     "prediction_bias": 0.05,
     "pcoc": 1.05,
     "ece": 0.012,
-    "reliability": [{"predicted": 0.1, "observed": 0.12, "examples": 450}, {"predicted": 0.4, "observed": 0.38}],
+    "reliability": [
+        {"predicted": 0.1, "observed": 0.12, "examples": 450},
+        {"predicted": 0.4, "observed": 0.38, "examples": 450},
+    ],
     "leaks": [],
     "leak_scan": ["900 rows: none on two sides of the split"],
     "required": {"baselines": {"popularity": ["policy", "gate"]}, "seeds": 2, "seeds_by": "policy"},
     "seeds": {"auc": {"value": 0.70, "low": 0.6, "high": 0.8, "each": {"0": 0.71, "1": 0.69}}},
+    "certificate_ok": True,
+    "all_parameters": 324_706,
+    "fine_tune_seconds": 90.0,
+    "training_examples": 5_000,
+    "notes": [],
+    "launch_seconds": 240.0,
     "gain_over_seeds": {"popularity": {"value": 0.1, "low": 0.0, "high": 0.2, "each": {"0": 0.11, "1": 0.09}}},
     "cost": {
         "processor_seconds": 90.0,
@@ -50,14 +60,25 @@ REPORT = {
         "money": 0.05,
     },
     "source_weighting": {
-        "verdicts": {"video": {"weight": 0.9, "verdict": "borrow", "reason": "its samples help the target"}},
+        "verdicts": {
+            "video": {
+                "weight": 0.9,
+                "influence": 0.1,
+                "certainty": 3.0,
+                "borrow": True,
+                "verdict": "borrow",
+                "reason": "its samples help the target",
+            }
+        },
         "weights": [
             {"step": step, "source": "video", "rows": 9, "mean": 0.5, "p10": 0.2, "p50": 0.5, "p90": 0.9}
             for step in (100, 200)
         ],
         "windows": [],
+        "target_certainty": None,
+        "harmful_parts": [],
     },
-    "learning_curve": [{"epoch": 1, "loss": 0.6, "metric": "auc", "value": 0.66}],
+    "learning_curve": [{"epoch": 1, "step": 50, "loss": 0.6, "seconds": 1.5, "metric": "auc", "value": 0.66}],
     "trained_parameters": 18_277,
     "decision": {"promote": True, "verdict": "ship", "reasons": ["auc on 200 cold users beats popularity by +0.11"]},
 }
@@ -70,6 +91,7 @@ CERTIFICATE = {
     "before": "ab" * 32,
     "after": "ab" * 32,
     "hashes": {"head.weight": "cd" * 32},
+    "backbone": "b" * 64,
     "probe_rows": {"video": 256},
     "predictions_moved": [],
 }
@@ -394,8 +416,16 @@ def test_a_domain_page_shows_what_short_runs_said_and_offers_them(full):
     worse = {"value": -0.01, "low": -0.02, "high": -0.005}
     errors = [interval, interval]
     found = {
+        "domain": "live",
+        "task": "ctr",
         "metric": "logloss",
-        "judged_users": 80,
+        "data": "g1",
+        "run": "preview-1",
+        "evaluation_rows": 900,
+        "evaluation_users": 80,
+        "folds": 4,
+        "best": [],
+        "forecast_sources": ["video"],
         "made_at": "2026-01-02T03:04:05+00:00",
         "together": interval,
         "sources": [{"name": "video", "alone": worse, "beside": worse, "verdict": "do not borrow"}],

@@ -104,22 +104,22 @@ def test_every_row_sees_the_last_events_before_its_own_time_and_no_others(store,
 def test_a_domain_sees_only_the_sources_that_it_borrows_from(store, rows):
     """Events of other sources do not even take a place in the last N."""
     user, time_us = zip(*rows, strict=True)
-    batch_builder = a_batch_builder(EventSource(store), borrows={"live": frozenset({2})})
+    batch_builder = a_batch_builder(EventSource(store), source_domains={"live": frozenset({2})})
     batch = batch_builder.batch(rows_of(user, time_us), 0)
     for row, (who, when) in enumerate(rows):
         assert seen(batch.lifelong, row) == naive(store, who, when, LAYOUT.lifelong, numbers=(2,))
 
 
-@pytest.mark.parametrize("borrows", [None, {"live": frozenset({1})}])
-def test_a_user_read_online_gives_the_batch_that_training_would_build(store, borrows):
+@pytest.mark.parametrize("chosen", [None, {"live": frozenset({1})}])
+def test_a_user_read_online_gives_the_batch_that_training_would_build(store, chosen):
     """The same rows from the store and from one user's arrays are equal tensors."""
     user, now = 2, 40
     start, stop = store.window(np.array([user]), np.array([10**9]), 2000)
     at = slice(int(start[0]), int(stop[0]))
     arrays = {name: np.asarray(getattr(store, name)[at]) for name in ("item", "domain", "action", "value", "time_us")}
     rows = rows_of([user] * 4, [now] * 4)
-    trained = a_batch_builder(EventSource(store), borrows=borrows).batch(rows, 0)
-    served = a_batch_builder(OneUser(arrays), borrows=borrows).batch(rows, 0)
+    trained = a_batch_builder(EventSource(store), source_domains=chosen).batch(rows, 0)
+    served = a_batch_builder(OneUser(arrays), source_domains=chosen).batch(rows, 0)
     for row in range(4):
         assert seen(trained.lifelong, row) == seen(served.lifelong, row)
         assert len(seen(served.lifelong, row)) > 0

@@ -4,20 +4,26 @@ import pytest
 
 from domains.spec import Gate
 from orchestrator.evaluation.gate import decide
+from orchestrator.evaluation.report import Comparison
+
+GAIN = {"popularity": {"value": 0.05, "low": 0.02, "high": 0.08}}
 
 
-def a_report(**changes):
-    report = {
-        "leaks": [],
-        "cold_users": 100,
-        "certificate_ok": True,
-        "gain": {"popularity": {"value": 0.05, "low": 0.02, "high": 0.08}},
-        "prediction_bias": 0.05,
-    }
-    return {**report, **changes}
+@pytest.fixture
+def a_report(comparison):
+    """A comparison that passes the usual gate, with changes."""
+
+    def make(**changes) -> Comparison:
+        return Comparison.from_dict({**comparison, "cold_users": 100, "gain": GAIN, **changes})
+
+    return make
 
 
-def test_a_clear_gain_over_the_named_baseline_ships():
+def required(*baselines: str) -> dict:
+    return {"baselines": {name: ["policy"] for name in baselines}, "seeds": 1, "seeds_by": "policy"}
+
+
+def test_a_clear_gain_over_the_named_baseline_ships(a_report):
     """The reason carries the interval."""
     decision = decide(a_report(), Gate())
     assert decision.promote
@@ -38,22 +44,22 @@ def test_a_clear_gain_over_the_named_baseline_ships():
         ({"certificate_ok": False}, "freeze certificate"),
     ],
 )
-def test_anything_less_is_held_with_its_reason(change, word):
+def test_anything_less_is_held_with_its_reason(a_report, change, word):
     """A tie is a tie; too few users, a leak, a broken certificate and bad calibration each hold."""
     decision = decide(a_report(**change), Gate())
     assert not decision.promote
     assert any(word in reason for reason in decision.reasons)
 
 
-def test_all_reasons_are_given_at_once():
+def test_all_reasons_are_given_at_once(a_report):
     """A team fixes everything in one go, not one refusal at a time."""
     assert len(decide(a_report(cold_users=1, prediction_bias=2.0), Gate()).reasons) == 2
 
 
 @pytest.mark.parametrize("alone", ["single_domain", "popularity", "item_mean"])
-def test_what_borrows_nothing_and_is_better_for_certain_says_do_not_borrow(alone):
+def test_what_borrows_nothing_and_is_better_for_certain_says_do_not_borrow(a_report, alone):
     """Beating the named baseline is not enough where the domain's own data alone does better."""
-    gain = {**a_report()["gain"], alone: {"value": -0.03, "low": -0.05, "high": -0.01}}
+    gain = {**GAIN, alone: {"value": -0.03, "low": -0.05, "high": -0.01}}
     decision = decide(a_report(gain=gain), Gate())
     assert not decision.promote
     assert decision.verdict == "do not borrow"
@@ -61,49 +67,49 @@ def test_what_borrows_nothing_and_is_better_for_certain_says_do_not_borrow(alone
 
 
 @pytest.mark.parametrize("borrower", ["full_fine_tune", "shared_bottom", "scratch"])
-def test_a_better_baseline_that_borrows_too_is_told_and_is_no_reason_not_to(borrower):
+def test_a_better_baseline_that_borrows_too_is_told_and_is_no_reason_not_to(a_report, borrower):
     """It reads the sources' histories too, in a network of its own; an interval that reaches zero proves nothing."""
     near = {"value": -0.01, "low": -0.03, "high": 0.01}
-    gain = {**a_report()["gain"], "single_domain": near, borrower: {"value": -0.2, "low": -0.3, "high": -0.1}}
+    gain = {**GAIN, "single_domain": near, borrower: {"value": -0.2, "low": -0.3, "high": -0.1}}
     decision = decide(a_report(gain=gain), Gate())
     assert decision.verdict == "ship"
     assert [reason for reason in decision.reasons if borrower in reason and "0.1000 to 0.3000" in reason]
 
 
 @pytest.mark.parametrize("answering", ["zero_shot", "live"])
-def test_what_answers_already_and_is_better_for_certain_holds(answering):
+def test_what_answers_already_and_is_better_for_certain_holds(a_report, answering):
     """A retrain or a fine-tuning that makes answers worse is no reason to change them."""
-    gain = {**a_report()["gain"], answering: {"value": -0.03, "low": -0.05, "high": -0.01}}
+    gain = {**GAIN, answering: {"value": -0.03, "low": -0.05, "high": -0.01}}
     decision = decide(a_report(gain=gain), Gate())
     assert decision.verdict == "hold"
     assert answering in decision.reasons[0]
 
 
-def test_a_required_baseline_without_a_row_holds():
+def test_a_required_baseline_without_a_row_holds(a_report):
     """No verdict rests on a report that somebody left something out of."""
-    report = a_report(required={"baselines": {"popularity": ["policy"], "scratch": ["policy"]}, "seeds": 1})
-    assert decide(report, Gate()).reasons == ("the report has no row for the baseline 'scratch'",)
+    report = a_report(required=required("popularity", "scratch"))
+    assert decide(report, Gate()).reasons == ["the report has no row for the baseline 'scratch'"]
 
 
-def test_the_strongest_of_the_required_baselines_can_be_the_gates():
+def test_the_strongest_of_the_required_baselines_can_be_the_gates(a_report):
     """A team that wants to beat them all says so once; the report then says which one it was."""
-    gain = {**a_report()["gain"], "shared_bottom": {"value": 0.02, "low": -0.01, "high": 0.05}}
-    report = a_report(gain=gain, required={"baselines": {"popularity": ["policy"], "shared_bottom": ["policy"]}})
+    gain = {**GAIN, "shared_bottom": {"value": 0.02, "low": -0.01, "high": 0.05}}
+    report = a_report(gain=gain, required=required("popularity", "shared_bottom"))
     assert decide(report, Gate()).promote
     held = decide(report, Gate(baseline="strongest"))
     assert not held.promote
     assert "does not beat shared_bottom" in held.reasons[0]
 
 
-def test_a_lucky_seed_does_not_ship():
+def test_a_lucky_seed_does_not_ship(a_report):
     """Where the mean over seeds does not beat the baseline, the one on offer was chance."""
-    report = a_report(gain_over_seeds={"popularity": {"value": -0.01, "each": {"0": 0.05, "1": -0.07}}})
-    assert "lucky" in decide(report, Gate()).reasons[0]
-    lost = {**report, "gain": {"popularity": {"value": -0.05, "low": -0.12, "high": 0.02}}}
+    unlucky = {"popularity": {"value": -0.01, "low": -0.09, "high": 0.07, "each": {"0": 0.05, "1": -0.07}}}
+    assert "lucky" in decide(a_report(gain_over_seeds=unlucky), Gate()).reasons[0]
+    lost = a_report(gain_over_seeds=unlucky, gain={"popularity": {"value": -0.05, "low": -0.12, "high": 0.02}})
     assert not any("lucky" in reason for reason in decide(lost, Gate()).reasons)
 
 
-def test_of_ratings_the_items_mean_stands_for_popularity():
+def test_of_ratings_the_items_mean_stands_for_popularity(a_report):
     """A rating domain whose gate names nothing has something to beat."""
     report = a_report(task="rating", gain={"item_mean": {"value": 0.05, "low": 0.02, "high": 0.08}})
     assert decide(report, Gate(metric="mae")).promote

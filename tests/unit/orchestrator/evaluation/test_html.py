@@ -6,68 +6,69 @@ from html.parser import HTMLParser
 import pytest
 
 from domains.registry.registry import Version
+from domains.spec import Gate
 from orchestrator.evaluation import html as report_page
+
+COST = {
+    "processor_seconds": 90.0,
+    "parts": {"fine-tuning": 30.0, "scratch": 60.0},
+    "price_per_processor_hour": None,
+    "currency": "EUR",
+    "money": None,
+}
+CERTIFICATE = {
+    "ok": True,
+    "changed": [],
+    "frozen_tensors": 73,
+    "trained_parameters": 18_277,
+    "before": "ab" * 32,
+    "after": "ab" * 32,
+    "hashes": {"head.weight": "cd" * 32},
+    "backbone": "e" * 64,
+    "probe_rows": {"video": 9},
+    "predictions_moved": [],
+    "all_parameters": 324_706,
+}
 
 
 def a_row(value: float, half: float = 0.02) -> dict:
     return {"value": value, "low": value - half, "high": value + half}
 
 
-def a_report(**changes) -> dict:
-    report = {
-        "task": "ctr",
-        "metric": "auc",
-        "subject": "adapter",
-        "examples": 900,
-        "users": 210,
-        "cold_users": 205,
-        "training_examples": 5_000,
-        "trained_parameters": 18_277,
-        "all_parameters": 324_706,
-        "fine_tune_seconds": 90.0,
-        "launch_seconds": 240.0,
-        "rows": {
-            "popularity": {"auc": a_row(0.60), "logloss": a_row(0.5)},
-            "adapter": {"auc": a_row(0.71), "logloss": a_row(0.4)},
-            "single_domain": {"auc": a_row(0.64), "logloss": a_row(0.45)},
-        },
-        "gain": {"popularity": a_row(0.11), "single_domain": a_row(0.07)},
-        "segments": {"warm_user": {"examples": 300, "users": 80, "rows": {"adapter": {"auc": a_row(0.74)}}}},
-        "prediction_bias": 0.05,
-        "pcoc": 1.05,
-        "ece": 0.012,
-        "reliability": [
-            {"predicted": 0.1, "observed": 0.12, "examples": 450},
-            {"predicted": 0.4, "observed": 0.38, "examples": 450},
-        ],
-        "leaks": [],
-        "learning_curve": [{"epoch": 1, "loss": 0.6, "metric": "auc", "value": 0.66}],
-        "decision": {"promote": True, "verdict": "ship", "reasons": ["auc beats popularity by +0.11"]},
-    }
-    return {**report, **changes}
+@pytest.fixture
+def a_report(comparison):
+    """A report that shipped, as JSON, with changes."""
+
+    def make(**changes) -> dict:
+        return {
+            **comparison,
+            "launch_seconds": 240.0,
+            "cost": COST,
+            "decision": {"promote": True, "verdict": "ship", "reasons": ["auc beats popularity by +0.11"]},
+            **changes,
+        }
+
+    return make
 
 
 def a_version(report: dict, **changes) -> Version:
-    certificate = {
-        "ok": True,
-        "frozen_tensors": 73,
-        "before": "ab" * 32,
-        "after": "ab" * 32,
-        "probe_rows": {"video": 9},
-    }
-    facts = {
+    fields = {
         "id": "f" * 64,
         "kind": "adapter",
         "artifact": "graft-adapter:f",
         "domain": "live",
         "backbone_id": "e" * 64,
         "level": "adapter",
-        "certificate": certificate,
+        "certificate": CERTIFICATE,
         "report": report,
         "config": {"seed": 0},
         "created_by": "maria",
     }
-    return Version(**{**facts, **changes})
+    return Version(**{**fields, **changes})
+
+
+def render(version: Version) -> str:
+    return report_page.render(version, Gate())
 
 
 class Page(HTMLParser):
@@ -98,9 +99,9 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_is_whole_and_asks_for_nothing():
+def test_the_page_is_whole_and_asks_for_nothing(a_report):
     """Every tag is closed; there is no script and no address to fetch anything from."""
-    html = report_page.render(a_version(a_report()), baseline="popularity")
+    html = render(a_version(a_report()))
     page = Page(html)
     assert page.addresses == []
     assert {"script", "link", "img", "iframe"}.isdisjoint(page.tags)
@@ -108,9 +109,9 @@ def test_the_page_is_whole_and_asks_for_nothing():
     assert page.tags.count("svg") == 3  # two forests and the calibration
 
 
-def test_the_page_tells_everything_the_report_holds():
+def test_the_page_tells_everything_the_report_holds(a_report):
     """Verdict and reason, rows, gain, segments, calibration, leaks, certificate, weights, minutes."""
-    text = Page(report_page.render(a_version(a_report()))).text
+    text = Page(render(a_version(a_report()))).text
     for told in (
         *("Ship", "auc beats popularity by +0.11", "0.7100", "[0.6900, 0.7300]", "+0.1100"),
         *("model of this domain alone", "warm users", "off by 5.0%", "Clean", "73 frozen tensors", "video"),
@@ -119,91 +120,97 @@ def test_the_page_tells_everything_the_report_holds():
         assert told in text, told
 
 
-def test_rows_stand_best_first_by_the_gates_metric():
+def test_rows_stand_best_first_by_the_gates_metric(a_report):
     """On AUC the highest is first, on log loss the lowest."""
     for metric in ("auc", "logloss"):
-        text = Page(report_page.render(a_version(a_report(metric=metric)))).text
+        text = Page(render(a_version(a_report(metric=metric)))).text
         assert text.index("this version") < text.index("model of this domain alone")
 
 
 @pytest.mark.parametrize(("verdict", "title"), [("hold", "Hold"), ("do not borrow", "Do not borrow")])
-def test_a_refusal_says_so_with_its_reason(verdict, title):
+def test_a_refusal_says_so_with_its_reason(a_report, verdict, title):
     """The verdict is the first thing on the page."""
     decision = {"promote": False, "verdict": verdict, "reasons": ["only 3 cold users"]}
-    text = Page(report_page.render(a_version(a_report(decision=decision)))).text
+    text = Page(render(a_version(a_report(decision=decision)))).text
     assert title in text
     assert text.index("only 3 cold users") < text.index("On cold users")
 
 
-def test_several_seeds_are_shown_with_their_mean_and_interval():
+def test_several_seeds_are_shown_with_their_mean_and_interval(a_report):
     """Each seed has its column, and the page says which one is offered."""
     seeds = {"auc": {"value": 0.70, "low": 0.68, "high": 0.72, "each": {"0": 0.71, "1": 0.69}}}
-    text = Page(report_page.render(a_version(a_report(seeds=seeds)))).text
+    text = Page(render(a_version(a_report(seeds=seeds)))).text
     assert "Fine-tuned 2 times" in text
     assert "seed 1" in text
     assert "[0.6800, 0.7200]" in text
 
 
-def test_who_asked_for_each_baseline_stands_beside_its_row():
+def test_who_asked_for_each_baseline_stands_beside_its_row(a_report):
     """A team reads that it was not chosen for it, and what the same launch gains over each seed."""
     rows = {"popularity": a_row(0.6), "scratch": a_row(0.55)}
     report = a_report(
-        required={"baselines": {"popularity": ["policy", "gate"], "scratch": ["policy"]}, "seeds": 2},
+        required={
+            "baselines": {"popularity": ["policy", "gate"], "scratch": ["policy"]},
+            "seeds": 2,
+            "seeds_by": "policy",
+        },
         seeds={"auc": {**a_row(0.70), "each": {"0": 0.71, "1": 0.69}}},
         baselines_over_seeds={"single_domain": {"auc": {**a_row(0.61), "each": {"0": 0.62, "1": 0.60}}}},
         gain_over_seeds={"single_domain": {**a_row(0.09), "each": {"0": 0.0901, "1": 0.0899}}},
     )
-    report["rows"] |= {name: {"auc": row} for name, row in rows.items()}
-    text = Page(report_page.render(a_version(report))).text
+    report["rows"] = report["rows"] | {name: {"auc": row} for name, row in rows.items()}
+    text = Page(render(a_version(report))).text
     for told in ("policy, the gate", "trained from scratch", "Gain over each row, seed by seed", "+0.0901", "0.6200"):
         assert told in text, told
 
 
-def test_every_row_is_shown_for_every_segment():
+def test_every_row_is_shown_for_every_segment(a_report):
     """Cold, warm, new, popular and rare: no baseline is left out where it does better."""
     part = {"examples": 300, "users": 80, "rows": {"adapter": {"auc": a_row(0.7)}, "popularity": {"auc": a_row(0.81)}}}
     names = ("warm_user", "cold_item", "head_item", "tail_item")
-    text = Page(report_page.render(a_version(a_report(segments=dict.fromkeys(names, part))))).text
+    text = Page(render(a_version(a_report(segments=dict.fromkeys(names, part))))).text
     for told in ("cold users: all that decide", "warm users", "cold items", "head items", "tail items"):
         assert told in text, told
     assert text.count("0.810") == len(names)
 
 
-def test_cost_is_told_in_processor_minutes_and_in_money_where_there_is_a_price():
+def test_cost_is_told_in_processor_minutes_and_in_money_where_there_is_a_price(a_report):
     """Piece by piece; without a price the page says which setting it would take."""
-    cost = {"processor_seconds": 90.0, "parts": {"fine-tuning": 30.0, "scratch": 60.0}, "currency": "EUR"}
-    bare = {**cost, "price_per_processor_hour": None, "money": None}
-    text = Page(report_page.render(a_version(a_report(cost=bare)))).text
+    text = Page(render(a_version(a_report()))).text
     assert "1.50 processor minutes" in text
     assert "GRAFT_PRICE_PER_PROCESSOR_HOUR" in text
-    text = Page(
-        report_page.render(a_version(a_report(cost={**cost, "price_per_processor_hour": 2.0, "money": 0.05})))
-    ).text
+    text = Page(render(a_version(a_report(cost={**COST, "price_per_processor_hour": 2.0, "money": 0.05})))).text
     for told in ("At 2 EUR an hour", "0.0500 EUR", "trained from scratch", "60.0 s"):
         assert told in text, told
 
 
-def test_the_leak_scan_says_what_it_looked_at():
+def test_the_leak_scan_says_what_it_looked_at(a_report):
     """Clean means little to whoever does not know what was searched."""
-    text = Page(report_page.render(a_version(a_report(leak_scan=["12 rows: none on two sides"])))).text
+    text = Page(render(a_version(a_report(leak_scan=["12 rows: none on two sides"])))).text
     assert "12 rows: none on two sides" in text
 
 
-def test_what_was_borrowed_of_each_source_is_drawn_over_time():
+def test_what_was_borrowed_of_each_source_is_drawn_over_time(a_report):
     """Verdicts in words, and percentiles of the weights as lines and bands."""
     weights = [
         {"step": step, "source": source, "rows": 9, "mean": 0.5, "p10": 0.2, "p50": 0.5, "p90": 0.9}
         for step in (100, 200)
         for source in ("video", "lies")
     ]
+    said = {"influence": 0.0, "certainty": 1.0, "borrow": True}
     verdicts = {
-        "video": {"weight": 0.9, "verdict": "borrow", "reason": "its samples help the target"},
-        "shop": {"weight": 0.9, "verdict": "not known", "reason": "nothing about it is certain"},
-        "lies": {"weight": 0.1, "verdict": "do not borrow", "reason": "its samples push the target the wrong way"},
+        "video": {**said, "weight": 0.9, "verdict": "borrow", "reason": "its samples help the target"},
+        "shop": {**said, "weight": 0.9, "verdict": "not known", "reason": "nothing about it is certain"},
+        "lies": {
+            **said,
+            "weight": 0.1,
+            "verdict": "do not borrow",
+            "reason": "its samples push the wrong way",
+        },
     }
     harmful = [{"source": "video", "part": "feed partner <7>", "rows": 900, "worth": -0.4, "certainty": -6.0}]
-    told = {"verdicts": verdicts, "weights": weights, "windows": [], "harmful_parts": harmful}
-    page = Page(report_page.render(a_version(a_report(source_weighting=told))))
+    told = {"verdicts": verdicts, "weights": weights, "windows": [], "target_certainty": None, "harmful_parts": harmful}
+    page = Page(render(a_version(a_report(source_weighting=told))))
     assert page.tags.count("svg") == 4
     assert page.tags.count("polygon") == 2
     assert "do not borrow" in page.text
@@ -212,21 +219,21 @@ def test_what_was_borrowed_of_each_source_is_drawn_over_time():
     assert "video, feed partner <7>: worth -0.40 over 900 rows" in page.text
 
 
-def test_words_of_others_are_text_and_never_markup():
+def test_words_of_others_are_text_and_never_markup(a_report):
     """A reason, a leak or a name with angle brackets comes out as it was written."""
     nasty = "<script>alert(1)</script>"
     report = a_report(leaks=[nasty], decision={"promote": False, "verdict": "hold", "reasons": [nasty]})
-    html = report_page.render(a_version(report, created_by=nasty, config={"baselines": nasty}))
+    html = render(a_version(report, created_by=nasty, config={"baselines": nasty}))
     assert "<script" not in html
     assert Page(html).text.count(nasty) == 4
 
 
-def test_ratings_and_broken_certificates_are_told_too():
+def test_ratings_and_broken_certificates_are_told_too(a_report):
     """No reliability for ratings; a frozen tensor that moved is named."""
     report = a_report(task="rating", metric="rmse", reliability=None)
     report["rows"] = {"item_mean": {"rmse": a_row(1.1)}, "adapter": {"rmse": a_row(1.0)}}
-    broken = {"ok": False, "changed": ["head.weight"], "predictions_moved": ["shop"]}
-    page = Page(report_page.render(a_version(report, certificate=broken)))
+    broken = {**CERTIFICATE, "ok": False, "changed": ["head.weight"], "predictions_moved": ["shop"]}
+    page = Page(render(a_version(report, certificate=broken)))
     assert "RMSE ↓" in page.text
     assert "broken" in page.text
     assert "head.weight, shop" in page.text
@@ -235,4 +242,4 @@ def test_ratings_and_broken_certificates_are_told_too():
 def test_a_version_that_no_launch_judged_has_no_page():
     """Shared training makes versions without a report."""
     with pytest.raises(ValueError, match="no cold-start report"):
-        report_page.render(a_version({}))
+        render(a_version({}))

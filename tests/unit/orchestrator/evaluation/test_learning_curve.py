@@ -3,27 +3,27 @@
 import numpy as np
 import pytest
 
-from orchestrator.evaluation.learning_curve import FAR, Curves, backtest, gains, people_drawn, rows_needed
+from orchestrator.evaluation.learning_curve import FAR, Curves, backtest, gains, rows_needed, user_weights
 
 ROWS = np.array([500.0, 1_000.0, 2_000.0, 3_500.0, 5_000.0])
 
 
-def planted(*, adapter=(0.50, 1.5, 0.5), baseline=(0.55, 0.2, 0.5), people=400, noise=0.02, seed=0) -> Curves:
-    """Errors a + b n^-c of an adapter and a baseline, seen by people who differ, in four folds."""
+def planted(*, adapter=(0.50, 1.5, 0.5), baseline=(0.55, 0.2, 0.5), users=400, noise=0.02, seed=0) -> Curves:
+    """Errors a + b n^-c of an adapter and a baseline, seen by users who differ, in four folds."""
     random = np.random.default_rng(seed)
-    judged = random.integers(5, 20, people).astype(float)
-    person = random.normal(0, 0.1, (people, 1))
+    counts = random.integers(5, 20, users).astype(float)
+    user = random.normal(0, 0.1, (users, 1))
 
     def sums(a: float, b: float, c: float) -> np.ndarray:
-        return judged[:, None] * (a + b * ROWS**-c + person + random.normal(0, noise, (people, len(ROWS))))
+        return counts[:, None] * (a + b * ROWS**-c + user + random.normal(0, noise, (users, len(ROWS))))
 
-    return Curves(ROWS, {"adapter": sums(*adapter), "baseline": sums(*baseline)}, judged, np.arange(people) % 4)
+    return Curves(ROWS, {"adapter": sums(*adapter), "baseline": sums(*baseline)}, counts, np.arange(users) % 4)
 
 
-def test_folds_are_drawn_as_wholes_and_people_within_them():
-    """Every draw holds as many people as there are, and whole folds are missing from some draws."""
+def test_folds_are_drawn_as_wholes_and_users_within_them():
+    """Every draw holds as many users as there are, and whole folds are missing from some draws."""
     fold = np.repeat(np.arange(4), 25)
-    weight = people_drawn(fold, draws=200, seed=0)
+    weight = user_weights(fold, draws=200, seed=0)
     assert (weight.sum(1) == 100).all()
     by_fold = weight.reshape(200, 4, 25).sum(2)
     assert set(np.unique(by_fold)) <= {0, 25, 50, 75, 100}
@@ -33,21 +33,21 @@ def test_folds_are_drawn_as_wholes_and_people_within_them():
 def test_a_planted_crossing_lies_in_the_interval():
     """0.50 + 1.5 n^-.5 meets 0.55 + 0.2 n^-.5 at n = 26^2 = 676."""
     found = rows_needed(planted(), "adapter", "baseline")
-    assert found["low"] <= 676 <= found["high"]
-    assert found["certain"] > 0.95
+    assert found.low <= 676 <= found.high
+    assert found.certain > 0.95
 
 
 def test_a_baseline_that_stays_better_is_out_of_reach():
     """The adapter's own limit is worse: no amount of data helps, and the forecast says so."""
     found = rows_needed(planted(adapter=(0.60, 0.5, 0.5), baseline=(0.50, 0.2, 0.5)), "adapter", "baseline")
-    assert found["rows"] is None
-    assert found["certain"] < 0.05
+    assert found.rows is None
+    assert found.certain < 0.05
 
 
 def test_an_adapter_that_is_ahead_from_the_first_needs_no_more():
     """The smallest amount measured stands for that or less."""
     found = rows_needed(planted(adapter=(0.40, 0.5, 0.5)), "adapter", "baseline")
-    assert found["rows"] == found["high"] == ROWS[0]
+    assert found.rows == found.high == ROWS[0]
 
 
 def test_fewer_points_make_a_wider_interval():
@@ -60,13 +60,13 @@ def test_fewer_points_make_a_wider_interval():
 def test_forecasts_of_planted_curves_hold_about_as_often_as_they_say():
     """Over many marketplaces the 95 % interval holds at least four times in five, where the law is a power law."""
     checks = [
-        check for seed in range(25) for check in backtest(planted(people=120, seed=seed), "adapter", ("baseline",))
+        check for seed in range(25) for check in backtest(planted(users=120, seed=seed), "adapter", ("baseline",))
     ]
     assert len(checks) == 25 * 3
-    assert np.mean([check["held"] for check in checks]) >= 0.8
+    assert np.mean([check.held for check in checks]) >= 0.8
 
 
 def test_ratings_are_told_by_the_root_of_the_mean():
     """RMSE, not the mean square."""
     curves = Curves(ROWS[:1], {"adapter": np.array([[8.0], [8.0]])}, np.array([2.0, 2.0]), np.array([0, 1]), root=True)
-    assert curves.everyone("adapter") == pytest.approx([2.0])
+    assert curves.over_all("adapter") == pytest.approx([2.0])
