@@ -1,7 +1,7 @@
 """What can go wrong with a domain, its data, its runs and its versions: all ``ValueError`` kin, one class a reason.
 
-These live below, beside the rules they guard, so that the registry, ingest and the spec can raise them without knowing
-HTTP. ``orchestrator/errors.py`` draws the whole tree and maps it to status codes once.
+They are defined below the registry, ingest and the spec, which raise them without knowing HTTP.
+``orchestrator/errors.py`` draws the whole tree and maps it to status codes once.
 
     DomainFault
         NotFound    UnknownDomain, UnknownVersion, UnknownRun, NoLiveVersion
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 
 class DomainFault(ValueError):
-    """A request that cannot be granted, with the reason for a person and the details for a program.
+    """A request that cannot be fulfilled, with the reason for a person and the details for a program.
 
     ``code`` is the class name in snake_case; ``details`` holds plain JSON values (names, fields, lines, counts).
     """

@@ -15,7 +15,7 @@ from domains.errors import IllegalTransition
 
 
 class State(StrEnum):
-    """Where a domain stands between its registration and its end."""
+    """The state of a domain, from its registration to its retirement."""
 
     REGISTERED = "registered"
     DATA_READY = "data_ready"

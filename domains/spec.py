@@ -188,9 +188,9 @@ class DomainSpec(_Declared):
     task: Literal["ctr", "rating"]
     """What is predicted: the probability of a click, or a rating."""
     sources: tuple[Name, ...] = ()
-    """For a target: the source domains whose histories it borrows; empty means all of them."""
+    """For a target: the source domains whose histories it learns from; empty means all of them."""
     owner: Text
-    """Team that answers for the domain."""
+    """Team that is responsible for the domain."""
     interactions: Interactions
     """The events file."""
     items: Items | None = None

@@ -66,7 +66,7 @@ class IngestReport:
 
 @dataclass(frozen=True)
 class DomainFolder:
-    """Where a domain's data lies; no file is opened until asked."""
+    """Where a domain's data is stored; no file is opened until asked."""
 
     data_dir: Path
     name: str
@@ -190,7 +190,7 @@ class DomainData:
         return Vocabulary.load(self.folder.user_vocabulary)
 
     def popularity(self) -> pa.Table:
-        """What is known of each item without personalisation, one row for each item of the vocabulary.
+        """What can be said of each item without personalisation, one row for each item of the vocabulary.
 
         Columns ``item_id``, ``item``, ``events``, ``label_mean`` (null without events) and
         ``score = (sum + PRIOR_WEIGHT * mean) / (events + PRIOR_WEIGHT)``, where ``mean`` is the domain's mean label.

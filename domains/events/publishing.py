@@ -1,6 +1,6 @@
 """How anything on disk becomes visible: write the immutable thing, then replace one small file that points at it.
 
-A process killed at any moment leaves the old pointer in place, and what it half wrote is named by nobody.
+A process killed at any moment leaves the old pointer in place, and nothing points at what it half wrote.
 """
 
 from __future__ import annotations

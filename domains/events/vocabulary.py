@@ -90,7 +90,7 @@ class Vocabulary:
         """The id at an index.
 
         Raises:
-            IndexError: no id has it; index 0 stands for no id.
+            IndexError: no id has it; index 0 is no id.
         """
         if not 1 <= index < len(self):
             raise IndexError(f"no id has index {index}; they run from 1 to {len(self) - 1}")
@@ -118,10 +118,10 @@ class Vocabulary:
             os.fsync(stream.fileno())
         os.replace(self.path / f".{segment}", self.path / segment)
         flush_folder(self.path)
-        kept = [] if rewrite else self._segments
-        point_at(self.path / "vocabulary.json", {"segments": [*kept, segment], "rows": len(self)})
+        earlier = [] if rewrite else self._segments
+        point_at(self.path / "vocabulary.json", {"segments": [*earlier, segment], "rows": len(self)})
         # Segments of before a rewrite stay: a reader that opened the old list may be about to read them.
-        self._stored, self._added, self._segments = names, [], [*kept, segment]
+        self._stored, self._added, self._segments = names, [], [*earlier, segment]
 
     def _known(self) -> dict[str | None, int]:
         if self._lookup is None:

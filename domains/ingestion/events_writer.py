@@ -88,8 +88,8 @@ def _bad_rows(con: duckdb.DuckDBPyConnection, file: int, source: SourceFile) -> 
         return
     # A second cursor: the content of one chunk of rows is read while the query of the next is open.
     reader = con.cursor().sql(places).to_arrow_reader(ROWS_AT_ONCE)
-    told = ((row["line"], row["lines"], row["reason"]) for batch in reader for row in batch.to_pylist())
-    mine, theirs = tee(told)
+    named = ((row["line"], row["lines"], row["reason"]) for batch in reader for row in batch.to_pylist())
+    mine, theirs = tee(named)
     texts = raw_rows(source, ((line, lines) for line, lines, _ in theirs))
     for (line, _, reason), text in zip(mine, texts, strict=True):
         yield line, reason, text
@@ -110,8 +110,8 @@ def _by_period(batch: pa.RecordBatch, unit: str | None) -> Iterator[tuple[str, p
     if unit is None:
         yield "", batch
         return
-    moments = batch.column("time_us").to_numpy().astype("datetime64[us]")
-    periods = moments.astype(f"datetime64[{unit}]")
+    times = batch.column("time_us").to_numpy().astype("datetime64[us]")
+    periods = times.astype(f"datetime64[{unit}]")
     cuts = [0, *(np.flatnonzero(periods[1:] != periods[:-1]) + 1), len(periods)]
     for start, stop in pairwise(cuts):
         yield str(periods[start].astype("datetime64[D]")), batch.slice(start, stop - start)

@@ -189,13 +189,13 @@ class _Ingest:
             first = self._first_bad(file, source)
             main = counted[0][0]
             column = self._column_of(main)
-            told = "; ".join(
+            reasons = "; ".join(
                 f"{count:,} {'row' if count == 1 else 'rows'}: {REASONS[reason]}" for reason, count in counted
             )
             raise InvalidData(
                 f"{source.path.name}: none of its {rows:,} rows can be used, so nothing was added"
                 + (f" (column {column!r})" if column else "")
-                + f". {told}. First: "
+                + f". {reasons}. First: "
                 + "; ".join(f"line {bad['line']}: {bad['row']}" for bad in first),
                 file=source.path.name,
                 column=column,
@@ -274,15 +274,15 @@ class _Ingest:
             return repeated
         # row-group statistics on time keep the scan of what is stored to the span of the new events.
         con.execute(
-            "CREATE TABLE known AS SELECT ranked.file, ranked.line, ranked.lines,"
+            "CREATE TABLE repeats AS SELECT ranked.file, ranked.line, ranked.lines,"
             f" stored.raw_label <> ranked.label::FLOAT AS conflict FROM {parquet(*stored)} AS stored JOIN ranked"
             " ON nth = 1 AND stored.user = ranked.user AND stored.item = ranked.item AND stored.action = ranked.action"
             " AND stored.time_us = ranked.time_us WHERE stored.time_us BETWEEN (SELECT min(time_us) FROM ranked)"
             " AND (SELECT max(time_us) FROM ranked)"
         )
-        con.execute("INSERT INTO bad SELECT file, line, lines, 'conflicting_label' FROM known WHERE conflict")
-        con.execute("CREATE VIEW fresh AS SELECT * FROM ranked ANTI JOIN known USING (file, line) WHERE nth = 1")
-        return repeated + self._count("SELECT count(*) FROM known WHERE NOT conflict")
+        con.execute("INSERT INTO bad SELECT file, line, lines, 'conflicting_label' FROM repeats WHERE conflict")
+        con.execute("CREATE VIEW fresh AS SELECT * FROM ranked ANTI JOIN repeats USING (file, line) WHERE nth = 1")
+        return repeated + self._count("SELECT count(*) FROM repeats WHERE NOT conflict")
 
     def _publish(self, rows_read: int, duplicates: int, progress: Callable[[float, str], None]) -> IngestReport:
         con, generations = self.con, self.state["generations"]
@@ -346,11 +346,11 @@ class _Ingest:
         return report
 
     def _ingest_id(self) -> str:
-        """Names the work by what is read and how, never by file names, so that a repeat is known as one."""
+        """A name for the work made of what is read and how, never of file names, so that a repeat is recognised."""
         sources = [*self.events, *self.sides.values()]
         declared = self.spec.model_dump_json(include={"name", "role", "task", "interactions", "items", "users"})
-        told = f"{declared} {','.join(self.sides)} {content_hash(source.path for source in sources)}"
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        content = f"{declared} {','.join(self.sides)} {content_hash(source.path for source in sources)}"
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def _totals(self, files: list[str]) -> dict[str, Any]:
         if not files:

@@ -142,8 +142,8 @@ def _settle_times(con: duckdb.DuckDBPyConnection, source: SourceFile, *, file: i
     con.execute("INSERT INTO time_rules VALUES (?, ?, ?)", [file, unit, 2 * zoned > texts])
     if unit != "iso" or zoned in (0, texts):
         return []
-    judged = "are quarantined" if 2 * zoned > texts else "are read as UTC"
-    return [f"{source.path.name}: {zoned:,} times name a zone and {texts - zoned:,} do not; those {judged}"]
+    treatment = "are quarantined" if 2 * zoned > texts else "are read as UTC"
+    return [f"{source.path.name}: {zoned:,} times name a zone and {texts - zoned:,} do not; those {treatment}"]
 
 
 def create_checked(con: duckdb.DuckDBPyConnection, spec: DomainSpec, *, now_us: int, known_items: bool) -> None:

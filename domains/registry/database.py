@@ -207,7 +207,7 @@ def _write_ahead(connection: Any) -> None:
 def _leave_connections_to_the_parent() -> None:
     """After a fork, the child opens connections of its own: two processes on one connection corrupt both."""
     for engine in _ENGINES:
-        _INHERITED.append(engine.pool)  # kept, for closing the parent's connection would end the parent's session
+        _INHERITED.append(engine.pool)  # held, for closing the parent's connection would end the parent's session
         engine.dispose(close=False)
 
 

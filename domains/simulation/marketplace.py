@@ -139,7 +139,7 @@ class SimulatorConfig:
     """Size, seed and shape of a marketplace; the same config always writes the same bytes.
 
     ``events`` overrides what ``size`` names ("tiny", "small", "medium", "large"). ``users`` defaults to one per 120
-    events (at least 200). ``start_us`` is the first moment, microseconds since the epoch (default 2025-01-01 UTC).
+    events (at least 200). ``start_us`` is the first time, microseconds since the epoch (default 2025-01-01 UTC).
 
     Raises:
         ValueError: an unknown size, fewer than 1,000 events, or shares that do not add up to 1.

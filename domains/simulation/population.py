@@ -44,7 +44,7 @@ class People:
 
 @dataclass(frozen=True)
 class Centroids:
-    """Where categories (C, D) and the styles within them (C, S, D) lie; one meaning of "sport" in every domain."""
+    """Centroids of categories (C, D) and the styles within them (C, S, D); "sport" means the same in every domain."""
 
     category: np.ndarray
     style: np.ndarray

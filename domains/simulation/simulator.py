@@ -41,7 +41,7 @@ CHUNK_EVENTS = 500_000  # part of what a seed means: each chunk draws from its o
 
 @dataclass(frozen=True)
 class SimulatedDomain:
-    """One written domain: its spec and where its files lie. ``truth`` rows stand in the order of ``interactions``."""
+    """One written domain: its spec and where its files are. ``truth`` has its rows in the order of ``interactions``."""
 
     spec: DomainSpec
     directory: Path
@@ -57,7 +57,7 @@ def simulate(config: SimulatorConfig, out_dir: Path) -> list[SimulatedDomain]:
 
     Files per domain: ``spec.yaml``, ``interactions.parquet`` (user_id, item_id, ts in microseconds, click, event_type,
     device), ``items.csv``, ``users.csv``, ``truth.parquet`` (user_id, item_id, ts, probability of an
-    honest click). Rows stand in time order.
+    honest click). Rows are in time order.
     """
     people = People.draw(config)
     centroids = Centroids.draw(config)

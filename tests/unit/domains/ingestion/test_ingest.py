@@ -7,72 +7,9 @@ import pandas as pd
 import pytest
 
 from domains.errors import InvalidData
-from domains.events.domain_data import DomainData
 from domains.events.histories import Histories
 from domains.ingestion import events_writer
-from domains.ingestion.ingest import ingest
-from domains.spec import DomainSpec
-
-NOON_US = 1_704_110_400_000_000  # 2024-01-01T12:00:00Z
-NOW_US = NOON_US + 30 * 86_400_000_000
-HEADER = "user_id,item_id,ts,click,event_type,hour\n"
-
-
-def a_spec(**changes):
-    interactions = {
-        "user": "user_id", "item": "item_id", "time": "ts", "label": "click", "action": "event_type",
-        "context": {"hour": "number"},
-    }  # fmt: skip
-    interactions |= changes.pop("interactions", {})
-    return DomainSpec.from_mapping(
-        {
-            "name": "live-rooms", "role": "target", "task": "ctr", "owner": "team-live",
-            "interactions": {key: value for key, value in interactions.items() if value is not None},
-            "items": {"id": "item_id", "features": {"category": "category", "price": "number"}},
-            "users": {"id": "user_id", "features": {"age_band": "category"}},
-            **changes,
-        }
-    )  # fmt: skip
-
-
-SPEC = a_spec()
-NO_MORE = {"action": None, "context": None}
-BARE = a_spec(interactions=NO_MORE)
-
-
-class Desk:
-    """A data folder, and files written beside it."""
-
-    def __init__(self, folder):
-        self.folder, self.data_dir = folder, folder / "data"
-
-    def write(self, content, name="events.csv"):
-        path = self.folder / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    def ingest(self, *contents, spec=SPEC, name="events.csv", number=1, **more):
-        paths = [
-            content if hasattr(content, "suffix") else self.write(content, f"{at or ''}{name}")
-            for at, content in enumerate(contents)
-        ]
-        return ingest(spec, number=number, interactions=paths, data_dir=self.data_dir, now_us=NOW_US, **more)
-
-    def data(self, name="live-rooms"):
-        return DomainData(self.data_dir, name)
-
-    def quarantined(self):
-        return [(row["line"], row["reason"]) for row in self.data().quarantine()]
-
-
-@pytest.fixture
-def desk(tmp_path):
-    return Desk(tmp_path)
-
-
-def bare(*times, label=1):
-    """Events of one user, one for each time text, each with its own item."""
-    return "user_id,item_id,ts,click\n" + "".join(f"u,i{at},{time},{label}\n" for at, time in enumerate(times))
+from tests.unit.domains.ingestion.fakes import BARE, HEADER, NO_MORE, NOON_US, NOW_US, SPEC, Desk, a_spec, bare
 
 
 def test_good_rows_come_back_as_written(desk):
@@ -260,58 +197,6 @@ def test_the_same_event_with_another_label_is_a_conflict(desk):
     desk.ingest(bare("2024-01-01", label=0) + "u,other,2024-01-01,0\n", spec=BARE, name="later.csv")
     assert desk.quarantined() == [(2, "conflicting_label"), (3, "conflicting_label")]
     assert sorted(desk.data().interactions()["label"].to_pylist()) == [0.0, 1.0]
-
-
-def test_an_event_of_an_item_that_the_items_file_lacks(desk):
-    """It is quarantined, and the report says what share of the items is missing; so it is for later ingests."""
-    items = desk.write("item_id,category,price\ni0,food,1.5\ni1,food,\n", "items.csv")
-    report = desk.ingest(bare("2024-01-01", "2024-01-01", "2024-01-01", "2024-01-01"), spec=BARE, items=items)
-    assert desk.quarantined() == [(4, "unknown_item"), (5, "unknown_item")]
-    assert any("lacks 2 of the 4 items" in warning and "50%" in warning for warning in report.warnings)
-    later = desk.ingest("user_id,item_id,ts,click\nv,i0,2024-01-02,1\nv,i3,2024-01-02,1\n", spec=BARE, name="later.csv")
-    assert later.reasons == {"unknown_item": 1}
-    assert desk.data().items().to_pylist() == [
-        {"item_id": "i0", "item": 1, "category": "food", "price": 1.5},
-        {"item_id": "i1", "item": 2, "category": "food", "price": None},
-    ]
-
-
-def test_a_later_items_file_adds_and_replaces(desk):
-    """Items keep their index; a new row of the same id replaces its features; the others stay."""
-    desk.ingest(
-        bare("2024-01-01"), spec=BARE, items=desk.write("item_id,category,price\ni0,a,1\nold,b,2\n", "items.csv")
-    )
-    desk.ingest(
-        bare("2024-01-01"), spec=BARE, items=desk.write("item_id,category,price\ni0,c,1\nnew,d,x\n", "more.csv")
-    )
-    assert [(row["item_id"], row["item"], row["category"]) for row in desk.data().items().to_pylist()] == [
-        ("i0", 1, "c"), ("old", 2, "b"), ("new", 3, "d"),
-    ]  # fmt: skip
-
-
-def test_bad_rows_of_an_items_file(desk):
-    """No id and a second row of an id are quarantined; a number that is none is missing, since losing the item would
-    lose its events."""
-    items = desk.write("item_id,category,price\ni0,a,cheap\n,b,1\ni0,other,1\ni0,a,cheap\ni1,a,2\n", "items.csv")
-    report = desk.ingest(bare("2024-01-01"), spec=BARE, items=items)
-    assert desk.quarantined() == [(3, "missing_id"), (4, "duplicate_id")]
-    assert desk.data().items()["price"].to_pylist() == [None, 2.0]
-    assert report.rows_quarantined == 0
-    assert any("'price' is no number in 1 rows" in warning for warning in report.warnings)
-
-
-def test_users_are_shared_between_domains(desk):
-    """One vocabulary of users for all domains: the same person has the same index everywhere."""
-    desk.ingest(bare("2024-01-01"), spec=BARE)
-    other = a_spec(name="video", role="source", interactions=NO_MORE)
-    users = desk.write("user_id,age_band\nzoe,18-24\n", "users.csv")
-    desk.ingest("user_id,item_id,ts,click\na,x,2024-01-01,1\nu,y,2024-01-01,1\n", spec=other, number=2, users=users)
-    assert desk.data("video").user_vocabulary.index(["u", "zoe", "a"]).tolist() == [1, 2, 3]
-    assert desk.data("video").users().to_pylist() == [{"user_id": "zoe", "user": 2, "age_band": "18-24"}]
-    assert dict(zip(*desk.data("video").interactions(["item_id", "user"]).to_pydict().values(), strict=True)) == {
-        "x": 3,
-        "y": 1,
-    }
 
 
 def test_files_are_cut_by_day_month_or_year(desk, monkeypatch):
