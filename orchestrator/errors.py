@@ -1,12 +1,14 @@
 """Every error that Graft raises on purpose, and what the outside world sees of it.
 
     error                               HTTP  graft
-    DomainFault (domains/errors.py)
-        NotFound                        404   1      UnknownDomain, UnknownVersion, UnknownRun, NoLiveVersion
-        Conflict                        409   1      DomainAlreadyRegistered, StalePromotion, IllegalTransition
-        Rejected                        422   1      InvalidSpec, InvalidData, NotEnoughData, PromotionRefused
+    NotFound (domains/errors.py)        404   1      UnknownDomain, UnknownVersion, UnknownRun, NoLiveVersion
+    Conflict                            409   1      DomainAlreadyRegistered, StalePromotion, IllegalTransition,
+                                                     StaleVocabulary
+    Rejected                            422   1      InvalidSpec, InvalidData, NotEnoughData, PromotionRefused
     Unavailable                         503   1      ArtifactMissing, FlowsUnavailable, Overloaded, ServersUnavailable
-    ValueError, DomainFault among them  422   1      Refused, RunFailed, AdapterMismatch, CorruptCheckpoint
+    any other ValueError                422   1      AdapterMismatch, BenchmarkUnavailable, CheckpointMismatch,
+                                                     CorruptCheckpoint, ProcessesFailed, Refused, RunFailed,
+                                                     TrainingDiverged, UnreadableState
     OSError                             500   1      a file that is missing or cannot be read
     anything else, a bug in Graft       500   1      with a traceback
 
@@ -54,7 +56,7 @@ class ServersUnavailable(Unavailable):
 
 
 class RunFailed(ValueError):
-    """A run on the worker failed or was cancelled; the message holds the reason that it recorded."""
+    """A run failed or was cancelled in another process; the message holds the reason that it gave."""
 
 
 class Refused(ValueError):

@@ -1,6 +1,6 @@
 """Start, watch and stop flow runs over Prefect's REST API.
 
-Spoken with httpx alone: the pages, the command line and the service stay free of Prefect's import (3 s, 150 MB).
+With httpx alone: the pages, the command line and the service need not import Prefect (3 s, 150 MB).
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from orchestrator.errors import FlowsUnavailable
 
 TIMEOUT_S = 10.0
 BUSY_WAITS_S = (0.2, 0.5, 1.0, 2.0, 4.0)
-"""Prefect on SQLite answers 503 while another writer holds its database: asked again after these waits."""
+"""Prefect on SQLite answers 503 while another writer holds its database; the request is repeated after these waits."""
 RETRAIN = "retrain"
 WORK_POOL = "graft"
 TAG = "graft"
-"""Tag of every deployment of Graft, and so of its flow runs."""
+"""Tag of all of Graft's deployments, and so of their flow runs."""
 
 STARTS_ALLOWED = 4
 """A run whose process dies is started again; after this many starts it stays crashed."""
 CRASH_SETTLES_S = 10.0
-"""Prefect's worker may report one crash twice, seconds apart: a run is resumed only after that."""
+"""Prefect's worker may report one crash twice within seconds: a run is resumed only after this time."""
 RESUMED_WITHIN_S = 86_400.0
-"""A run that crashed longer ago than this is left alone."""
+"""A run that crashed longer ago is not resumed."""
 
 FINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
-"""State types that Prefect does not leave by itself."""
+"""Types of the states that end a flow run."""
 
 
 @dataclass(frozen=True)
 class FlowState:
-    """Where a flow run stands."""
+    """The state of a flow run."""
 
     kind: str
     """Prefect's state type: SCHEDULED, PENDING, RUNNING, COMPLETED, FAILED, CRASHED, CANCELLING or CANCELLED."""
     name: str
-    """Prefect's name for it, as its own pages show it."""
+    """Prefect's name for the state, as its own pages show it."""
     message: str
-    """What Prefect adds, such as the error's first line."""
+    """Prefect's remark, such as the first line of the error."""
 
     @property
     def final(self) -> bool:
@@ -59,14 +59,14 @@ def create_flow_run(
     name: str | None = None,
     idempotency_key: str | None = None,
 ) -> str:
-    """Ask Prefect to run a deployment and answer the flow run's id at once.
+    """Ask Prefect to run a deployment; returns the flow run's id at once.
 
     Args:
         deployment_name: ``flow/deployment``, or one word when both have the same name (``train-shared``).
         parameters: The flow's arguments.
         api_url: Prefect's API, ``Settings.prefect_url``.
-        name: What Prefect's pages call the run; Prefect invents one if none.
-        idempotency_key: A second call with the same key answers the first call's run and starts nothing.
+        name: The run's name on Prefect's pages; Prefect invents one otherwise.
+        idempotency_key: A second call with the same key returns the first call's run and starts nothing.
 
     Raises:
         FlowsUnavailable: Prefect does not answer.
@@ -77,7 +77,7 @@ def create_flow_run(
         body: dict[str, Any] = {
             "parameters": parameters,
             "state": {"type": "SCHEDULED"},
-            # Always a key: a request that is sent again after a timeout must not start a second run.
+            # Always a key: a request that is repeated after a timeout must not start a second run.
             "idempotency_key": idempotency_key or uuid.uuid4().hex,
         }
         if name is not None:
@@ -87,7 +87,7 @@ def create_flow_run(
 
 
 def state(flow_run_id: str, *, api_url: str) -> FlowState:
-    """Where a flow run stands now.
+    """The present state of a flow run.
 
     Raises:
         FlowsUnavailable: Prefect does not answer.
@@ -100,7 +100,7 @@ def state(flow_run_id: str, *, api_url: str) -> FlowState:
 
 
 def cancel(flow_run_id: str, *, api_url: str) -> FlowState:
-    """Ask Prefect to stop a flow run: its worker ends the process within seconds. A finished run stays as it is.
+    """Ask Prefect to stop a flow run: its worker ends the process within seconds. A finished run is left as it is.
 
     Raises:
         FlowsUnavailable: Prefect does not answer.
@@ -109,7 +109,7 @@ def cancel(flow_run_id: str, *, api_url: str) -> FlowState:
     before = state(flow_run_id, api_url=api_url)
     if before.final:
         return before
-    # A run that no worker has taken yet has nothing to end: it is cancelled on the spot.
+    # A run that no worker has taken yet has no process to end: it is cancelled at once.
     kind = "CANCELLED" if before.kind == "SCHEDULED" else "CANCELLING"
     with _client(api_url) as client:
         _send(client, "POST", f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": kind}, "force": False})
@@ -117,14 +117,14 @@ def cancel(flow_run_id: str, *, api_url: str) -> FlowState:
 
 
 def schedule_retrain(domain: str, cron: str | None, *, api_url: str) -> None:
-    """Give a domain its own deployment ``retrain/<domain>`` that runs by its cron schedule (UTC); None takes it away.
+    """Give a domain its own deployment ``retrain/<domain>`` on its cron schedule (UTC); None removes it.
 
-    Everything else is as in the deployment ``retrain/retrain``. At most one retrain of a domain runs at a time; runs
-    that pile up while no worker is there are dropped in favour of the first.
+    All else is as in the deployment ``retrain/retrain``. At most one scheduled retrain of a domain runs at a time;
+    those that come due meanwhile are dropped.
 
     Raises:
         FlowsUnavailable: Prefect does not answer.
-        NotFound: the deployment ``retrain/retrain`` is not there; ``graft up`` creates it.
+        NotFound: there is no deployment ``retrain/retrain``; ``graft up`` creates it.
     """
     with _client(api_url) as client:
         if cron is None:
@@ -144,7 +144,7 @@ def schedule_retrain(domain: str, cron: str | None, *, api_url: str) -> None:
             "work_pool_name": base["work_pool_name"],
             "parameter_openapi_schema": base["parameter_openapi_schema"],
             "parameters": {"domain": domain},
-            "description": f"Retrain {domain} on what it has learnt since, by its own schedule.",
+            "description": f"Retrain {domain} on the events since, by its own schedule.",
             "tags": [TAG, "scheduled"],
             "schedules": [{"schedule": {"cron": cron, "timezone": "UTC"}, "active": True}],
             "concurrency_limit": 1,
@@ -154,7 +154,7 @@ def schedule_retrain(domain: str, cron: str | None, *, api_url: str) -> None:
 
 
 def worker_online(name: str, *, api_url: str) -> bool:
-    """Whether the worker of that name has lately reported to Graft's work pool.
+    """Whether the worker of that name has reported to Graft's work pool lately.
 
     Raises:
         FlowsUnavailable: Prefect does not answer.
@@ -168,9 +168,9 @@ def worker_online(name: str, *, api_url: str) -> bool:
 
 
 def resume_abandoned(*, api_url: str) -> int:
-    """Plan every run that is marked as running once more, as its process is gone; answers how many there were.
+    """Schedule every run that is marked as running once more; returns how many there were.
 
-    Only right while no worker is up: just after the server has started, before the worker does.
+    Only right while no worker runs, so that their processes are gone: after the start of the server, before the worker's.
 
     Raises:
         FlowsUnavailable: Prefect does not answer.
@@ -186,15 +186,15 @@ def resume_abandoned(*, api_url: str) -> int:
         for run in abandoned:
             state = {"type": "SCHEDULED", "name": "Resuming", "message": "the servers were stopped while it ran"}
             if run["state_type"] == "CANCELLING":
-                state = {"type": "CANCELLED", "message": "somebody was stopping it when the servers were stopped"}
+                state = {"type": "CANCELLED", "message": "it was being stopped when the servers were stopped"}
             _send(client, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
     return len(abandoned)
 
 
 def resume_crashed(*, api_url: str) -> list[str]:
-    """Plan every run whose process died once more; answers their flow run ids.
+    """Schedule every run whose process died once more; returns their flow run ids.
 
-    Left alone: a run that never began (its process cannot even start), and one that died ``STARTS_ALLOWED`` times.
+    Not resumed: a run that never began, as its process cannot start, and one that died ``STARTS_ALLOWED`` times.
 
     Raises:
         FlowsUnavailable: Prefect does not answer.
@@ -214,7 +214,7 @@ def resume_crashed(*, api_url: str) -> list[str]:
             since = now - datetime.fromisoformat(run["state"]["timestamp"])
             if since.total_seconds() < CRASH_SETTLES_S or not 0 < run["run_count"] < STARTS_ALLOWED:
                 continue
-            message = f"its process died; start {run['run_count'] + 1} of {STARTS_ALLOWED}, where it stopped"
+            message = f"its process died; start {run['run_count'] + 1} of {STARTS_ALLOWED} continues where it stopped"
             state = {"type": "SCHEDULED", "name": "Resuming", "message": message}
             _send(client, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
             resumed.append(run["id"])

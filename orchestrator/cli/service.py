@@ -18,7 +18,9 @@ def rank(
     *,
     user: Annotated[str, typer.Option("--user", "-u", help="The user's id.")],
     items: Annotated[str, typer.Option("--items", help="Item ids, separated by commas.")],
-    top: Annotated[int | None, typer.Option("--top", min=1, help="Only the best so many of them.")] = None,
+    top: Annotated[
+        int | None, typer.Option("--top", min=1, help="How many of the best to return; by default all.")
+    ] = None,
 ) -> None:
     """Ask the running service for a ranking."""
     item_ids = [item.strip() for item in items.split(",") if item.strip()]

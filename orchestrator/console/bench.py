@@ -1,6 +1,6 @@
 """``graft bench``: finds a benchmark by its name at run time and runs it as ``python -m`` would.
 
-Benchmarks stand above this package, which must not know them: the catalogue is looked up when asked for.
+Benchmarks are above this package, which must not import them: the catalogue is looked up when it is needed.
 """
 
 from __future__ import annotations
@@ -18,27 +18,31 @@ PACKAGE = "benchmarks"
 
 
 class BenchmarkUnavailable(ValueError):
-    """No such benchmark, or it lacks what it needs."""
+    """There is no such benchmark, or its data was not named."""
 
 
 def catalogue() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The benchmarks that are installed, by name, and the public sets they read, by folder.
+    """The installed benchmarks by name, and the public data sets that they read by folder.
 
     Raises:
-        BenchmarkUnavailable: this installation carries none.
+        BenchmarkUnavailable: this installation has none.
     """
     if importlib.util.find_spec(PACKAGE) is None:
-        raise BenchmarkUnavailable("this installation carries no benchmarks; run from a checkout of the project")
-    held = importlib.import_module(PACKAGE)
-    there = {name: one for name, one in held.CATALOGUE.items() if importlib.util.find_spec(f"{PACKAGE}.{one.module}")}
-    return there, held.SETS
+        raise BenchmarkUnavailable("this installation has no benchmarks; run from a checkout of the project")
+    package = importlib.import_module(PACKAGE)
+    installed = {
+        name: benchmark
+        for name, benchmark in package.CATALOGUE.items()
+        if importlib.util.find_spec(f"{PACKAGE}.{benchmark.module}")
+    }
+    return installed, package.SETS
 
 
 def run(name: str, options: Sequence[str], *, out: Path) -> None:
-    """Run a benchmark with its own options; what reads public sets writes under ``out`` unless told otherwise.
+    """Run a benchmark with its own options; one that reads public sets writes under ``out`` by default.
 
     Raises:
-        BenchmarkUnavailable: no such name, or it needs ``--data`` and none was given.
+        BenchmarkUnavailable: there is no such benchmark, or it needs ``--data`` and none was given.
     """
     benchmarks, sets = catalogue()
     if name not in benchmarks:

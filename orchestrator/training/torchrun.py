@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import RunFailed
 from orchestrator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ PATIENCE_S = 10
 """How long torchrun may take to end its processes before it is killed."""
 
 
-class ProcessesFailed(RuntimeError):
+class ProcessesFailed(RunFailed):
     """Training in several processes ended without a model."""
 
 
