@@ -2,8 +2,7 @@
 
     error                               HTTP  graft
     NotFound (domains/errors.py)        404   1      UnknownDomain, UnknownVersion, UnknownRun, NoLiveVersion
-    Conflict                            409   1      DomainAlreadyRegistered, StalePromotion, IllegalTransition,
-                                                     StaleVocabulary
+    Conflict                            409   1      DomainAlreadyRegistered, StalePromotion, IllegalTransition
     Rejected                            422   1      InvalidSpec, InvalidData, NotEnoughData, PromotionRefused
     Unavailable                         503   1      ArtifactMissing, FlowsUnavailable, Overloaded, ServersUnavailable
     any other ValueError                422   1      AdapterMismatch, BenchmarkUnavailable, CheckpointMismatch,

@@ -170,7 +170,7 @@ def worker_online(name: str, *, api_url: str) -> bool:
 def resume_abandoned(*, api_url: str) -> int:
     """Schedule every run that is marked as running once more; returns how many there were.
 
-    Only right while no worker runs, so that their processes are gone: after the start of the server, before the worker's.
+    Only right while no worker runs, so that their processes are gone: after the server's start, before the worker's.
 
     Raises:
         FlowsUnavailable: Prefect does not answer.
