@@ -310,20 +310,6 @@ def promote(name: str, version_id: str | None = None, *, registry: Registry, who
     return registry.promote(name, version.id, expect=live.version_id if live else None, who=who, why=why)
 
 
-def roll_back(name: str, *, registry: Registry, who: str, why: str, expect: str | None = None) -> Promotion:
-    """Point a domain back at the version that was live before, in one step.
-
-    Args:
-        expect: the live version that the caller saw, so that two callers at once roll back once, not twice.
-
-    Raises:
-        NoLiveVersion: no earlier version was live.
-        StalePromotion: the live version is not ``expect``.
-    """
-    registry.domain(name)
-    return registry.roll_back(name, who=who, why=why, expect=expect)
-
-
 def cancel(run_id: str, *, registry: Registry, settings: Settings) -> Run:
     """Stop a run on the Prefect worker; its checkpoints stay, so that starting it again continues it.
 

@@ -37,7 +37,7 @@ def promote(name: Name, version: Version = None, *, why: Why, by: By = "command 
 
 def rollback(name: Name, *, why: Why, by: By = "command line") -> None:
     """Go back to the version that was live before."""
-    move = use_cases.roll_back(name, registry=use_cases.open_registry(Settings()), who=by, why=why)
+    move = use_cases.open_registry(Settings()).roll_back(name, who=by, why=why)
     say(f"{name}: version {move.to_version[:12]} is live again")
 
 

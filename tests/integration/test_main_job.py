@@ -138,7 +138,7 @@ def test_promotion_refuses_what_the_gate_held_back_and_says_why(launched):
     # By hand, past the gate: live over the first, and back in one step.
     registry.promote("grocery", second.id, expect=first, who="test", why="by hand")
     assert registry.domain("grocery").state is State.LIVE
-    use_cases.roll_back("grocery", registry=registry, who="test", why="worse", expect=second.id)
+    registry.roll_back("grocery", who="test", why="worse", expect=second.id)
     assert registry.live("grocery").version_id == first
 
 

@@ -129,7 +129,7 @@ def _roll_back(domain: Domain, live: Version | None) -> None:
     expect = None if live is None else live.id
     st.markdown(f"**{domain.name}** goes back at once to the version that was live before `{wording.short(expect)}`.")
     if (why := _why("roll-back", "Roll back", example="clicks fell since this morning")) is not None:
-        use_cases.roll_back(domain.name, registry=session.registry(), who=session.who(), why=why, expect=expect)
+        session.registry().roll_back(domain.name, who=session.who(), why=why, expect=expect)
         st.rerun()
 
 
