@@ -57,6 +57,7 @@ def test_cold_users_are_hidden_and_queries_are_bare(task):
     assert cold <= set(given.source.user) | set(given.source_validation.user)
 
 
+@pytest.mark.slow
 def test_in_time_everything_learnt_from_lies_before_what_is_asked(data, out):
     """The timed setting tests the last rows and lends no later source row."""
     given = ratings.open_task(data, out, "amazon-movies-to-cds-timed-50", 0).given
@@ -93,6 +94,7 @@ def test_the_tuned_bias_is_the_best_of_all_that_were_tried(task):
     assert errors[found.detail["smoothing"], found.detail["source_ridge"]] == min(errors.values())
 
 
+@pytest.mark.slow
 def test_every_row_answers_and_a_second_run_trains_nothing(data, out, monkeypatch, task):
     """The whole table on the original format: all rows there, the mapped bias below the item mean, then resumed."""
     recipe = Recipe(task="rating", lifelong=20, epochs=1, fine_tune_epochs=1, width=8)

@@ -154,6 +154,7 @@ def test_every_claim_has_a_row() -> None:
     assert len({one.fingerprint for one in methods()}) == len(names)
 
 
+@pytest.mark.slow
 def test_a_stopped_table_goes_on_and_judges_every_kind_of_row(made: Path, workspace: Workspace) -> None:
     """One network of each kind; a second run trains none anew."""
     rows = ["co-occurrence", "item vectors alone", "both + CRP", "LCN + CRP, w/o LAP", "SIM Soft + CRP", "LCN + CLRec"]
@@ -202,6 +203,7 @@ def test_logged_impressions_are_cut_by_days() -> None:
     assert set(np.unique(parts.test.user)) != set(np.unique(cut(logged, seed=1, people=20).test.user))
 
 
+@pytest.mark.slow
 def test_original_impressions_fill_the_same_table(tmp_path: Path) -> None:
     """Taobao's files as they come, in small: baselines and ours, with clicks and non-clicks as logged."""
     folder, random = tmp_path / "taobao_ads", np.random.default_rng(3)

@@ -83,6 +83,7 @@ def test_a_training_row_never_sees_itself_and_a_judged_one_sees_all_of_its_user(
         assert np.array_equal(stop - start, every[asked.user])
 
 
+@pytest.mark.slow
 def test_rows_of_the_table_are_trained_once_and_taken_up_again(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch):
     """Ours answers in two rows from one training; a second call finds all of them done."""
     rows = multi_domain_ctr.methods("douban", QUICK, QUICK)
@@ -97,6 +98,7 @@ def test_rows_of_the_table_are_trained_once_and_taken_up_again(data: Path, out: 
     assert "Paired tests" in (out / "multi-domain-ctr.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_new_domain_leaves_the_old_one_as_it_was(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch):
     """The adapter moves no score of the old domain by a bit; tuning everything does."""
     quick = QUICK.model_copy(update={"short": 50, "fine_tune_epochs": 1, "fine_tune_learning_rate": 1e-2})

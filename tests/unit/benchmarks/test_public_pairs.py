@@ -26,6 +26,7 @@ def test_original_reviews_become_clicks_of_two_domains(amazon_reviews, tmp_path)
     assert (task.segments["movies"] ^ task.segments["CDs"]).all()
 
 
+@pytest.mark.slow
 def test_scenes_without_times_become_domains_that_lend_alike(tmp_path, monkeypatch):
     """Ali-CCP: clicks as logged, a domain for each scene under its own name, no history that holds an asked row."""
     folder, random = tmp_path / "ali_ccp", np.random.default_rng(0)

@@ -92,6 +92,7 @@ def test_no_network_sees_the_feed_of_an_event_and_the_weigher_does(task):
     assert np.array_equal(feeds_of(given, batch)[:, 0].numpy(), feeds + 1)
 
 
+@pytest.mark.slow
 def test_where_feeds_are_catalogues_they_stand_beside_the_item(tiny, folder):
     given: Given = open_task(None, folder, "simulator-seen", 3).given
     assert "feed" in [field.name for field in given.encoder.item_fields]
@@ -121,6 +122,7 @@ def test_of_a_refused_feed_nothing_is_taken(task):
     assert np.array_equal(left.parts[-1].label, given.parts[-1].label)
 
 
+@pytest.mark.slow
 def test_what_the_scouts_refuse_is_left_out_and_they_look_again_until_nothing_is(task, monkeypatch):
     """Told to refuse reversed feeds at each look, four at a time, they end with all of them gone."""
     given: Given = replace(task.given, memory={})
@@ -141,6 +143,7 @@ def test_what_the_scouts_refuse_is_left_out_and_they_look_again_until_nothing_is
     assert judge(given, SOURCE_WEIGHTING) is found
 
 
+@pytest.mark.slow
 def test_a_source_of_which_every_feed_is_refused_teaches_nobody_and_stays_in_histories(task, monkeypatch):
     """A network sees whose events they are, so what lies throughout can be read turned round."""
     given: Given = replace(task.given, memory={})
@@ -172,6 +175,7 @@ def test_a_source_batch_stands_beside_each_target_batch_and_sources_go_on_where_
         assert [batch.item.tolist() for batch in rest] == [batch.item.tolist() for batch in first[start:]]
 
 
+@pytest.mark.slow
 def test_a_run_fills_the_table_and_a_second_one_trains_nothing(folder, task, monkeypatch):
     table = measure(None, folder, settings=["simulator-harmed"], seeds=1, models=[ALONE, UNIFORM, INFLUENCE])
     result = table.result("simulator-harmed", 0, INFLUENCE)

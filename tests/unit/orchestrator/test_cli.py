@@ -168,6 +168,7 @@ def test_the_traceback_of_an_error_is_shown_when_asked_for(graft):
     assert isinstance(graft("--traceback", "domains", "show", "ghost").exception, UnknownDomain)
 
 
+@pytest.mark.slow
 def test_help_needs_no_framework():
     """`graft --help` answers at once: none of the heavy packages is loaded for it."""
     code = (

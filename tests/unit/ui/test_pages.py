@@ -229,6 +229,7 @@ def follow(app: AppTest, until: str, limit_s: float = 30) -> AppTest:
         ("run_list", "Nothing has"),
     ],
 )
+@pytest.mark.slow
 def test_a_page_with_nothing_to_show_says_what_to_do(registry, page, title):
     """An empty registry is where everybody starts."""
     app = open_page(page)
@@ -243,6 +244,7 @@ def test_the_list_shows_state_fallback_level_owner_and_counts(full):
         assert expected in text
 
 
+@pytest.mark.slow
 def test_a_domain_page_shows_the_gate_the_plots_and_the_certificate(full):
     """A decision can be made from this page alone."""
     app = open_page("domain_page", name="live")
@@ -263,6 +265,7 @@ def test_a_domain_page_shows_the_gate_the_plots_and_the_certificate(full):
     assert len(app.get("vega_lite_chart") or app.get("arrow_vega_lite_chart")) >= 3
 
 
+@pytest.mark.slow
 def test_a_version_goes_live_only_with_a_reason_and_comes_back_in_one_step(full):
     """Promote, then roll back; both with who and why."""
     app = press(open_page("domain_page", name="live"), "promote")
@@ -275,6 +278,7 @@ def test_a_version_goes_live_only_with_a_reason_and_comes_back_in_one_step(full)
     assert [flip.why for flip in full.promotions("live")][:2] == ["clicks fell", "beats popularity"]
 
 
+@pytest.mark.slow
 def test_the_shared_model_can_be_chosen_in_the_dialog(full):
     """Every way to read histories has a name in words, the usual one is chosen; where one has a pyramid, its size."""
 
@@ -294,6 +298,7 @@ def test_the_shared_model_can_be_chosen_in_the_dialog(full):
     assert pyramids_beside("dacdr") == []
 
 
+@pytest.mark.slow
 def test_without_prefect_a_launch_is_offered_inside_the_ui(full):
     """The dialog says that nobody else would run it."""
     app = press(open_page("domain_page", name="live"), "launch")
@@ -301,11 +306,13 @@ def test_without_prefect_a_launch_is_offered_inside_the_ui(full):
     assert "inside this UI" in app.button(key="start-launch-domain").label
 
 
+@pytest.mark.slow
 def test_an_unknown_domain_in_the_address_is_answered_in_words(full):
     """A stale link is no crash."""
     assert "No domain is registered as 'gone'" in said(open_page("domain_page", name="gone"))
 
 
+@pytest.mark.slow
 def test_a_running_run_shows_its_step_and_a_failed_one_its_error_in_full(full):
     """What goes on is followed; what failed says why."""
     full.start_run("launch-domain", "live", params={}, by="ann", run_id="one")
@@ -318,6 +325,7 @@ def test_a_running_run_shows_its_step_and_a_failed_one_its_error_in_full(full):
     assert "first line\nNotEnoughData" in text
 
 
+@pytest.mark.slow
 def test_the_playground_says_in_one_sentence_that_the_service_is_down(full, settings):
     """No stack trace, and what to do about it."""
     from orchestrator import use_cases
@@ -340,6 +348,7 @@ def test_yaml_is_checked_as_it_stands_with_line_and_field(registry):
     assert app.button(key="register").disabled
 
 
+@pytest.mark.slow
 def test_the_form_reads_the_columns_and_registers_with_the_bad_rows_shown(registry, tmp_path):
     """From a file on the server to a validated domain without naming a single column."""
     events = write_events(tmp_path / "events.csv", bad=True)
@@ -367,6 +376,7 @@ def test_a_taken_name_is_refused_with_its_code(full):
     assert "domain_already_registered" in app.error[0].value
 
 
+@pytest.mark.slow
 def test_a_file_that_is_all_wrong_is_refused_with_its_first_bad_lines(registry, tmp_path):
     """Nothing is added, and the team sees where to look."""
     events = tmp_path / "wrong.csv"
@@ -395,6 +405,7 @@ def test_a_path_that_is_not_there_is_said_before_anything_runs(registry):
     assert registry.runs() == []
 
 
+@pytest.mark.slow
 def test_an_uploaded_file_is_added_once_and_its_copy_goes(registry, settings, tmp_path):
     """What was validated lies in the data folder; a second copy would only fill the disk."""
     registry.register_domain(spec("live"), by="ann")
@@ -407,6 +418,7 @@ def test_an_uploaded_file_is_added_once_and_its_copy_goes(registry, settings, tm
     assert [path for path in (settings.home / "uploads").rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.slow
 def test_a_domain_page_shows_what_short_runs_said_and_offers_them(full):
     """Before the first preview an invitation, after it each source's verdict and the rows still needed."""
     app = open_page("domain_page", name="live")

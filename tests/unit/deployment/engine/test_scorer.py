@@ -178,6 +178,7 @@ NUMBER = Field("size", "number", edges=(-1.0, 0.0, 3.5))
 
 
 @given(st.one_of(st.none(), st.text(max_size=5), st.sampled_from(CATEGORY.values)))
+@pytest.mark.slow
 def test_a_category_has_the_code_that_its_column_has(value):
     """Serving encodes one value, training a column: the same code."""
     assert CodeBook([CATEGORY]).encode({"kind": value}, np.zeros(1, np.int64))[0] == CATEGORY.encode([value])[0]

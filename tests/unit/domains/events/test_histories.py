@@ -35,6 +35,7 @@ def contents(store, start, stop):
     asked=st.lists(st.tuples(st.integers(-2, 9), st.integers(-1, 10)), min_size=1, max_size=20),
     length=st.integers(1, 5),
 )
+@pytest.mark.slow
 def test_a_window_is_what_a_naive_loop_finds(tmp_path_factory, events, asked, length):
     """Any events, any order in: the window holds exactly the user's latest events strictly before the time."""
     store = built(tmp_path_factory.mktemp("histories") / "store", events)
@@ -64,6 +65,7 @@ def test_the_order_of_arrival_is_forgotten(tmp_path_factory, events, data):
 
 @settings(max_examples=30, deadline=None)
 @given(events=st.lists(EVENT, min_size=1, max_size=60), piece=st.integers(1, 7), at_once=st.integers(1, 9))
+@pytest.mark.slow
 def test_building_in_pieces_gives_the_same_store(tmp_path_factory, events, piece, at_once):
     """However small the batches and the sorted pieces, the store is the one that a single sort gives."""
     folder = tmp_path_factory.mktemp("histories")

@@ -51,6 +51,7 @@ def test_data_that_is_missing_is_asked_for_by_folder_and_origin(graft, tmp_path)
     assert "holds no files of" in shown.stderr
 
 
+@pytest.mark.slow
 def test_a_benchmark_runs_with_its_own_options(graft, tmp_path):
     """Options after the name reach the benchmark as they are."""
     assert graft("simulator", "--events", "3000", "--out", tmp_path / "simulator.json").exit_code == 0

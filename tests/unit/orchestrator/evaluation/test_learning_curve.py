@@ -57,6 +57,7 @@ def test_fewer_points_make_a_wider_interval():
     assert width[0] > width[1]
 
 
+@pytest.mark.slow
 def test_forecasts_of_planted_curves_hold_about_as_often_as_they_say():
     """Over many marketplaces the 95 % interval holds at least four times in five, where the law is a power law."""
     checks = [

@@ -43,6 +43,7 @@ def context(registry: Registry, settings: Settings) -> RunContext:
     return RunContext("run-1", "preview", None, {}, "ann", registry, settings)
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_closed_and_can_be_continued(registry, settings):
     """While its process lives it is left alone; once that is killed it has failed; started again it succeeds."""
     script = "\n".join(line[4:] for line in KILLED.splitlines())
