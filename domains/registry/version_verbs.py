@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -69,8 +70,12 @@ class VersionVerbs(Verbs):
         certificate: dict[str, Any],
         config: dict[str, Any],
         by: str,
+        noted: Mapping[str, Any],
     ) -> Version:
         """Replace the report and the settings of a version whose weights came out of another launch unchanged.
+
+        Args:
+            noted: what the audit log says of it beside the version's id.
 
         Raises:
             UnknownVersion: no such version.
@@ -79,9 +84,7 @@ class VersionVerbs(Verbs):
             held = version_of(connection, id)
             evaluated = {"metrics": metrics, "report": report, "certificate": certificate, "config": config}
             connection.execute(update(versions).where(versions.c.id == id).values(evaluated))
-            before = (held.report.get("decision") or {}).get("verdict")
-            after = (report.get("decision") or {}).get("verdict")
-            note(connection, by, "reevaluate", held.domain, id=id, before=before, after=after)
+            note(connection, by, "reevaluate", held.domain, id=id, **noted)
             return version_of(connection, id)
 
     def version(self, id: str) -> Version:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from domains.registry.registry import Registry
+from domains.registry.registry import Registry, Version
 from domains.spec import DomainSpec
 from orchestrator import use_cases
 from orchestrator.cli.options import By, Interactions, Items, Name, Users
 from orchestrator.console import terminal
 from orchestrator.console.terminal import console, say
+from orchestrator.evaluation.report import metrics_of
 from orchestrator.settings import Settings
 
 
@@ -62,7 +63,7 @@ def show(name: Name) -> None:
         (
             [
                 *(version.id[:12], version.level, "live" if live and live.version_id == version.id else ""),
-                *(_metrics(version.metrics), f"{version.created_at:%Y-%m-%d %H:%M} by {version.created_by}"),
+                *(_metrics(version), f"{version.created_at:%Y-%m-%d %H:%M} by {version.created_by}"),
             ]
             for version in sorted(registry.versions(name), key=lambda version: version.created_at, reverse=True)
         ),
@@ -114,11 +115,5 @@ def _level(registry: Registry, name: str) -> str:
     return use_cases.level(name, registry=registry).replace("_", "-")
 
 
-def _metrics(metrics: dict[str, Any]) -> str:
-    """A version's own row; shared training records the rows that it was compared with beside it."""
-    own = metrics.get("rows", {}).get("shared", metrics)
-    return ", ".join(
-        f"{name} {measured['value']:.4f}"
-        for name, measured in own.items()
-        if isinstance(measured, dict) and "value" in measured
-    )
+def _metrics(version: Version) -> str:
+    return ", ".join(f"{name} {measured.value:.4f}" for name, measured in metrics_of(version).items())

@@ -1,4 +1,4 @@
-"""Events and histories in, batches out: the one place where a row meets what was known at its moment.
+"""Events and histories in, batches out: the one place where a row meets what was known at its time.
 
 Training, evaluation and serving all build their batches here, so none can see features that another does not.
 """
@@ -23,7 +23,7 @@ class Examples:
     """Rows of one domain, as arrays of equal length N.
 
     ``user`` and ``item`` are vocabulary indices (item local to the domain), ``context`` is (N, C) codes, ``value`` the
-    label as the file had it, which is what histories hold.
+    label as the file had it, which is what histories hold. ``offset`` is added to a row's score (a base margin).
     """
 
     domain: str
@@ -61,18 +61,18 @@ class EventSource:
         """The same histories as if other domains had no events; a copy of the events that stay."""
         return self.where(np.isin(self.arrays["domain"], list(numbers)))
 
-    def where(self, kept: np.ndarray) -> EventSource:
-        """The same histories with only those stored events that ``kept``, (N,) bool, names."""
-        if kept.all():
+    def where(self, chosen: np.ndarray) -> EventSource:
+        """The same histories with only those stored events that ``chosen``, (N,) bool, is true of."""
+        if chosen.all():
             return self
-        before = np.concatenate([[0], np.cumsum(kept)])
+        before = np.concatenate([[0], np.cumsum(chosen)])
         narrowed = copy.copy(self)
-        narrowed.arrays = {name: column[kept] for name, column in self.arrays.items()}
+        narrowed.arrays = {name: column[chosen] for name, column in self.arrays.items()}
         # The whole past in the full store bounds the same past among the events that stayed.
         whole = self.window
 
         def window(users: np.ndarray, before_us: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-            start, stop = whole(users, before_us, len(kept))
+            start, stop = whole(users, before_us, len(chosen))
             return np.maximum(before[start], before[stop] - length), before[stop]
 
         narrowed.window = window
@@ -85,14 +85,14 @@ class OneUser:
     def __init__(self, arrays: Arrays) -> None:
         self.arrays = arrays
 
-    def window(self, users: np.ndarray, before_us: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    def window(self, _users: np.ndarray, before_us: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         stop = np.searchsorted(self.arrays["time_us"], before_us, side="left").astype(np.int64)
         return np.maximum(stop - length, 0), stop
 
     def only(self, numbers: frozenset[int]) -> OneUser:
         """The same history as if other domains had no events."""
-        kept = np.isin(self.arrays["domain"], list(numbers))
-        return self if kept.all() else OneUser({name: column[kept] for name, column in self.arrays.items()})
+        chosen = np.isin(self.arrays["domain"], list(numbers))
+        return self if chosen.all() else OneUser({name: column[chosen] for name, column in self.arrays.items()})
 
 
 class BatchBuilder:
@@ -188,10 +188,10 @@ class BatchBuilder:
 class DomainBatchSampler:
     """Batches of several domains, each batch of one domain, mixed in a seeded order: a ``BatchSource``.
 
-    Rows of one user that stand close in time stay together up to ``session_rows``, so that they share one stored
+    Rows of one user that are close in time stay together up to ``session_rows``, so that they share one stored
     history; everything else is shuffled anew in each epoch, the same way for the same seed. With ``share`` (k, n), each
     batch is the k-th of n parts of the whole one, for one of n processes; the last batch's part may be empty. With
-    ``first_key``, rows carry keys: that number and on, in the order in which they were given.
+    ``first_key``, rows carry keys that count up from it, in the order in which they were given.
     """
 
     def __init__(
@@ -230,8 +230,8 @@ class DomainBatchSampler:
         if self._shuffle:
             plan = [plan[position] for position in random.permutation(len(plan))]
         for part, index in plan[start:]:
-            place, of = self._share
-            yield self._batch(part, index[len(index) * place // of : len(index) * (place + 1) // of])
+            share, of = self._share
+            yield self._batch(part, index[len(index) * share // of : len(index) * (share + 1) // of])
 
     def each_row_once(self) -> Iterator[Batch]:
         """All rows in an order that no epoch changes, those of one user together."""
@@ -270,7 +270,7 @@ def _share(
         group (B,) of each row; first (U,) absolute position and stored (U,) number of events of each stored history.
     """
     if (user == user[:1]).all() and (stop == stop[:1]).all() and len(user):
-        # A request: one user at one moment.
+        # A request: one user at one time.
         first = start.min(keepdims=True)
         return np.zeros(len(user), np.int64), first, stop[:1] - first
     bucket = stop // slack

@@ -133,8 +133,8 @@ class Workspace:
             own = encoder.codes(encoder.user_fields, table, len(table))
             for at, field in enumerate(encoder.user_fields):
                 if field.name in table.column_names:
-                    told = table[field.name].is_valid().to_numpy()
-                    codes[rows[told], at] = own[told, at]
+                    given = table[field.name].is_valid().to_numpy()
+                    codes[rows[given], at] = own[given, at]
         if len(codes):
             codes[0] = 0
         return codes

@@ -1,9 +1,8 @@
-"""How the words of a domain (ids, categories, prices) become the numbers of a network, and stay the same numbers.
+"""The feature encoder: categories and numbers of a domain's files become the integer codes of embedding tables.
 
-A ``FeatureEncoder`` is fitted once, when a backbone is trained, and travels with it as ``encoder.json``: whoever loads
-the backbone encodes exactly as its training did. Code 0 always means missing or never seen. Vocabularies are
-append-only (``domains.events.vocabulary``), so an item keeps its number for ever; a encoder only remembers how many
-there were.
+A ``FeatureEncoder`` is fitted once, when a backbone is trained, and stored with it as ``encoder.json``, so that serving
+encodes exactly as training did. Code 0 always means missing or never seen. Vocabularies are append-only
+(``domains.events.vocabulary``): an item keeps its number for ever, and an encoder only holds how many there were.
 """
 
 from __future__ import annotations
@@ -78,9 +77,9 @@ class SourceRange:
 
 @dataclass(frozen=True)
 class FeatureEncoder:
-    """Every code book of one backbone.
+    """The code books of one backbone.
 
-    ``slots`` names the domains that shared training knew and their slot in the network, in order.
+    ``slots`` are the domains of shared training in the order of their slots in the network.
     ``users`` is the size of the user table, 0 when the network has none.
     """
 

@@ -1,4 +1,4 @@
-"""What serving reads online, brought up to date: the one place that tells Feast where Graft's data lies."""
+"""Brings the online features up to date: the only module that gives Feast the paths of Graft's data."""
 
 from __future__ import annotations
 

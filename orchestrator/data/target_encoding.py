@@ -1,4 +1,4 @@
-"""What each item gets on average in training, and the correction that keeps a row from voting for itself."""
+"""Leave-one-out target encoding: an item's mean label in training, and for each training row the mean without it."""
 
 from __future__ import annotations
 

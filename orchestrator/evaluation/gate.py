@@ -23,7 +23,7 @@ STRONGEST = "strongest"
 
 
 def row_of(baseline: str, task: str) -> str:
-    """The row of a report that stands for a baseline: of ratings there is no popularity, only the item's mean."""
+    """The row of a report for a baseline: ratings have no popularity, so the item mean takes its place."""
     return "item_mean" if baseline == "popularity" and task == "rating" else baseline
 
 

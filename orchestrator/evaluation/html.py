@@ -1,6 +1,6 @@
 """A version's cold-start report as one HTML file that needs nothing else: no scripts, no fonts, no requests.
 
-Pure: what the registry holds of a version goes in, text comes out. It is what a team keeps, prints and sends round.
+Pure: a version as the registry holds it goes in, text comes out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Learning curves: fit a power law to errors at growing amounts of data, and say where it leads and how surely.
+"""Learning curves: a power law fitted to errors at growing amounts of data, extrapolated with intervals.
 
 An error with n training rows is taken as L(n) = a + b n^-c with b >= 0. Few points cannot tell a, b and c apart, so no
 single curve is drawn: every draw resamples the users of the evaluation rows, takes an exponent by how well it fits, and

@@ -81,7 +81,7 @@ class EvaluationRows:
     def gain_over_seeds(
         self, metric: str, by_seed: Mapping[int, np.ndarray], other: Mapping[int, np.ndarray]
     ) -> SeedInterval:
-        """Improvement over another row, seed by seed; where that row has one seed, it stands for all."""
+        """Improvement over another row, seed by seed; a row with one seed is compared under that one throughout."""
         function, always = METRICS[metric], next(iter(other.values()))
 
         def value(score: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""What short runs say before a launch: what each source adds, and how much more data the domain needs."""
+"""The report of a preview: what each source adds, and how much more data the domain needs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Backtest(Value):
 
 
 class SourceValues(Value):
-    """What short runs with and without each source say; ``best`` is the set of sources with the lowest error."""
+    """Results of short runs with and without each source; ``best`` is the set of sources with the lowest error."""
 
     sources: list[PreviewedSource]
     together: Interval
@@ -76,7 +76,7 @@ class DataForecast(Value):
 
 
 class PreviewReport(SourceValues, DataForecast):
-    """Both, and what they rest on."""
+    """Source values and forecast, with the domain and the rows that they were measured on."""
 
     domain: str
     task: Literal["ctr", "rating"]

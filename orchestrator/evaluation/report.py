@@ -57,7 +57,7 @@ class Epoch(Value):
 
 
 class ComparisonPolicy(Value):
-    """What a launch is compared with and how often it is repeated, and who says so.
+    """What a launch is compared with, how often it is repeated, and who requires it.
 
     ``baselines`` names, for each row that the report must hold, who requires it.
     """
@@ -102,7 +102,7 @@ class Window(Value):
 
 
 class HarmfulPart(Value):
-    """Rows of a source that tell the opposite of what users do in the targets."""
+    """Rows of a source whose labels contradict those of the targets."""
 
     source: str
     part: str
@@ -140,7 +140,7 @@ class Decision(Value):
 
 
 class Comparison(Value):
-    """A version beside its baselines on users whom training never met: all that the gate looks at.
+    """A version against its baselines on users whom training never saw: all that the gate looks at.
 
     ``rows[name][metric]`` are the results of each row of the table, ``subject`` among them; ``gain[name]`` is the
     subject's improvement over a row on the gate's ``metric``, positive is better, paired over users. Calibration is the
@@ -187,7 +187,7 @@ class ColdStartReport(Comparison):
 
     @classmethod
     def completing(cls, comparison: Comparison, *, launch_seconds: float, cost: Cost, decision: Decision) -> Self:
-        """The comparison, and what is known once the gate has decided on it."""
+        """The comparison with what is known after it."""
         compared = {name: getattr(comparison, name) for name in comparison.model_fields_set}
         return cls(**compared, launch_seconds=launch_seconds, cost=cost, decision=decision)
 
@@ -223,7 +223,7 @@ class Certificate(Value):
 
 
 class SharedReport(Value):
-    """What is told of a shared model."""
+    """The report of a shared model."""
 
     source_weighting: SourceWeighting | None = None
 

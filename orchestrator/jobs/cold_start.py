@@ -1,4 +1,4 @@
-"""The cold-start report of a launch: its version beside all that is asked for, on users whom training never met.
+"""The cold-start report of a launch: its version against the required baselines, on users whom training never saw.
 
 Which rows are evaluated, against what, and by which leak checks is settled here; how they are measured in
 ``evaluation.measure``, and what follows from it in ``evaluation.gate``.
@@ -51,7 +51,7 @@ LONG_HISTORY = 20
 
 
 def compare(context: RunContext) -> None:
-    """The cold-start report: adapter, zero-shot, plain rows and trained baselines on users whom the adapter never met.
+    """The cold-start report: adapter, zero-shot, plain rows and trained baselines on cold users.
 
     Raises:
         NotEnoughData: nobody was held out.

@@ -178,7 +178,7 @@ def offer(context: RunContext) -> None:
     name = launch.name
     report = context.result_of(cold_start.REPORT, ColdStartReport)
     evaluated: dict[str, Any] = {
-        "metrics": report.as_dict()["rows"]["adapter"],
+        "metrics": {metric: found.as_dict() for metric, found in report.rows[report.subject].items()},
         "report": report.as_dict(),
         "certificate": context.result_of(CERTIFICATE, Certificate).as_dict(),
         "config": launch.recipe.model_dump(mode="json"),
@@ -193,8 +193,10 @@ def offer(context: RunContext) -> None:
         level="adapter",
         **evaluated,
     )
-    if version.report != evaluated["report"]:
-        version = registry.reevaluate(version.id, **evaluated, by=context.by)
+    before = ColdStartReport.of(version)
+    if before != report:
+        verdicts = {"before": before.decision.verdict if before else None, "after": report.decision.verdict}
+        version = registry.reevaluate(version.id, **evaluated, by=context.by, noted=verdicts)
     live = registry.live(name)
     if live is not None and live.version_id == version.id:
         state = State.LIVE

@@ -112,7 +112,7 @@ def data_forecast(runs: ShortRuns, *, on_progress: OnShare) -> DataForecast:
 
 
 def verdict(alone: Interval, beside: Interval) -> Verdict:
-    """What the two gains of a source mean: it hurts for certain, it helps for certain, or neither can be told."""
+    """What the two gains of a source mean: it hurts for certain, it helps for certain, or neither is certain."""
     if alone.high < 0 or beside.high < 0:
         return "do not borrow"
     return "borrow" if alone.low > 0 or beside.low > 0 else "no clear gain"

@@ -1,4 +1,4 @@
-"""What runs answer when they have succeeded, as the registry holds it in ``Run.result``."""
+"""The results of successful runs, as the registry holds them in ``Run.result``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class SharedTraining(Value):
 
 
 class Launch(Value):
-    """The version that a launch or a retrain made, and what the gate says of it."""
+    """The version that a launch or a retrain made, and the gate's decision on it."""
 
     version: str
     decision: Decision

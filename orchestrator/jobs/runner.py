@@ -143,7 +143,7 @@ def execute(steps: Sequence[Step], context: RunContext, *, call: Call = call_dir
             done += step.share
     except BaseException as error:
         logger.exception("run failed", extra={"run": context.run_id, "step": context.step})
-        # Ctrl-C, SIGTERM and Prefect's own signals are no Exceptions: somebody stopped it, nothing is wrong with it.
+        # Ctrl-C, SIGTERM and Prefect's own signals are no Exceptions: the run was stopped, and nothing is wrong with it.
         cancelled = not isinstance(error, Exception)
         registry.finish_run(
             context.run_id,
@@ -155,10 +155,10 @@ def execute(steps: Sequence[Step], context: RunContext, *, call: Call = call_dir
 
 
 def close_dead(registry: Registry, settings: Settings) -> list[str]:
-    """Record as failed every run without Prefect whose process has ended on this machine; says which.
+    """Record as failed every run without Prefect whose process has ended on this machine; returns their ids.
 
-    Such a process says nothing when it is killed, and what waits for the run would wait for ever. Started again under
-    its id, the run continues.
+    A process that is killed cannot record its end, and whoever waits for the run would wait for ever. Started again
+    under its id, the run continues.
     """
     closed = []
     for run in registry.runs(limit=200):

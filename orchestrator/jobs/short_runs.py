@@ -1,4 +1,4 @@
-"""Tiny networks, trained for a few hundred steps: what the rows of a preview are made of.
+"""Short runs: tiny networks, trained for a few hundred steps, whose errors a preview compares.
 
 Every user is evaluated once, by a run that did not learn from them (cross-fitting), so that a few runs use all the
 users there are. The users that launches are evaluated on stay untouched.
@@ -36,7 +36,7 @@ SHORT = 10
 """Latest events that the tiny networks read."""
 
 OnShare = Callable[[float], None]
-"""Told how much of the work is done, 0 to 1."""
+"""Takes the share of the work that is done, 0 to 1."""
 
 
 class Size(Value):
@@ -75,7 +75,7 @@ class ShortRuns:
     Attributes:
         rows: the domain's rows to learn from or to choose by, never those of the launch's cold users.
         fold: (N,) each row's fold, the same for all rows of one user.
-        users: (U,) the users of ``rows``; ``person`` (N,) each row's place among them.
+        users: (U,) the users of ``rows``; ``person`` (N,) each row's position among them.
     """
 
     def __init__(self, workspace: Workspace, name: str, sources: tuple[str, ...], size: Size) -> None:
@@ -140,7 +140,7 @@ class ShortRuns:
                 slot = add_domain(ranker, self.workspace, self.encoder, self.name)
                 fit_adapter(ranker, slot, self.size.recipe(self.task), batch_builder, some, some_choosing)
                 losses["adapter"][held, point] = self._losses(ranker, batch_builder, rows, slot)
-                # The plain rows need nobody to choose for them, so they learn from those rows as well.
+                # The plain rows need no early stopping, so they learn from those rows as well.
                 item, label = (np.r_[getattr(some, part), getattr(some_choosing, part)] for part in ("item", "label"))
                 for name in plain:
                     score = PLAIN_ROWS[name](item, label, rows.item)
@@ -219,7 +219,7 @@ class ShortRuns:
             means[name] = found.means
             values[name] = item_means(replace(known, label=known.value), self._items(name), "rating").means
             train.append((leave_one_out(known, found), self._slot(name)))
-        # What is left out is not known either: it starts from the mean of what is learned from.
+        # A domain that is left out starts from the mean label of those that are not.
         overall = float(np.concatenate([known.label for known, _ in train]).mean())
         for name in self.encoder.slots:
             if not means[name].any():

@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _tell_progress(progress: Progress) -> None:
-    _tell(train_shared.told_of(progress))
+    _tell(train_shared.progress_detail(progress))
 
 
 def _tell(what: dict[str, Any]) -> None:

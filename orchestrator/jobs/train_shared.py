@@ -60,7 +60,7 @@ def train(context: RunContext) -> None:
         return
     recipe, _workspace, _slots = _plan(context)
     if recipe.processes == 1:
-        train_here(context, on_progress=lambda progress: context.progress(**told_of(progress)))
+        train_here(context, on_progress=lambda progress: context.progress(**progress_detail(progress)))
         return
     train_together(
         context.run_id,
@@ -68,12 +68,12 @@ def train(context: RunContext) -> None:
         settings=context.settings,
         log=context.folder / "training" / "processes.log",
         finished=trained.is_dir,
-        on_progress=lambda told: context.progress(**told),
+        on_progress=lambda reported: context.progress(**reported),
     )
 
 
-def told_of(progress: loop.Progress) -> dict[str, Any]:
-    """What a run shows of its training."""
+def progress_detail(progress: loop.Progress) -> dict[str, Any]:
+    """What a run records of the progress of its training."""
     return {
         "fraction": progress.fraction,
         "loss": progress.loss,
@@ -143,14 +143,14 @@ def publish(context: RunContext) -> None:
     metrics = {name: found.as_dict() for name, found in context.result_of(METRICS, Metrics).domains.items()}
     backbone_id = adapters.backbone_hash(ranker)
     weighed = context.holds(SOURCE_WEIGHTING)
-    told = SharedReport(source_weighting=context.result_of(SOURCE_WEIGHTING, SourceWeighting) if weighed else None)
+    report = SharedReport(source_weighting=context.result_of(SOURCE_WEIGHTING, SourceWeighting) if weighed else None)
     publish_version(
         context,
         context.folder / "trained" / "backbone",
         backbone_id,
         kind="backbone",
         metrics=metrics,
-        report=told.as_dict(),
+        report=report.as_dict(),
         config=recipe.model_dump(mode="json"),
     )
     for name in slots:

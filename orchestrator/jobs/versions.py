@@ -1,4 +1,4 @@
-"""The steps of a version's life: published under its content hash, attached to its backbone, set live."""
+"""Versions: published under their content hash, attached to their backbone, set live."""
 
 from __future__ import annotations
 

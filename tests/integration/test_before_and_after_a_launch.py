@@ -10,7 +10,7 @@ from domains.spec import DomainSpec
 from orchestrator import use_cases
 from orchestrator.cli import app
 from orchestrator.console import terminal
-from orchestrator.evaluation import gate, plain_rows
+from orchestrator.evaluation import gate
 from orchestrator.evaluation.preview_report import PreviewReport
 from orchestrator.evaluation.report import Certificate, ColdStartReport
 from orchestrator.jobs import launch as launching
@@ -121,11 +121,6 @@ def test_a_report_is_exported_as_one_file(market, launched, monkeypatch, tmp_pat
 def test_the_steps_of_a_launch_name_the_repeats():
     """People who follow the run see when other seeds are at work."""
     assert "Fine-tune again under other seeds" in [step.title for step in launching.STEPS]
-
-
-def test_popularity_of_rows_with_one_label_is_that_label():
-    """A small share of a domain may hold no click at all."""
-    assert plain_rows.popularity(np.array([1, 2]), np.zeros(2), np.array([1, 5])).tolist() == [0.0, 0.0]
 
 
 @pytest.fixture

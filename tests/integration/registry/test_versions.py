@@ -258,11 +258,11 @@ class TestReevaluation:
     def test_a_newer_report_takes_the_place_of_the_old_one(self, registry: Registry) -> None:
         """The weights are the same, so it is the same version; the audit says that the verdict changed."""
         ready(registry, "a")
-        evaluated = {"metrics": {"auc": 1}, "report": {"decision": {"verdict": "hold"}}, "certificate": {"ok": True}}
-        again = registry.reevaluate("a", **evaluated, config={"seed": 1}, by="ann")
+        evaluated = {"metrics": {"auc": 1}, "report": {"leaks": []}, "certificate": {"ok": True}, "by": "ann"}
+        again = registry.reevaluate("a", **evaluated, config={"seed": 1}, noted={"before": "ship", "after": "hold"})
         assert (again.report, again.config, again.id) == (evaluated["report"], {"seed": 1}, "a")
         assert registry.version("a") == again
         (entry,) = [entry for entry in registry.audit() if entry["what"] == "reevaluate"]
         assert (entry["who"], entry["details"]["after"]) == ("ann", "hold")
         with pytest.raises(UnknownVersion):
-            registry.reevaluate("nobody", **evaluated, config={}, by="ann")
+            registry.reevaluate("nobody", **evaluated, config={}, noted={})
