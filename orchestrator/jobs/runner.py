@@ -143,7 +143,7 @@ def execute(steps: Sequence[Step], context: RunContext, *, call: Call = call_dir
             done += step.share
     except BaseException as error:
         logger.exception("run failed", extra={"run": context.run_id, "step": context.step})
-        # Ctrl-C, SIGTERM and Prefect's own signals are no Exceptions: the run was stopped, and nothing is wrong with it.
+        # Ctrl-C, SIGTERM and Prefect's own signals are no Exceptions: the run was stopped; nothing is wrong with it.
         cancelled = not isinstance(error, Exception)
         registry.finish_run(
             context.run_id,
