@@ -169,13 +169,14 @@ def cli_page() -> str:
     from typer.main import get_command
 
     from orchestrator.cli import app
+    from orchestrator.errors import EXIT_STATUS
 
     root = get_command(app)
     sections = [
         "# Command line\n\n"
-        "`graft` is in `.venv/bin` after `make setup`. A mistake is answered with one line and exit status 1, a wrong "
-        "option with exit status 2. `graft COMMAND --help` tells the same as this page.\n",
+        "`graft` is in `.venv/bin` after `make setup`. `graft COMMAND --help` tells the same as this page.\n",
         parameters(root),
+        table(("exit status", "meaning"), ((code(status), meaning) for status, meaning in EXIT_STATUS.items())),
     ]
     sections += [section for name, command in commands_of(root, "graft") for section in command_section(name, command)]
     return "\n".join(sections)
@@ -220,10 +221,14 @@ def parameters(command: Any) -> str:
 
 def errors_page() -> str:
     """The error tree with codes and statuses."""
-    import models.ranker.adapters
-    import models.ranker.checkpoint  # noqa: F401  (their error classes are listed)
+    import orchestrator.training.torchrun  # noqa: F401  (its error is listed below RunFailed)
     from domains.errors import DomainFault
+    from models.ranker.adapters import AdapterMismatch
+    from models.ranker.checkpoint import CorruptCheckpoint
+    from models.training.config import CheckpointMismatch, TrainingDiverged
+    from models.training.run_state import UnreadableState
     from orchestrator import errors
+    from orchestrator.console.bench import BenchmarkUnavailable
 
     def rows(kind: type[Exception], depth: int) -> Iterator[tuple[str, str, int, str]]:
         yield (
@@ -236,7 +241,9 @@ def errors_page() -> str:
             if below.__module__.split(".")[0] in PACKAGES:
                 yield from rows(below, depth + 1)
 
-    found = [row for kind in (DomainFault, errors.Unavailable) for row in rows(kind, 0)]
+    of_models = (AdapterMismatch, CheckpointMismatch, CorruptCheckpoint, TrainingDiverged, UnreadableState)
+    roots = (DomainFault, errors.Unavailable, errors.Refused, errors.RunFailed, BenchmarkUnavailable, *of_models)
+    found = [row for kind in roots for row in rows(kind, 0)]
     return (
         "# Errors\n\n"
         "The service, the command line and the pages show one error alike. Over HTTP its shape is "
