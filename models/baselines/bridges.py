@@ -65,11 +65,11 @@ class _ShareWeigher:
 
     def begin(self, *_: Any) -> None: ...
 
-    def weigh(self, batch: Batch, moment: TrainingStep) -> Tensor:
+    def weigh(self, batch: Batch, step: TrainingStep) -> Tensor:
         in_target = (batch.domain == self._target_slot).float()
         return 2 * (self._share + (1 - 2 * self._share) * in_target)
 
-    def after_step(self, batch: Batch, moment: TrainingStep) -> None: ...
+    def after_step(self, batch: Batch, step: TrainingStep) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -198,9 +198,9 @@ class TMCDR(Bridge):
             nn.init.eye_(self.map.weight)
 
     def mapped(self, batch: Batch) -> Tensor:
-        return self._carried(batch, dict(self.map.named_parameters()))
+        return self.carried(batch, dict(self.map.named_parameters()))
 
-    def _carried(self, batch: Batch, weights: Mapping[str, Tensor]) -> Tensor:
+    def carried(self, batch: Batch, weights: Mapping[str, Tensor]) -> Tensor:
         vector = functional_call(self.map, dict(weights), (self.source.user(batch.user),))
         return vector * self.source.seen[batch.user][:, None]
 
@@ -234,7 +234,7 @@ class _MetaStep(nn.Module):
         return self._loss(batch, adapted, ~in_support)
 
     def _loss(self, batch: Batch, weights: Mapping[str, Tensor], group: Tensor) -> Tensor:
-        vector = self.bridge._carried(batch, weights)
+        vector = self.bridge.carried(batch, weights)
         weight = batch.weight * group
         score = self.bridge.target.score(vector, batch.item) + batch.offset
         return (weight * output_losses(score, batch.label, self.task)).sum() / weight.sum().clamp(min=1e-12)

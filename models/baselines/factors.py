@@ -193,7 +193,7 @@ class Bridge(nn.Module):
         """
         if config.task != self.config.task:
             raise ValueError(f"the bridge answers {self.config.task}, the training is for {config.task}")
-        self._remember_users(source, target)
+        self.remember_users(source, target)
         given = TrainingSet(
             source, target, {str(of): rows for of, rows in (validation or {}).items()}, config, checkpoint_dir
         )
@@ -202,12 +202,12 @@ class Bridge(nn.Module):
             results = self.train_factors(given)
             self.stage = "map"
             for factors in (self.source, self.target):
-                factors.requires_grad_(False)
+                factors.requires_grad_(requires_grad=False)
             mapping = self.train_mapping(replace(given, config=map_config or config))
         finally:
             self.stage = "done"
             for factors in (self.source, self.target):
-                factors.requires_grad_(True)
+                factors.requires_grad_(requires_grad=True)
         return results if mapping is None else {**results, "map": mapping}
 
     def train_factors(self, given: TrainingSet) -> dict[str, TrainResult]:
@@ -222,7 +222,7 @@ class Bridge(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def _remember_users(self, source: BatchSource, target: BatchSource) -> None:
+    def remember_users(self, source: BatchSource, target: BatchSource) -> None:
         for data, factors in ((source, self.source), (target, self.target)):
             factors.seen.zero_()
             for batch in data.batches(0):

@@ -115,7 +115,7 @@ class Lifelong(Baseline):
             source=(source.item[source.row], source.mask()),
             user=batch.user,
             embed_target=lambda item, row: self.inputs.item_vectors(self.inputs.own_rows(item, batch.domain[row])),
-            embed_source=lambda item, row: self.inputs.item_vectors(item),
+            embed_source=lambda item, _: self.inputs.item_vectors(item),
             domain=batch.domain,
         )
 

@@ -103,11 +103,11 @@ class SSCDR(Bridge):
         line = [self.slope, self.level, *([] if self.item_bias is None else self.item_bias.parameters())]
         # As if they were cold: for such users the line is needed.
         of_shared = OnlySharedUsers(given.target, shared, self.config.users)
-        self.map.requires_grad_(False)
+        self.map.requires_grad_(requires_grad=False)
         try:
             return given.train("scale", self, of_shared, line, chosen_by="cold")
         finally:
-            self.map.requires_grad_(True)
+            self.map.requires_grad_(requires_grad=True)
 
 
 class _Points(nn.Module):

@@ -255,11 +255,11 @@ class CLRec(SequenceTask):
         same = torch.cat([equal(identity), equal(identity, names)], 1)
         loss = info_nce(user, item, temperature=self.temperature, same=same, extra=side.look_up(names))
         if self.training:
-            self._remember(number, identity)
+            self.remember(number, identity)
         return loss
 
     @torch.no_grad()
-    def _remember(self, number: int, identity: Tensor) -> None:
+    def remember(self, number: int, identity: Tensor) -> None:
         size = self.identity.shape[1]
         self.identity[number] = torch.cat([identity, self.identity[number]])[:size]  # the latest first
         self.filled[number] = min(size, int(self.filled[number]) + len(identity))

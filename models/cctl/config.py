@@ -1,4 +1,4 @@
-"""How to borrow from sources, and the verdict on each: what CCTL is told and what it tells."""
+"""What CCTL is told and what it tells: how to transfer from sources, and the verdict on each."""
 
 from __future__ import annotations
 
@@ -8,30 +8,29 @@ from typing import Any, Literal
 
 _SETTLED_SHARE = 0.25  # of the recorded windows: the last ones, on which verdicts rest
 _SURE = 3.0  # t value from which a verdict counts as certain
-_HARM = -0.1  # worth below which rows count as telling the opposite
+_HARM = -0.1  # source value below which rows count as telling the opposite
 
 
 @dataclass(frozen=True)
 class TransferConfig:
-    """How to borrow.
+    """How to transfer.
 
     Attributes:
-        targets: domain slots that borrow; every other slot is a source.
+        targets: domain slots that sources are weighed for; every other slot is a source.
         mode: how the flow network learns; ``uniform`` keeps all weights at 1, to compare with.
-        influence: where ``influence`` is measured: along the ``path`` of a target-only tower, or at the model's
-        present ``point``.
+        influence: where ``influence`` is measured: along the ``path`` of a target tower, or at the model's present
+            ``point``.
         share: lambda_s, the weight of source losses beside target losses.
         largest: w_max; weights lie in (0, w_max).
         sync_every: k, steps between settings of the companion to the mixed tower; also the recorded window.
-        warm_up_steps: steps with all weights 1 before the flow network learns; none once a target-only tower has
-        learned ahead.
+        warm_up_steps: steps with all weights 1 before the flow network learns; none once a target tower has learned
+            ahead.
         update_every: source batches between two updates of the flow network.
         start: weight of a source of which nothing is known; it is the default to which a lack of evidence leads.
-        expected: worth of a source of which nothing is known, where a target row's own is 1; it has weight ``start``.
-        steepness: how far a worth of 1 more moves a weight, in logits (``path``).
-        ahead_passes: passes over the target that a target-only tower may take ahead of the model, at most.
-        enough_rows: source rows after which the source_values is closed, since nothing more is to be learned of
-        sources.
+        expected: value of a source of which nothing is known, where a target row's own is 1; it has weight ``start``.
+        steepness: how far a value of 1 more moves a weight, in logits (``path``).
+        ahead_passes: passes over the target that a target tower may take ahead of the model, at most.
+        enough_rows: source rows after which no more are valued, since nothing more is to be learned of sources.
         sensitivity: how far a mean influence of one spread moves a weight, in logits (``point``).
         centre: what influence at a point is compared with. ``target``: with that of fresh target rows themselves where
             it is below zero, since rows once trained on push the next ones' influence down, whatever their source;
@@ -40,7 +39,7 @@ class TransferConfig:
         control: keep a third tower that never sees a source and is never set back.
         show_scores: the flow network sees both towers' scores of a sample, at the price of two forwards.
         overfit_gap: guard; largest (fresh loss - loss on rows just trained on) / fresh loss.
-        borrow_above: a source whose settled mean weight is lower is not worth borrowing from from.
+        borrow_above: a source whose settled mean weight is lower is not worth borrowing from.
     """
 
     targets: tuple[int, ...]
@@ -84,7 +83,7 @@ class TransferConfig:
 class Verdict:
     """Whether to borrow from a source.
 
-    ``influence`` is its rows' mean: their worth, where a target row's is 1, or in spreads at a ``point``; ``certainty``
+    ``influence`` is its rows' mean: their value, where a target row's is 1, or in spreads at a ``point``; ``certainty``
     is that mean's t value. A source of which nothing is certain is borrowed from, since nothing speaks against it, but
     `word` does not call it useful.
     """
@@ -109,7 +108,7 @@ class Part:
     """The rows of a source that share a code: of a feed, a placement, a kind of user.
 
     ``source`` is -1 for the rows of all sources; ``group`` is item, user or context, ``field`` the place among its
-    fields, ``code`` the code there. ``worth`` and ``certainty`` are of these rows by themselves; ``harms`` says that
+    fields, ``code`` the code there. ``value`` and ``certainty`` are of these rows by themselves; ``harms`` says that
     they tell the opposite, for certain.
     """
 
@@ -118,7 +117,7 @@ class Part:
     field: int
     code: int
     rows: int
-    worth: float
+    value: float
     certainty: float
     harms: bool
 
@@ -175,7 +174,7 @@ def verdicts(
 
 
 def harms(config: TransferConfig, influence: float, certainty: float) -> bool:
-    """Whether rows tell the opposite for certain; chance in a target-only tower's path asks for more than a t value."""
+    """Whether rows tell the opposite for certain; chance in a target tower's path asks for more than a t value."""
     on_path = config.mode == "influence" and config.influence == "path"
     return certainty < -_SURE and (not on_path or influence < _HARM)
 

@@ -1,16 +1,15 @@
-"""Does a source row's label agree with what the target's own rows teach? CCTL's influence, read off a whole path.
+"""CCTL's weights from influence along a path: how far a source row's label agrees with what the target's rows teach.
 
 The influence of a source row s on a target row t is the product of their losses' gradients. Summed over all steps that
-a tower takes on target rows alone, it is what those steps did to the tower's answer on s (small steps move the answer
-along its gradient), times how s would have had it:
+a tower takes on target rows alone (TracIn, Pruthi et al. 2020), it is what those steps did to the tower's answer on s,
+since small steps move the answer along its gradient, times how s would have had it:
 
     sum over steps of <grad l_s, grad l_t>  ~  (y_s - p_0(s)) (f(s) - f_0(s))
 
-f_0 is the network before any step and f the target-only tower, a tower that never sees a source. So two forwards tell
-of a row what thousands of gradient products would, and since no source label ever entered the target-only tower, they
-are all fresh, however often the rows are repeated or the target is passed over. Divided by the same number of fresh
-target rows it is a source's worth: 1 for rows as good as the target's own, 0 for noise, below 0 for rows that tell the
-opposite.
+f_0 is the network before any step and f the target tower, which never sees a source. So two forwards tell of a row what
+thousands of gradient products would, and since no source label ever entered the tower, all source rows are fresh,
+however often they are repeated or the target is passed over. Divided by the mean influence of fresh target rows it is
+the row's source value: 1 for rows as good as the target's own, 0 for noise, below 0 for rows that tell the opposite.
 
     B  rows    K  what is shown of a row: its source, and each code within that source
 """
@@ -18,100 +17,57 @@ opposite.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from models.batch import Batch
-from models.cctl.information_flow import SOLVED, Traits
-from models.training.loop import BatchSource, TrainConfig, autocast, evaluating, objective
+from models.cctl.companion import Companion
+from models.cctl.config import Part, TransferConfig, harms
+from models.cctl.information_flow import ANY_SOURCE, SOLVED, InformationFlow, Traits
+from models.cctl.learners import WeightLearner
+from models.training.loop import BatchSource, TrainConfig, autocast, evaluating
 from models.training.optimisers import Nested, Optimisers
 
-HELD_OUT_OF = 5
-"""One target row in so many is kept from a target-only tower that learns ahead, to see whether what it learns is true
-of others."""
-SURE_OF_TARGET = 3.0  # t value of the fresh target rows' own influence from which it judges sources
+_HELD_OUT_OF = 5  # one target row in so many is kept from a tower that learns ahead, to see whether it holds of others
+_SURE_OF_TARGET = 3.0  # t value of the fresh target rows' own influence from which the tower judges sources
 _NEARLY = 0.7
 _AVERAGED = 2  # passes
 _FADING = 0.98
-_PRECISION = 1.0  # of worth, before evidence
+_PRECISION = 1.0  # of a value, before evidence
 _TELLS = 3.5  # z value from which a code is believed to make a difference
 _MOST_CODES = 128
-_GROWTH = 1.1  # the source_values is solved anew when it has grown by a tenth
-
-
-class Companion:
-    """A tower of the same form as the model, trained on target rows alone."""
-
-    def __init__(self, model: nn.Module, optimisers: Optimisers, config: TrainConfig) -> None:
-        self.tower = copy.deepcopy(model)
-        self.optimisers, self.config = optimisers.like(self.tower), config
-
-    def learn(self, target: Batch) -> None:
-        self.optimisers.zero_grad()
-        objective(self.tower, target, self.config)[1].backward()
-        if self.config.clip:
-            self.optimisers.clip(self.config.clip)
-        self.optimisers.step()
-
-    @torch.no_grad()
-    def become(self, model: nn.Module, optimisers: Optimisers) -> None:
-        """Take the model's weights, buffers and optimiser moments."""
-        theirs = dict(model.named_parameters())
-        for name, own in self.optimisers.named.items():
-            own.copy_(theirs[name])
-        buffers = dict(model.named_buffers())
-        for name, buffer in self.tower.named_buffers():
-            buffer.copy_(buffers[name])
-        self.optimisers.load_state_dict(optimisers.state_dict())
-
-    def weights(self) -> dict[str, Tensor]:
-        floating = {n: b for n, b in self.tower.named_buffers() if b.is_floating_point() or b.numel() == 1}
-        return {**self.optimisers.named, **floating}
-
-    @torch.no_grad()
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        own = {**dict(self.tower.named_buffers()), **self.optimisers.named}
-        for name, value in weights.items():
-            own[name].copy_(value)
-
-    def state_dict(self) -> Nested:
-        return {"weights": self.weights(), "optimisers": self.optimisers.state_dict()}
-
-    def load_state_dict(self, state: Nested) -> None:
-        self.load_weights(state["weights"])
-        self.optimisers.load_state_dict(state["optimisers"])
+_GROWTH = 1.1  # source values are solved for anew when their rows have grown by a tenth
+_ROWS_OF_A_PART = 200  # from which it is named in the report
 
 
 class TargetTower(Companion):
-    """The tower that never sees a source, and how far its answers agree with labels.
+    """The tower that never sees a source, and the influence of its path on rows.
 
     It learns ahead of the model where the target's rows are given (`learn_ahead`), else beside it as they pass.
     ``unit`` is the mean influence of fresh target rows, ``certainty`` its t value.
     """
 
-    def __init__(
-        self, model: nn.Module, optimisers: Optimisers, config: TrainConfig, *, sure: float = SURE_OF_TARGET
-    ) -> None:
+    def __init__(self, model: nn.Module, optimisers: Optimisers, config: TrainConfig, *, guarded: bool = True) -> None:
         super().__init__(model, optimisers, config)
-        self.first, self.sure = copy.deepcopy(model), sure
+        self.first, self.sure = copy.deepcopy(model), _SURE_OF_TARGET if guarded else 0.0
         self.seen = [0.0, 0.0, 0.0]  # of fresh target rows: count, sum and square sum of influence
         self.passes = 0
 
     def learn_ahead(self, target: BatchSource, passes: int) -> None:
-        """Pass over the target's rows, up to the last passes at which those kept out agreed almost the surest.
+        """Pass over the target's rows, up to the last at which influence on the rows kept out is almost the surest.
 
         The first passes find what is only the target's own, such as how its items are liked; what it shares with
-        sources comes later, and knowing rows by heart does not turn a target-only tower's judgement of sources around.
-        The target_tower
+        sources comes later, and a tower that has memorised rows does not judge sources the other way round. The tower
         becomes the mean of two such passes: chance in its path is the same for all rows, so that a single one can be
         wrong about a whole source and seem certain.
         """
-        kept: list[tuple[float, dict[str, Tensor]]] = []
+        passed: list[tuple[float, dict[str, Tensor]]] = []
         fresh: list[Batch] = []
         for number in range(passes):
-            for batch in target.batches(number):
-                batch = batch.to(next(self.tower.parameters()).device)
+            for arriving in target.batches(number):
+                batch = arriving.to(next(self.tower.parameters()).device)
                 held = _drawn(batch)
                 if number == 0 and bool(held.any()):
                     fresh.append(batch.rows(held))
@@ -121,28 +77,27 @@ class TargetTower(Companion):
             if not fresh:
                 return
             self._look_at_all(fresh)
-            kept.append((self.certainty, {name: tensor.clone() for name, tensor in self.weights().items()}))
+            passed.append((self.certainty, {name: tensor.clone() for name, tensor in self.weights().items()}))
         self.passes = passes
-        surest = max(certainty for certainty, _ in kept)
-        sure = [weights for certainty, weights in kept if certainty >= min(_NEARLY * surest, surest)][-_AVERAGED:]
+        surest = max(certainty for certainty, _ in passed)
+        sure = [weights for certainty, weights in passed if certainty >= min(_NEARLY * surest, surest)][-_AVERAGED:]
         self.load_weights({name: _mean([weights[name] for weights in sure]) for name in sure[0]})
         self._look_at_all(fresh)
 
     def _look_at_all(self, fresh: list[Batch]) -> None:
-        """Note how these rows agree, forgetting all others."""
+        """Note the influence of these rows, forgetting all others."""
         found = self._influence([self._answers(batch) for batch in fresh])
         self.seen = [float(len(found)), float(found.sum()), float(found.square().sum())]
 
     def influence(self, batch: Batch) -> Tensor:
-        """Of each row, (B,): how its label differs from what was first expected, times how the target-only tower's
-        answer does.
+        """Of each row, (B,): its label less what was first expected, times the tower's answer less the first one.
 
         Both in units of their spread and about their means, so that base rates, which differ by domain, do not count.
         """
         return self._influence([self._answers(batch)])
 
     def look_at(self, fresh: Batch) -> None:
-        """Note how target rows agree that the target-only tower has not learned from yet; what is long past fades."""
+        """Note the influence of target rows that the tower has not learned from yet; what is long past fades."""
         if len(fresh) < 2:
             return
         found = self.influence(fresh)
@@ -151,7 +106,7 @@ class TargetTower(Companion):
 
     @property
     def unit(self) -> float:
-        """What a target row brings: the measure of a source's worth; 0 while too little of the target is known."""
+        """Mean influence of a target row, by which source values are measured; 0 while too little is known of it."""
         return self.seen[1] / self.seen[0] if self.certainty > self.sure else 0.0
 
     @property
@@ -162,7 +117,7 @@ class TargetTower(Companion):
     def _answers(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         answers = []
         for model in (self.first, self.tower):
-            with evaluating(model), autocast(batch.label.device, self.config.bf16):
+            with evaluating(model), autocast(batch.label.device, bf16=self.config.bf16):
                 answers.append(model(batch).float())
         return answers[0], answers[1], batch.label
 
@@ -180,14 +135,13 @@ class TargetTower(Companion):
 
 
 class SourceValues:
-    """Worth of source samples by what is shown of them: a sparse regression of influence, solved as it grows.
+    """Values of source samples by what is shown of them: a sparse regression of influence, solved as it grows.
 
-    A sample's worth is that of its source and a difference for each of its codes, there or everywhere; influence is
-    worth times the target-only tower's unit, and noise of spread 1. Before evidence a source is worth ``expected``.
-    Codes make no
-    difference until they do for certain: they enter one by one, the surest first, and each changes what is left for the
-    others to tell. So the many codes of which nothing is to be said add no noise, and a source is judged without its
-    bad parts.
+    A sample's value is that of its source and a difference for each of its codes, there or everywhere; influence is
+    value times the target tower's unit, and noise of spread 1. Before evidence a source has the value ``expected``.
+    Codes make no difference until they do for certain: they enter one by one, the surest first, and each changes what
+    is left for the others to tell. So the many codes of which nothing is to be said add no noise, and a source is
+    judged without its bad parts.
     """
 
     def __init__(self, expected: float) -> None:
@@ -217,12 +171,12 @@ class SourceValues:
         return self.rows > self.solved_at * _GROWTH
 
     def solve(self) -> Tensor:
-        """By how much each key moves a sample's worth away from what was expected, (SOLVED,)."""
+        """By how much each key moves a sample's value away from what was expected, (SOLVED,)."""
         self.solved_at = self.rows
         seen = torch.nonzero(self.gram.diagonal() > 0).squeeze(1)
-        worth = torch.zeros(SOLVED, dtype=torch.float64)
+        value = torch.zeros(SOLVED, dtype=torch.float64)
         if not len(seen):
-            return worth.float()
+            return value.float()
         chosen = [place for place, key in enumerate(seen.tolist()) if self.named[key][1] == "source"]
         usual = torch.zeros(len(seen), dtype=torch.float64)
         usual[chosen] = self.expected
@@ -238,11 +192,11 @@ class SourceValues:
             if float(z[surest]) < _TELLS or len(chosen) >= _MOST_CODES:
                 break
             chosen.append(surest)
-        worth[seen[chosen]] = moved
-        return worth.float()
+        value[seen[chosen]] = moved
+        return value.float()
 
     def evidence(self, key: int) -> tuple[float, float, int]:
-        """Worth of a key's rows by themselves, its t value, and how many rows there were."""
+        """Value of a key's rows by themselves, its t value, and how many rows there were."""
         rows, total, squares, units = self.sums[key].tolist()
         if rows < 2 or units <= 0:
             return 0.0, 0.0, int(rows)
@@ -257,6 +211,97 @@ class SourceValues:
         self.gram, self.cross, self.sums = (state[name].cpu() for name in ("gram", "cross", "sums"))
         self.solved_at, self.rows = state["solved_at"], state["rows"]
         self.named = {int(key): (int(n[0]), str(n[1]), int(n[2]), int(n[3])) for key, n in state["named"].items()}
+
+
+class PathInfluenceLearner(WeightLearner):
+    """Weights follow source values: u = logit(start) + steepness x (value - expected).
+
+    Args:
+        target: rows of the targets that the tower learns from before the model's first step; None learns beside it.
+        sources: rows of the sources, which are then valued at once; None values them as they come.
+    """
+
+    def __init__(
+        self,
+        config: TransferConfig,
+        flow: InformationFlow,
+        tower: TargetTower,
+        *,
+        target: BatchSource | None,
+        sources: BatchSource | None,
+    ) -> None:
+        super().__init__(config, flow)
+        self.tower, self.target, self.sources = tower, target, sources
+        self.ahead = target is not None
+        self.source_values = SourceValues(config.expected)
+
+    def look_at(self, fresh: Batch) -> None:
+        if not self.ahead:
+            self.tower.look_at(fresh)
+
+    def learn_target(self, target: Batch) -> None:
+        if not self.ahead:
+            self.tower.learn(target)
+
+    def learn(self, source: Batch, traits: Traits, *, warm: bool) -> None:
+        if self.sources is None and self.source_values.rows < self.config.enough_rows:
+            self._enter(source, traits)
+            self._solve()
+
+    def learn_ahead(self, traits_of: Callable[[Batch], Traits], device: torch.device) -> list[Traits]:
+        """Let the tower learn, and value the sources by enough of their rows. Once; what it saw of these."""
+        if self.target is None or self.tower.passes:
+            return []
+        seen = []
+        with torch.random.fork_rng(devices=[]):
+            self.tower.learn_ahead(self.target, self.config.ahead_passes)
+            for batch in self.sources.batches(0) if self.sources is not None else ():
+                here = batch.to(device)
+                seen.append(traits_of(here))
+                self._enter(here, seen[-1])
+                if self.source_values.rows >= self.config.enough_rows or not self.source_values.rows:
+                    break
+        self._solve()
+        return seen
+
+    def _enter(self, source: Batch, traits: Traits) -> None:
+        if self.tower.unit <= 0:
+            return
+        for number in torch.unique(source.domain).tolist():
+            mine = source.domain == number
+            self.source_values.add(traits.rows(mine), self.tower.influence(source.rows(mine)), self.tower.unit)
+
+    def _solve(self) -> None:
+        if self.source_values.due():
+            self.flow.solved.copy_(self.config.steepness * self.source_values.solve())
+
+    def evidence(self) -> dict[int, tuple[float, float]]:
+        sources = {key: name[0] for key, name in self.source_values.named.items() if name[1] == "source"}
+        return {source: self.source_values.evidence(key)[:2] for key, source in sources.items()}
+
+    def parts(self) -> tuple[Part, ...]:
+        parts = []
+        named = self.source_values.named
+        alone = sum(group == "source" for _, group, _, _ in named.values()) == 1
+        for key, (source, group, at, code) in named.items():
+            value, certainty, rows = self.source_values.evidence(key)
+            if group != "source" and rows >= _ROWS_OF_A_PART and not (alone and source == ANY_SOURCE):
+                parts.append(
+                    Part(source, group, at, code, rows, value, certainty, harms(self.config, value, certainty))
+                )
+        return tuple(sorted(parts, key=lambda part: part.certainty))
+
+    def certainty(self) -> float:
+        return self.tower.certainty
+
+    def state_dict(self) -> Nested:
+        own = {"tower": self.tower.state_dict(), "source_values": self.source_values.state_dict()}
+        return {**super().state_dict(), **own}
+
+    def load_state_dict(self, state: Nested) -> None:
+        super().load_state_dict(state)
+        self.tower.load_state_dict(state["tower"])
+        self.source_values.load_state_dict(state["source_values"])
 
 
 def t_value(count: float, total: float, squares: float) -> float:
@@ -280,4 +325,4 @@ def _mean(tensors: list[Tensor]) -> Tensor:
 def _drawn(batch: Batch) -> Tensor:
     """Whether each row is kept from the target-only tower, (B,) bool; the same row always is."""
     mixed = (batch.user * 8191 + batch.item) * 8191 + batch.time % 1_000_003
-    return (mixed * 2_654_435_761 % 2**32 >> 16) % HELD_OUT_OF == 0
+    return (mixed * 2_654_435_761 % 2**32 >> 16) % _HELD_OUT_OF == 0

@@ -105,9 +105,9 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """A step as the weigher sees it: ``step`` counts from 0 over the run, ``epoch`` from 0."""
+    """A step as the weigher sees it: ``number`` counts from 0 over the run, ``epoch`` from 0."""
 
-    step: int
+    number: int
     epoch: int
 
 
@@ -117,10 +117,10 @@ class SampleWeigher(Protocol):
     def begin(self, model: nn.Module, optimisers: Optimisers, config: TrainConfig) -> None:
         """Called once, on the training device, before any state is loaded."""
 
-    def weigh(self, batch: Batch, moment: TrainingStep) -> Tensor | None:
+    def weigh(self, batch: Batch, step: TrainingStep) -> Tensor | None:
         """Factors (B,) of the rows' losses, before the batch is trained on; None for ones."""
 
-    def after_step(self, batch: Batch, moment: TrainingStep) -> None:
+    def after_step(self, batch: Batch, step: TrainingStep) -> None:
         """The model has taken its step on ``batch``."""
 
     def state_dict(self) -> Nested: ...

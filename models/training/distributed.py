@@ -160,8 +160,8 @@ class Rows:
         gradient = None if self.fetched is None else self.fetched.grad
         if gradient is not None:
             gradient = coalesced(gradient)
-            touched = gradient._indices()[0]
-            out[touched] = torch.cat([gradient._values(), weight.new_ones(len(touched), 1)], 1)
+            touched = gradient.indices()[0]
+            out[touched] = torch.cat([gradient.values(), weight.new_ones(len(touched), 1)], 1)
         back = weight.new_empty(sum(self._sent), width + 1)
         dist.all_to_all_single(back, out, self._sent, self._got)
         mine = back[:, width] > 0
@@ -344,8 +344,8 @@ def _with_touched(parameter: nn.Parameter) -> Tensor:
     out = parameter.new_zeros(len(parameter), parameter.shape[1] + 1)
     if parameter.grad is not None:
         gradient = coalesced(parameter.grad)
-        ids = gradient._indices()[0]
-        out[ids] = torch.cat([gradient._values(), out.new_ones(len(ids), 1)], 1)
+        ids = gradient.indices()[0]
+        out[ids] = torch.cat([gradient.values(), out.new_ones(len(ids), 1)], 1)
     return out
 
 

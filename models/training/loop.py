@@ -117,7 +117,16 @@ def train(
     from_rows = None if config.embedding_optimiser == "dense" else SPARSE_FROM_ROWS
     with peers.sharing(model, from_rows=from_rows), sparse_tables(model, config), _own_chance(device):
         run = _Run(
-            model, data, config, validation, checkpoint_dir, on_progress, parameters, sample_weigher, device, peers
+            model,
+            data,
+            config=config,
+            validation=validation,
+            folder=checkpoint_dir,
+            on_progress=on_progress,
+            parameters=parameters,
+            weigher=sample_weigher,
+            device=device,
+            peers=peers,
         )
         return run.to_the_end()
 
@@ -144,9 +153,10 @@ class _Run:
         self,
         model: nn.Module,
         data: BatchSource,
+        *,
         config: TrainConfig,
         validation: BatchSource | None,
-        checkpoint_dir: Path | None,
+        folder: Path | None,
         on_progress: Callable[[Progress], None] | None,
         parameters: Iterable[nn.Parameter] | None,
         weigher: SampleWeigher | None,
@@ -171,7 +181,7 @@ class _Run:
         self.loss_of_epoch = torch.zeros((), dtype=torch.float64, device=device)
         if weigher is not None:
             weigher.begin(model, self.optimisers, config)
-        self.folder = checkpoint_dir
+        self.folder = folder
         if self.folder is not None:
             self.identity = self._identity()
             self._continue_from(peers.load(self.folder))
@@ -202,12 +212,12 @@ class _Run:
 
     def _step(self, batch: Batch) -> Tensor:
         now = self.standing
-        moment = TrainingStep(now.step, now.epoch)
+        step = TrainingStep(now.step, now.epoch)
         torch.manual_seed(_mixed(self.config.seed, now.step, self.peers.rank))
-        factor = None if self.weigher is None else self.weigher.weigh(batch, moment)
-        loss, total = descend(self.model, batch, self.optimisers, self.config, factor, self.peers)
+        factor = None if self.weigher is None else self.weigher.weigh(batch, step)
+        loss, total = descend(self.model, batch, self.optimisers, self.config, factor=factor, peers=self.peers)
         if self.weigher is not None:
-            self.weigher.after_step(batch, moment)
+            self.weigher.after_step(batch, step)
         rows = self.peers.rows_of(batch)
         self.loss_of_epoch += loss.double() * rows
         now.rows += rows

@@ -37,7 +37,8 @@ def coalesced(gradient: Tensor) -> Tensor:
     """The same sparse gradient (R, D) with each row once; free when it already is."""
     if gradient.is_coalesced():
         return gradient
-    ids, rows = summed_by_row(gradient._indices()[0], gradient._values())
+    # torch reads gradients that are not coalesced yet by these two alone.
+    ids, rows = summed_by_row(gradient._indices()[0], gradient._values())  # noqa: SLF001
     return torch.sparse_coo_tensor(ids[None], rows, gradient.shape, is_coalesced=True, check_invariants=False)
 
 
@@ -67,7 +68,7 @@ class _TouchedRows(torch.optim.Optimizer):
                     continue
                 if gradient.is_sparse:
                     gradient = coalesced(gradient)
-                    self._apply(parameter, group, gradient._indices()[0], gradient._values())
+                    self._apply(parameter, group, gradient.indices()[0], gradient.values())
                 else:
                     self._apply(parameter, group, torch.arange(len(parameter), device=parameter.device), gradient)
         return loss
@@ -252,7 +253,7 @@ class Optimisers:
             if p.grad is not None and p.grad.is_sparse:
                 p.grad = coalesced(p.grad)  # norms need each row once; the rules below then find it done
             if p.grad is not None:
-                values.append(p.grad._values() if p.grad.is_sparse else p.grad)
+                values.append(p.grad.values() if p.grad.is_sparse else p.grad)
                 owners.append(p)
         if not values:
             return torch.zeros(())

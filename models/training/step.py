@@ -50,7 +50,7 @@ def objective(
 ) -> tuple[Tensor, Tensor]:
     """The task's loss, and what is minimised: that and the model's auxiliary loss with its weight (LCN eq. 14)."""
     auxiliary = None
-    with autocast(batch.label.device, config.bf16):
+    with autocast(batch.label.device, bf16=config.bf16):
         output = model(batch)
         extra: Callable[[Batch], Tensor | None] | None = getattr(model, "auxiliary_loss", None)
         if config.auxiliary_weight and extra is not None and len(batch):
@@ -64,6 +64,7 @@ def descend(
     batch: Batch,
     optimisers: Optimisers,
     config: TrainConfig,
+    *,
     factor: Tensor | None = None,
     peers: Alone = ALONE,
 ) -> tuple[Tensor, ...]:
@@ -82,7 +83,6 @@ def predict(
     data: Iterable[Batch],
     *,
     task: Task = "ctr",
-    device: str | None = None,
     bf16: bool = False,
     raw: bool = False,
 ) -> dict[str, NDArray[Any]]:
@@ -91,12 +91,12 @@ def predict(
     Scores are what ``model.probability`` says where the model has it, else the sigmoid of logits or the ratings. With
     ``raw`` they are the model's own output: a sigmoid makes very good candidates equal.
     """
-    where = torch.device(device) if device else next(model.parameters()).device
+    where = next(model.parameters()).device
     parts: dict[str, list[Tensor]] = {name: [] for name in ("score", "label", "user", "item", "domain")}
     with evaluating(model), torch.inference_mode():
         for batch in data:
             here = batch.to(where)
-            with autocast(where, bf16):
+            with autocast(where, bf16=bf16):
                 score = model(here) if raw else _score(model, here, task)
             parts["score"].append(score.float().cpu())
             for name in ("label", "user", "item", "domain"):
@@ -124,7 +124,7 @@ def _score(model: nn.Module, batch: Batch, task: Task) -> Tensor:
     return torch.sigmoid(output) if task == "ctr" else output
 
 
-def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[Any]:
     """Where the network runs in bfloat16, if it does."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
 

@@ -62,7 +62,7 @@ def predict(
     parts = [(rows, slot)]
     epochs, batch_size, searched = recipe.fine_tune_epochs, recipe.fine_tune_batch_size, None
     if name in ("full_fine_tune", "scratch"):
-        network = whole = ranker if name == "full_fine_tune" else _from_scratch(ranker, slot, recipe.seed)
+        network = whole = ranker if name == "full_fine_tune" else _from_scratch(ranker, recipe.seed)
         set_own_means(whole, slot, means.means, own_values(known, len(means.means)))
         adapters.unfreeze(whole)
         if whole.config.wide:
@@ -71,7 +71,7 @@ def predict(
         searched = searched_parameters(whole)
         rate = recipe.fine_tune_learning_rate / (3 if name == "full_fine_tune" else 1)
     elif name in ("single_domain", "shared_bottom"):
-        network = _baseline(name, ranker, slot, means.means, recipe, batch_builder)
+        network = _baseline(name, ranker, slot, means=means.means, recipe=recipe, batch_builder=batch_builder)
         rate = recipe.learning_rate
         if name == "shared_bottom":
             # It learns as the shared model did, from as many rows at a time: most of them are the sources'.
@@ -109,7 +109,7 @@ def _fit_alone(ranker: Ranker, batch_builder: BatchBuilder, rows: Examples, slot
     fit_evidence(ranker, batch_builder, [(rows, slot)], seed=seed)
 
 
-def _from_scratch(ranker: Ranker, slot: int, seed: int) -> Ranker:
+def _from_scratch(ranker: Ranker, seed: int) -> Ranker:
     """The same structure with the plain facts and none of the learning."""
     torch.manual_seed(seed)
     fresh = Ranker(ranker.config, ranker.source_items.codes)
@@ -130,7 +130,7 @@ def _own_items(ranker: Any, slot: int) -> Any:
 
 
 def _baseline(
-    name: str, ranker: Ranker, slot: int, means: np.ndarray, recipe: Recipe, batch_builder: BatchBuilder
+    name: str, ranker: Ranker, slot: int, *, means: np.ndarray, recipe: Recipe, batch_builder: BatchBuilder
 ) -> Baseline:
     tables = [ranker.owned(number).items for number in range(slot + 1)]
     # A stand-in with this launch's means: the ranker itself must not learn of them from a baseline.

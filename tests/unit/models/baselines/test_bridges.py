@@ -1,5 +1,6 @@
 """Bridges: who is mapped and from what, each mechanism by hand, and cold users better known than by the item mean."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +28,7 @@ class Batches:
         self.whole, self.size = batch, size
 
     def __len__(self):
-        return -(-len(self.whole) // self.size)
+        return math.ceil(len(self.whole) / self.size)
 
     def batches(self, epoch, start=0):
         order = torch.randperm(len(self.whole), generator=torch.Generator().manual_seed(epoch))
@@ -163,7 +164,7 @@ def test_the_mapping_stage_leaves_all_factors_bit_equal(kind, world):
     torch.manual_seed(0)
     model = kind(CONFIG)
     config = TrainConfig(epochs=1, learning_rate=1e-2, task="rating")
-    model._remember_users(Batches(world["source"]), Batches(world["target"]))
+    model.remember_users(Batches(world["source"]), Batches(world["target"]))
     given = TrainingSet(Batches(world["source"]), Batches(world["target"]), {}, config)
     model.train_factors(given)
     before = {n: p.clone() for n, p in model.named_parameters()}

@@ -393,7 +393,7 @@ class TestWays:
         task = CLRec(D).eval()
         alone = task.on_side(side, 0)
         assert task.filled.tolist() == [0, 0]
-        task._remember(0, torch.arange(20, 26))
+        task.remember(0, torch.arange(20, 26))
         assert task.on_side(side, 0) > alone
         task.identity[0, :6] = 3  # the first row's own item cannot be its negative
         first = replace(side.of(torch.tensor([0])))

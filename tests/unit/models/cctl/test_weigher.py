@@ -1,4 +1,4 @@
-"""CCTL tells helpful sources from harmful ones, stands still where it would be fooled, and resumes to the bit."""
+"""CCTL tells helpful sources from harmful ones, freezes where it would be fooled, and resumes to the bit."""
 
 import functools
 from dataclasses import replace
@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import Batch, Events
-from models.cctl.information_flow import BucketBandit, Influence, InformationFlow, ShowsHidden, Traits
-from models.cctl.weigher import CollaborativeTransfer, Companion, TransferConfig, TransferReport
+from models.cctl.companion import Companion
+from models.cctl.information_flow import InformationFlow, Traits
+from models.cctl.learners import BucketBandit
+from models.cctl.point_influence import Influence, ShowsHidden
+from models.cctl.weigher import CollaborativeTransfer, TransferConfig, TransferReport
 from models.metrics import auc
 from models.training.loop import TrainConfig, TrainingStep, output_losses, predict, task_loss, train
 from models.training.optimisers import Optimisers

@@ -223,7 +223,7 @@ def test_padding_and_its_amount_never_change_a_score(
         )
 
     for before, after in ((0, 0), (0, 7), (5, 0), (3, 30)):
-        wide = every_history(batch, lambda events: padded(events, before, after))  # noqa: B023 - called at once
+        wide = every_history(batch, lambda events: padded(events, before, after))
         torch.testing.assert_close(ranker(wide), ranker(batch), **TIGHT)
 
 
@@ -276,7 +276,7 @@ def test_an_empty_history_is_scored(architecture: str, make_ranker: MakeRanker, 
             batch,
             lambda events: replace(
                 events,
-                **{part: getattr(events, part)[:, :length] for part in ("item", "action", "value", "time")},  # noqa: B023
+                **{part: getattr(events, part)[:, :length] for part in ("item", "action", "value", "time")},
                 start=torch.zeros_like(events.start),
                 stop=torch.zeros_like(events.stop),
             ),
