@@ -49,7 +49,7 @@ class CMF(Bridge):
             Interleaved(given.source, given.target, seed=given.config.seed),
             None,
             chosen_by="cold" if "cold" in given.held else "target",
-            weigher=_ShareWeigher(self.source_share, self.config.target_slot),
+            weigher=ShareWeigher(self.source_share, self.config.target_slot),
         )
         return {"both": result}
 
@@ -57,7 +57,7 @@ class CMF(Bridge):
         """There is no mapping."""
 
 
-class _ShareWeigher:
+class ShareWeigher:
     """Factors 2α for source rows and 2(1-α) for target rows: ones at α = ½."""
 
     def __init__(self, source_share: float, target_slot: int) -> None:
@@ -206,11 +206,11 @@ class TMCDR(Bridge):
 
     def train_mapping(self, given: TrainingSet) -> TrainResult:
         rows = OnlySharedUsers(given.target, self.shared_users(), self.config.users)
-        learner = _MetaStep(self, given.config.task)
+        learner = MetaStep(self, given.config.task)
         return given.train("map", learner, rows, self.map.parameters(), chosen_by="cold", own_loss=True)
 
 
-class _MetaStep(nn.Module):
+class MetaStep(nn.Module):
     """TMCDR's mapping stage as the training loop sees it: its whole loss is the query group's."""
 
     def __init__(self, bridge: TMCDR, task: Literal["ctr", "rating"]) -> None:

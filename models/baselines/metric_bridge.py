@@ -93,7 +93,7 @@ class SSCDR(Bridge):
         results = {}
         for name, data, factors in (("source", given.source, self.source), ("target", given.target, self.target)):
             learnt = [*factors.users.parameters(), *factors.items.parameters()]
-            results[name] = given.train(name, _Points(self, factors), data, learnt, own_loss=True)
+            results[name] = given.train(name, Points(self, factors), data, learnt, own_loss=True)
         return results
 
     def train_mapping(self, given: TrainingSet) -> TrainResult:
@@ -110,7 +110,7 @@ class SSCDR(Bridge):
             self.map.requires_grad_(requires_grad=True)
 
 
-class _Points(nn.Module):
+class Points(nn.Module):
     """The first stage as the training loop sees it: its whole loss is the triplets'."""
 
     def __init__(self, bridge: SSCDR, factors: Factors) -> None:

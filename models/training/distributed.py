@@ -201,7 +201,7 @@ class Ranks(Alone):
     def sharing(self, model: nn.Module, *, from_rows: int | None) -> Iterator[None]:
         """See `Alone.sharing`. When it ends without a fault, the first process has the whole tables."""
         if from_rows is not None:
-            self._spread = [Rows(table, self.rank, self.world) for table in _large_tables(model, from_rows)]
+            self._spread = [Rows(table, self.rank, self.world) for table in large_tables(model, from_rows)]
         for rows in self._spread:
             rows.table.elsewhere, rows.table.sparse = rows, True
         spread = {id(rows.table.weight) for rows in self._spread}
@@ -349,7 +349,7 @@ def _with_touched(parameter: nn.Parameter) -> Tensor:
     return out
 
 
-def _large_tables(model: nn.Module, from_rows: int) -> list[RowTable]:
+def large_tables(model: nn.Module, from_rows: int) -> list[RowTable]:
     """Tables to spread.
 
     Raises:

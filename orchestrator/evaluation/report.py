@@ -107,7 +107,7 @@ class HarmfulPart(Value):
     source: str
     part: str
     rows: int
-    worth: float
+    value: float
     certainty: float
 
 

@@ -229,7 +229,7 @@ def _source_weighting(report: TransferReport, encoder: FeatureEncoder) -> Source
                 source="every source" if part.source == ANY_SOURCE else slots[part.source],
                 part=_in_words(part, encoder),
                 rows=part.rows,
-                worth=part.worth,
+                value=part.value,
                 certainty=part.certainty,
             )
             for part in report.parts

@@ -74,7 +74,7 @@ def _run_group(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=_environment(settings, processes),
+            env=group_environment(settings, processes),
             text=True,
             start_new_session=True,
         )
@@ -100,7 +100,7 @@ def _run_group(
         group.stdout.close()
 
 
-def _environment(settings: Settings, processes: int) -> dict[str, str]:
+def group_environment(settings: Settings, processes: int) -> dict[str, str]:
     """The same settings for the processes, the cores shared out among them, and talk that stays on this machine."""
     own = settings.as_environment()
     threads = {"OMP_NUM_THREADS": str(max(1, (settings.threads or os.cpu_count() or 1) // processes))}

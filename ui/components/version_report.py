@@ -245,7 +245,7 @@ def source_weighting(told: dict[str, Any] | None) -> None:
         st.markdown("**Parts of sources that tell the opposite of what users do here**")
         st.dataframe(
             [
-                {"Source": part["source"], "Part": part["part"], "Worth": f"{part['worth']:.2f}", "Rows": part["rows"]}
+                {"Source": part["source"], "Part": part["part"], "Source value": f"{part['value']:.2f}", "Rows": part["rows"]}
                 for part in told["harmful_parts"]
             ],
             hide_index=True,

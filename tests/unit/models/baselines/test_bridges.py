@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.baselines.bridges import CMF, EMCDR, PTUPCDR, TMCDR, _MetaStep, _ShareWeigher, fit_map, user_map
+from models.baselines.bridges import CMF, EMCDR, PTUPCDR, TMCDR, MetaStep, ShareWeigher, fit_map, user_map
 from models.baselines.factors import BridgeConfig, Interleaved, OnlySharedUsers, TrainingSet, latest_liked
-from models.baselines.metric_bridge import SSCDR, _Points, in_unit_ball, triplet
+from models.baselines.metric_bridge import SSCDR, Points, in_unit_ball, triplet
 from models.batch import Batch, Events
 from models.training.loop import TrainConfig
 
@@ -252,7 +252,7 @@ def test_tmcdr_follows_the_query_groups_gradient_at_the_adapted_weights():
         model.map.weight.fill_(1.0)
     history = Events(*(torch.zeros(3, 1, dtype=torch.long) for _ in range(4)), *(torch.zeros(3) for _ in range(3)))
     batch = rows([1, 2], [1, 1], [3.0, 3.0], 1, history)
-    step = _MetaStep(model, "rating")
+    step = MetaStep(model, "rating")
     losses = set()
     for seed in range(8):
         torch.manual_seed(seed)
@@ -267,8 +267,8 @@ def test_tmcdr_follows_the_query_groups_gradient_at_the_adapted_weights():
 
 def test_cmf_weighs_the_domains_by_its_share(world):
     batch = Batch(**{**world["source"].rows(torch.arange(2)).__dict__, "domain": torch.tensor([0, 1])})
-    assert _ShareWeigher(0.2, 1).weigh(batch, None).tolist() == pytest.approx([0.4, 1.6])
-    assert _ShareWeigher(CMF(CONFIG).source_share, 1).weigh(batch, None).tolist() == [1.0, 1.0]
+    assert ShareWeigher(0.2, 1).weigh(batch, None).tolist() == pytest.approx([0.4, 1.6])
+    assert ShareWeigher(CMF(CONFIG).source_share, 1).weigh(batch, None).tolist() == [1.0, 1.0]
 
 
 def test_a_cmf_user_of_the_source_alone_is_scored_by_the_one_shared_vector(models, world):
@@ -290,7 +290,7 @@ def test_a_triplet_costs_what_the_near_item_lacks_of_the_margin():
 def test_only_liked_rows_pull_points_together(world):
     model = SSCDR(CONFIG)
     disliked = replace(world["target"].rows(torch.arange(9)), label=torch.ones(9))
-    assert _Points(model, model.target).auxiliary_loss(disliked).item() == 0.0
+    assert Points(model, model.target).auxiliary_loss(disliked).item() == 0.0
 
 
 def test_a_cold_user_of_sscdr_stands_between_his_point_and_his_items(world):

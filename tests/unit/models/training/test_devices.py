@@ -5,6 +5,9 @@ and refuse to be mixed with tensors of the CPU, as CUDA's do. Numbers (tensors w
 come from anywhere there, and so may they here.
 """
 
+# A stand-in for a device has to reach into torch.
+# ruff: noqa: SLF001
+
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import fields, replace

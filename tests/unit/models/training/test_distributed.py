@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models.layers.embeddings import RowTable
-from models.training.distributed import Rows, _large_tables
+from models.training.distributed import Rows, large_tables
 from orchestrator.settings import Settings
 from orchestrator.training.recipe import Recipe
-from orchestrator.training.torchrun import _environment
+from orchestrator.training.torchrun import group_environment
 
 
 @given(total=st.integers(1, 60), world=st.integers(1, 7))
@@ -51,10 +51,10 @@ def test_tables_that_cannot_be_spread_are_refused():
     """A plain embedding, and a table of a model that does not say what it reads."""
     model = nn.Sequential(nn.Embedding(2000, 4))
     with pytest.raises(ValueError, match="Embedding of Sequential cannot be spread"):
-        _large_tables(model, 1024)
+        large_tables(model, 1024)
     with pytest.raises(ValueError, match="rows_read"):
-        _large_tables(nn.Sequential(RowTable(2000, 4)), 1024)
-    assert _large_tables(model, 5000) == []
+        large_tables(nn.Sequential(RowTable(2000, 4)), 1024)
+    assert large_tables(model, 5000) == []
 
 
 def test_weighed_borrowing_and_several_processes_exclude_each_other():
@@ -65,6 +65,6 @@ def test_weighed_borrowing_and_several_processes_exclude_each_other():
 
 def test_the_settings_of_a_run_reach_its_processes_as_they_are(monkeypatch, tmp_path):
     settings = Settings(home=tmp_path, required_baselines=("popularity", "scratch"), threads=3)
-    for name, value in _environment(settings, 2).items():
+    for name, value in group_environment(settings, 2).items():
         monkeypatch.setenv(name, value)
     assert Settings() == settings

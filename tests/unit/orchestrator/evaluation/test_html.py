@@ -208,7 +208,7 @@ def test_what_was_borrowed_of_each_source_is_drawn_over_time(a_report):
             "reason": "its samples push the wrong way",
         },
     }
-    harmful = [{"source": "video", "part": "feed partner <7>", "rows": 900, "worth": -0.4, "certainty": -6.0}]
+    harmful = [{"source": "video", "part": "feed partner <7>", "rows": 900, "value": -0.4, "certainty": -6.0}]
     told = {"verdicts": verdicts, "weights": weights, "windows": [], "target_certainty": None, "harmful_parts": harmful}
     page = Page(render(a_version(a_report(source_weighting=told))))
     assert page.tags.count("svg") == 4
@@ -216,7 +216,7 @@ def test_what_was_borrowed_of_each_source_is_drawn_over_time(a_report):
     assert "do not borrow" in page.text
     assert "not known" in page.text
     assert "step 200" in page.text
-    assert "video, feed partner <7>: worth -0.40 over 900 rows" in page.text
+    assert "video, feed partner <7>: source value -0.40 over 900 rows" in page.text
 
 
 def test_words_of_others_are_text_and_never_markup(a_report):
