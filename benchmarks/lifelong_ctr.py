@@ -37,7 +37,7 @@ from models.baselines.plain import CoOccurrence, ItemMean, ItemUserBias, PlainBa
 from orchestrator.data.batches import Examples
 from orchestrator.data.dataset import Workspace
 from orchestrator.data.encoding import FeatureEncoder
-from orchestrator.data.target_encoding import item_means, leave_one_out
+from orchestrator.data.target_encoding import fit_target_encoding, leave_one_out
 from orchestrator.training.fit import TrainingSet
 from orchestrator.training.recipe import Recipe
 
@@ -105,7 +105,7 @@ def open_task(workspace: Workspace, setting: str, seed: int, *, people: int | No
             seed=seed,
             people=people or PEOPLE,
         )
-    found = item_means(parts.train, sizes[target], "ctr")
+    found = fit_target_encoding(parts.train, sizes[target], "ctr")
     means = {name: np.full(size, parts.train.label.mean(), np.float32) for name, size in sizes.items()}
     lessons = TrainingSet(
         encoder,

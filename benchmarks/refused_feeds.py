@@ -27,7 +27,7 @@ from models.training.loop import TrainConfig
 from models.training.optimisers import Optimisers
 from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, Examples
 from orchestrator.data.encoding import FeatureEncoder
-from orchestrator.data.target_encoding import ItemMeans, item_means, leave_one_out
+from orchestrator.data.target_encoding import TargetEncoding, fit_target_encoding, leave_one_out
 from orchestrator.training.fit import new_ranker, set_means
 from orchestrator.training.recipe import Recipe
 
@@ -48,7 +48,7 @@ class Given:
     encoder: FeatureEncoder
     batch_builder: BatchBuilder
     recipe: Recipe
-    means: dict[str, ItemMeans]
+    means: dict[str, TargetEncoding]
     values: dict[str, np.ndarray]
     parts: tuple[Examples, ...]
     validation: Examples
@@ -79,8 +79,8 @@ def gathered(workspace: HarmedWorkspace, recipe: Recipe, names: Sequence[str]) -
     for one in names:
         own = workspace.examples(encoder, one)
         known = own.take(workspace.split(own).train)
-        means[one] = item_means(known, len(workspace.data(one).item_vocabulary), "ctr")
-        values[one] = item_means(replace(known, label=known.value), len(means[one].means), "rating").means
+        means[one] = fit_target_encoding(known, len(workspace.data(one).item_vocabulary), "ctr")
+        values[one] = fit_target_encoding(replace(known, label=known.value), len(means[one].means), "rating").means
         parts.append(leave_one_out(known, means[one]))
     test = rows.take(split.test)
     nothing = np.full(len(test), np.nan, np.float32)

@@ -22,37 +22,37 @@ RIDGE = 1.0
 
 
 @dataclass(frozen=True)
-class ItemMeans:
-    """Means by local item index, (V,); entry 0 is the overall mean, for items never seen.
+class TargetEncoding:
+    """Mean labels by local item index, (V,); entry 0 is the overall mean, for items never seen.
 
-    ``correction`` (N,) is what must be added to each training row's score so that it starts from its item's mean
-    without the row itself: otherwise the network would learn to trust a mean that has already seen the answer.
+    ``correction`` (N,) is added to each training row's score, so that it starts from its item's mean without the row
+    itself: otherwise the network would learn to trust a mean that has seen the row's label.
     """
 
     means: np.ndarray
     correction: np.ndarray
 
 
-def item_means(rows: Examples, size: int, task: str) -> ItemMeans:
+def fit_target_encoding(rows: Examples, size: int, task: str) -> TargetEncoding:
     """Smoothed mean label of each item; for ratings after removing each user's own bias.
 
     mean_i = mu + sum(y - mu - b_u) / (n_i + strength), and likewise b_u, solved in turn (b_u = 0 for clicks). Ratings
-    take the strength under which each row is told best by all others. Where clicks come of finer values (stars above a
-    bound), these are heard as well.
+    take the strength under which the other rows predict each row best. Where clicks are derived from finer values
+    (stars above a bound), these are used as well.
     """
     if task == "ctr" and len(np.unique(rows.value)) > 2:
-        return _told_by_values(rows, size)
-    return _means_of(rows, size, task)
+        return _with_values(rows, size)
+    return _encoding(rows, size, task)
 
 
-def _told_by_values(rows: Examples, size: int) -> ItemMeans:
-    """Click means to which what the values say of an item is added: five stars and four are one label, not one item.
+def _with_values(rows: Examples, size: int) -> TargetEncoding:
+    """Click means that use the values behind the clicks too: four stars and five are one label, but differ.
 
     logit_i = logit_0 + a (logit(mean_i) - logit_0) + b bias_i, with a and b of a logistic regression on means and
-    biases that each row is left out of, so that neither is trusted for having seen the answer.
+    biases without the row itself, so that neither is trusted for having seen its label.
     """
-    clicks = _means_of(rows, size, "ctr")
-    values = _means_of(replace(rows, label=rows.value), size, "rating")
+    clicks = _encoding(rows, size, "ctr")
+    values = _encoding(replace(rows, label=rows.value), size, "rating")
     start = _score(clicks.means[:1], "ctr")
     whole = np.stack([_score(clicks.means, "ctr") - start, values.means - values.means[0]], 1).astype(np.float64)
     item = np.where(rows.item < size, rows.item, 0)
@@ -62,12 +62,12 @@ def _told_by_values(rows: Examples, size: int) -> ItemMeans:
         chance = expit(start + without @ weight)
         curvature = (without * (chance * (1 - chance))[:, None]).T @ without + RIDGE * np.eye(2)
         weight = weight + np.linalg.solve(curvature, without.T @ (rows.label - chance) - RIDGE * (weight - [1.0, 0.0]))
-    # Through float32, as networks will read them: a row's correction is to what they read.
+    # Through float32, as networks read them: a row's correction is relative to that.
     means = expit(start + whole @ weight).clip(1e-4, 1 - 1e-4).astype(np.float32)
-    return ItemMeans(means, (start + without @ weight - _score(means, "ctr")[item]).astype(np.float32))
+    return TargetEncoding(means, (start + without @ weight - _score(means, "ctr")[item]).astype(np.float32))
 
 
-def _means_of(rows: Examples, size: int, task: str) -> ItemMeans:
+def _encoding(rows: Examples, size: int, task: str) -> TargetEncoding:
     label = rows.label.astype(np.float64)
     overall = float(label.mean()) if len(label) else 0.5
     item = np.where(rows.item < size, rows.item, 0)
@@ -77,7 +77,7 @@ def _means_of(rows: Examples, size: int, task: str) -> ItemMeans:
         bias, without, _ = solve(CLICK_STRENGTH, rounds=0)
     else:
         bias, without, _ = min((solve(strength, rounds=ROUNDS) for strength in RATING_STRENGTHS), key=lambda s: s[2])
-    return ItemMeans(
+    return TargetEncoding(
         (overall + bias).astype(np.float32), _score(overall + without, task) - _score(overall + bias[item], task)
     )
 
@@ -100,9 +100,9 @@ def _biases(
     return bias, without, float(np.square(left - others).sum())
 
 
-def leave_one_out(rows: Examples, means: ItemMeans) -> Examples:
-    """Training rows that start from their item's mean without themselves."""
-    return replace(rows, offset=(rows.offset + means.correction).astype(np.float32))
+def leave_one_out(rows: Examples, encoding: TargetEncoding) -> Examples:
+    """Training rows whose offset starts them from their item's mean without themselves."""
+    return replace(rows, offset=(rows.offset + encoding.correction).astype(np.float32))
 
 
 def _score(mean: np.ndarray, task: str) -> np.ndarray:

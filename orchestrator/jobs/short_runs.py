@@ -17,7 +17,7 @@ from models.ranker.network import Ranker
 from models.training import loop
 from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, EventSource, Examples
 from orchestrator.data.dataset import Workspace
-from orchestrator.data.target_encoding import item_means, leave_one_out
+from orchestrator.data.target_encoding import fit_target_encoding, leave_one_out
 from orchestrator.evaluation.learning_curve import Curves
 from orchestrator.evaluation.plain_rows import PLAIN_ROWS
 from orchestrator.evaluation.scoring import score_rows
@@ -214,13 +214,13 @@ class ShortRuns:
         means = {name: np.zeros(self._items(name), np.float32) for name in self.encoder.slots}
         values = {name: np.zeros(self._items(name), np.float32) for name in self.sources}
         train = []
-        for name, (known, _) in rows.items():
-            found = item_means(known, self._items(name), self.task)
-            means[name] = found.means
-            values[name] = item_means(replace(known, label=known.value), self._items(name), "rating").means
-            train.append((leave_one_out(known, found), self._slot(name)))
+        for name, (learned, _) in rows.items():
+            encoding = fit_target_encoding(learned, self._items(name), self.task)
+            means[name] = encoding.means
+            values[name] = fit_target_encoding(replace(learned, label=learned.value), self._items(name), "rating").means
+            train.append((leave_one_out(learned, encoding), self._slot(name)))
         # A domain that is left out starts from the mean label of those that are not.
-        overall = float(np.concatenate([known.label for known, _ in train]).mean())
+        overall = float(np.concatenate([learned.label for learned, _ in train]).mean())
         for name in self.encoder.slots:
             if not means[name].any():
                 means[name][:] = overall

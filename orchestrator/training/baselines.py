@@ -23,7 +23,7 @@ from models.ranker.network import Ranker
 from models.training import loop
 from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, Examples
 from orchestrator.data.dataset import Workspace
-from orchestrator.data.target_encoding import item_means, leave_one_out
+from orchestrator.data.target_encoding import fit_target_encoding, leave_one_out
 from orchestrator.evaluation.scoring import outputs
 from orchestrator.training.fine_tune import calibration
 from orchestrator.training.fit import new_baseline, own_values, searched_parameters, set_own_means, train_config
@@ -56,7 +56,7 @@ def predict(
         ValueError: no such baseline.
     """
     task = ranker.config.task
-    means = item_means(known, len(workspace.data(known.domain).item_vocabulary), task)
+    means = fit_target_encoding(known, len(workspace.data(known.domain).item_vocabulary), task)
     rows = leave_one_out(known, means)
     network: nn.Module
     parts = [(rows, slot)]
@@ -156,7 +156,7 @@ def _source_parts(
     for source in encoder.sources:
         rows = workspace.examples(encoder, source.domain)
         rows = rows.take(workspace.split(rows).train)
-        means = item_means(rows, source.size, task)
+        means = fit_target_encoding(rows, source.size, task)
         drawn = np.random.default_rng(recipe.seed).permutation(len(rows))[: recipe.baseline_source_rows]
         parts.append((leave_one_out(rows, means).take(np.sort(drawn)), encoder.slots.index(source.domain)))
     return parts

@@ -12,12 +12,12 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from models.ranker import adapters
-from models.ranker.precompute import keeping
 from models.ranker.network import Ranker
+from models.ranker.precompute import keeping
 from models.training import loop
 from models.training.devices import device_for
 from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, Examples
-from orchestrator.data.target_encoding import item_means, leave_one_out
+from orchestrator.data.target_encoding import fit_target_encoding, leave_one_out
 from orchestrator.evaluation.scoring import outputs
 from orchestrator.settings import Settings
 from orchestrator.training.fit import own_values, searched_parameters, set_own_means, start_of, train_config
@@ -53,7 +53,7 @@ def fit_adapter(
     items = ranker.owned(slot).items
     assert items is not None, "a target domain owns its items"
     task = ranker.config.task
-    means = item_means(known, len(items), task)
+    means = fit_target_encoding(known, len(items), task)
     set_own_means(ranker, slot, means.means, own_values(known, len(items)))
     learnt = leave_one_out(known, means)
     adapters.freeze_all_but(ranker, slot)

@@ -24,7 +24,7 @@ from models.training.distributed import Alone
 from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, Examples
 from orchestrator.data.dataset import Workspace
 from orchestrator.data.encoding import FeatureEncoder
-from orchestrator.data.target_encoding import ItemMeans, item_means, leave_one_out
+from orchestrator.data.target_encoding import TargetEncoding, fit_target_encoding, leave_one_out
 from orchestrator.training.recipe import Recipe
 from orchestrator.training.wide_fit import fit_evidence, fit_own_evidence
 
@@ -105,7 +105,7 @@ def lessons(workspace: Workspace, recipe: Recipe, slots: Sequence[str]) -> Train
         with_users=recipe.user_embedding,
         until_us=None,
     )
-    means: dict[str, ItemMeans] = {}
+    means: dict[str, TargetEncoding] = {}
     values: dict[str, np.ndarray] = {}
     train: list[tuple[Examples, int]] = []
     validation: list[tuple[Examples, int]] = []
@@ -114,7 +114,7 @@ def lessons(workspace: Workspace, recipe: Recipe, slots: Sequence[str]) -> Train
         rows = workspace.examples(encoder, name)
         split = workspace.split(rows)
         known = rows.take(split.train)
-        means[name] = item_means(known, len(workspace.data(name).item_vocabulary), recipe.task)
+        means[name] = fit_target_encoding(known, len(workspace.data(name).item_vocabulary), recipe.task)
         values[name] = own_values(known, len(means[name].means))
         train.append((leave_one_out(known, means[name]), slot))
         validation.append((rows.take(sample(split.validation, EVALUATED_ROWS)), slot))
@@ -316,7 +316,7 @@ def set_own_means(ranker: Ranker, slot: int, means: np.ndarray, values: np.ndarr
 
 def own_values(known: Examples, size: int) -> np.ndarray:
     """Mean value of the events of each item of a domain, as histories hold values, (size,)."""
-    return item_means(replace(known, label=known.value), size, "rating").means
+    return fit_target_encoding(replace(known, label=known.value), size, "rating").means
 
 
 def set_bands(ranker: Ranker, values: np.ndarray) -> None:

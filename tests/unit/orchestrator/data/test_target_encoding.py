@@ -5,7 +5,7 @@ import pytest
 from scipy.special import logit
 
 from orchestrator.data.batches import Examples
-from orchestrator.data.target_encoding import item_means, leave_one_out
+from orchestrator.data.target_encoding import fit_target_encoding, leave_one_out
 
 
 def some_rows(stars: np.ndarray, item: np.ndarray) -> Examples:
@@ -40,14 +40,14 @@ def test_of_two_items_clicked_alike_the_one_with_more_stars_is_expected_to_get_m
     stars[both] = np.where(np.arange(both.sum()) % 2, 3, np.where(rated.item[both] == 7, 5, 4))
     stars[rated.item == 8] = np.where(np.arange((rated.item == 8).sum()) % 2, 3, 4)
     stars[rated.item == 7] = np.where(np.arange((rated.item == 7).sum()) % 2, 3, 5)
-    means = item_means(some_rows(stars, rated.item), 41, "ctr").means
+    means = fit_target_encoding(some_rows(stars, rated.item), 41, "ctr").means
     assert means[7] > means[8]
 
 
 def test_labels_that_say_all_there_is_to_say_are_heard_alone(rated: Examples):
     """Where the value is the click itself, means are the smoothed click rates."""
     clicks = some_rows(np.where(rated.label > 0, 4.0, 1.0), rated.item)
-    plain = item_means(clicks, 41, "ctr").means
+    plain = fit_target_encoding(clicks, 41, "ctr").means
     overall, rows = clicks.label.mean(), clicks.item == 5
     expected = overall + (clicks.label[rows] - overall).sum() / (rows.sum() + 20)
     assert plain[5] == pytest.approx(expected, rel=1e-5)
@@ -55,11 +55,11 @@ def test_labels_that_say_all_there_is_to_say_are_heard_alone(rated: Examples):
 
 def test_a_row_starts_from_its_items_mean_without_itself(rated: Examples):
     """Turning one row's stars round moves what all rows of the item start from, but not that row's own start."""
-    found = item_means(rated, 41, "ctr")
+    found = fit_target_encoding(rated, 41, "ctr")
     start = logit(found.means[rated.item]) + leave_one_out(rated, found).offset
     stars = rated.value.copy()
     stars[0] = 6 - stars[0] if stars[0] != 3 else 5
-    other = item_means(some_rows(stars, rated.item), 41, "ctr")
+    other = fit_target_encoding(some_rows(stars, rated.item), 41, "ctr")
     after = logit(other.means[rated.item]) + leave_one_out(rated, other).offset
     same = np.flatnonzero(rated.item == rated.item[0])[1:]
     # The row's user and the two weights hear of it a little; the item's other rows hear of it much more.
@@ -68,5 +68,5 @@ def test_a_row_starts_from_its_items_mean_without_itself(rated: Examples):
 
 def test_an_item_never_seen_is_expected_to_get_what_all_get(rated: Examples):
     """Entry 0 and items without rows are the overall click rate."""
-    means = item_means(rated, 60, "ctr").means
+    means = fit_target_encoding(rated, 60, "ctr").means
     np.testing.assert_allclose(means[[0, 50]], rated.label.mean(), rtol=1e-5)
