@@ -29,13 +29,13 @@ import httpx
 import numpy as np
 import psutil
 
-from deployment.http.service import serve
 from domains.events.domain_data import DomainData
 from domains.events.histories import Histories
 from domains.registry.registry import Registry
 from domains.simulation.marketplace import MARKETPLACE
 from domains.simulation.simulator import SimulatorConfig, simulate
 from orchestrator import use_cases
+from orchestrator.servers import plan
 from orchestrator.settings import Settings
 
 DOMAIN = "live"
@@ -157,7 +157,7 @@ def run(*, history: int, candidates: int, callers: list[int], seconds: float) ->
         # Three quarters of the events are in sources: enough for every asked user to have a full history.
         prepare(settings, events=120 * history, users=60, lifelong=history)
         bodies, held = requests_of(settings, candidates=candidates, history=history, users=40)
-        process = serve(settings)
+        process = subprocess.Popen(plan.service(settings).command, env=plan.environment(settings))
         _wait(settings, process)
         url = f"{settings.service_url}/v1/domains/{DOMAIN}/rank"
         [worker] = [

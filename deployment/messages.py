@@ -1,33 +1,45 @@
-"""What the service takes and gives, as types: they check requests and they write the OpenAPI page."""
+"""What the service takes and gives, as types: they check requests, are the answers, and write the OpenAPI page.
+
+A field of a request or an answer is added here, and given its value in ``engine``.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from domains.lifecycle import FallbackLevel
 
 MOST_ITEMS = 1_000
 MOST_BYTES = 4 * 1024 * 1024
 
 
 def _id_as_text(value: Any) -> Any:
-    # Many callers hold ids as numbers; everywhere in Graft they are text. A bool is a mistake, not an id.
+    # Many callers hold ids as numbers; Graft knows them as text. A bool is a mistake, not an id.
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 _NO_NUL = r"^[^\x00]+$"  # PostgreSQL keeps no NUL in text
 
-Id = Annotated[str, BeforeValidator(_id_as_text), StringConstraints(max_length=400, pattern=_NO_NUL)]
-RequestId = Annotated[str, BeforeValidator(_id_as_text), StringConstraints(max_length=200, pattern=_NO_NUL)]
+# The function last: constraints before it are checked inside pydantic's core, those behind it one by one in Python.
+Id = Annotated[str, StringConstraints(max_length=400, pattern=_NO_NUL), BeforeValidator(_id_as_text)]
+RequestId = Annotated[str, StringConstraints(max_length=200, pattern=_NO_NUL), BeforeValidator(_id_as_text)]
 FeatureValue = str | int | float | bool | None
 Features = Annotated[dict[str, FeatureValue], Field(max_length=256)]
 
 
-class _Message(BaseModel):
+class Message(BaseModel):
+    """What every request and answer has in common: no unknown fields, no changes, no infinite numbers."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
+    def as_json(self) -> str:
+        """The fields that were given, as a JSON object; a default that nobody gave is left out."""
+        return self.model_dump_json(exclude_unset=True)
 
-class Candidate(_Message):
+
+class Candidate(Message):
     """An item to score."""
 
     item_id: Id
@@ -35,7 +47,7 @@ class Candidate(_Message):
     """Values that replace what is stored for the item; for an item that is not stored, all there is."""
 
 
-class RankRequest(_Message):
+class RankRequest(Message):
     """Who is asking, and what for."""
 
     request_id: RequestId | None = None
@@ -50,7 +62,7 @@ class RankRequest(_Message):
     """Answer only the best so many."""
 
 
-class RankedItem(_Message):
+class RankedItem(Message):
     """An item with its score: a probability of a click, or a rating."""
 
     item_id: str
@@ -59,21 +71,21 @@ class RankedItem(_Message):
     """Why the score rests on less than a full answer: item_unknown, or the reason of the whole answer."""
 
 
-class RankAnswer(_Message):
+class RankAnswer(Message):
     """Items from best to worst, and what the order rests on."""
 
     request_id: str
     domain: str
     model_version: str | None
     """The version that scored; none where popularity did."""
-    served_by: Literal["prior", "zero_shot", "adapter"]
+    served_by: FallbackLevel
     reason: str | None = None
     """Why it is only the prior: user_unknown, no_history, features_unavailable, no_version, paused, model_fault."""
     took_ms: float
     items: list[RankedItem]
 
 
-class FeedbackEvent(_Message):
+class FeedbackEvent(Message):
     """What the user did with one item."""
 
     item_id: Id
@@ -84,7 +96,7 @@ class FeedbackEvent(_Message):
     """When, in microseconds since the epoch; now where absent."""
 
 
-class FeedbackRequest(_Message):
+class FeedbackRequest(Message):
     """What came of a ranking. Sending it again changes nothing."""
 
     request_id: RequestId
@@ -95,7 +107,7 @@ class FeedbackRequest(_Message):
     events: Annotated[list[FeedbackEvent], Field(min_length=1, max_length=MOST_ITEMS)]
 
 
-class FeedbackAnswer(_Message):
+class FeedbackAnswer(Message):
     """How many events were new."""
 
     request_id: str
@@ -103,21 +115,21 @@ class FeedbackAnswer(_Message):
     duplicates: int
 
 
-class DomainStatus(_Message):
+class DomainStatus(Message):
     """One domain as this process serves it."""
 
     name: str
     role: str
     task: str
     state: str
-    served_by: Literal["prior", "zero_shot", "adapter"]
+    served_by: FallbackLevel
     model_version: str | None
     items: int
     fault: str | None = None
     """Why a newer version could not be loaded; the one before goes on answering."""
 
 
-class DomainsAnswer(_Message):
+class DomainsAnswer(Message):
     """Every domain that answers, and how the process is."""
 
     generation: int
@@ -129,14 +141,16 @@ class DomainsAnswer(_Message):
     domains: list[DomainStatus]
 
 
-class ErrorBody(_Message):
+class ErrorBody(Message):
+    """What went wrong, and in which field of the request."""
+
     code: str
     message: str
     field: str | None = None
     details: dict[str, Any] | None = None
 
 
-class ErrorAnswer(_Message):
+class ErrorAnswer(Message):
     """The one shape of every error."""
 
     error: ErrorBody

@@ -10,6 +10,7 @@ training -> data_ready.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal, get_args
 
 from domains.errors import IllegalTransition
 
@@ -37,6 +38,11 @@ ALLOWED: dict[State, frozenset[State]] = {
     State.RETIRED: frozenset(),
 }
 """From each state, where a domain may go next; staying is always allowed."""
+
+FallbackLevel = Literal["prior", "zero_shot", "adapter"]
+"""What an answer rests on: popularity, the shared model untrained here, or the domain's own trained weights."""
+FALLBACK_LEVELS: tuple[FallbackLevel, ...] = get_args(FallbackLevel)
+"""From the last resort to the best."""
 
 
 def check_move(current: State, wanted: State) -> None:

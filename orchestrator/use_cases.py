@@ -23,6 +23,7 @@ from domains.events.domain_data import DomainData
 from domains.events.readiness import Readiness
 from domains.ingestion import ingest as ingesting
 from domains.ingestion.ingest import IngestReport
+from domains.lifecycle import FallbackLevel
 from domains.registry.records import FINISHED
 from domains.registry.registry import Domain, Promotion, Registry, Run, Version
 from domains.spec import DomainSpec
@@ -327,8 +328,8 @@ def cancel(run_id: str, *, registry: Registry, settings: Settings) -> Run:
     return registry.run(run_id)
 
 
-def level(name: str, *, registry: Registry) -> str:
-    """The fallback level that a domain answers at now: ``prior``, ``zero_shot`` or ``adapter``.
+def fallback_level(name: str, *, registry: Registry) -> FallbackLevel:
+    """The fallback level that a domain answers at now.
 
     A source domain has no live version of its own: its adapter is part of the live shared model.
     """

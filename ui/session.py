@@ -63,7 +63,7 @@ def live_version(name: str | None) -> Version | None:
 
 def fallback_level(domain: Domain) -> str:
     """What a domain's answers rest on: ``none`` without data, else ``prior``, ``zero_shot`` or ``adapter``."""
-    level = use_cases.level(domain.name, registry=registry())
+    level = use_cases.fallback_level(domain.name, registry=registry())
     return "none" if level == "prior" and not domain.counts.get("rows_added") else level
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +17,11 @@ import pyarrow.compute as pc
 import torch
 
 from deployment.messages import Candidate
+from domains.lifecycle import FallbackLevel
 from feature_repo.online import Events, UserFeatures
 from models.ranker.network import DomainStack, Ranker
 from orchestrator.data.batches import BatchBuilder, Examples, OneUser
 from orchestrator.data.encoding import FeatureEncoder, Field
-
-FallbackLevel = Literal["prior", "zero_shot", "adapter"]
 
 USER_UNKNOWN = "user_unknown"
 NO_HISTORY = "no_history"
@@ -61,7 +60,7 @@ class CodeBook:
 
 @dataclass(frozen=True)
 class Popularity:
-    """What is expected of each item without knowing the user: the level of last resort.
+    """What is expected of each item without knowing the user: the prior, the fallback level of last resort.
 
     Shapes:
         score: (V,) float64 by local item index; 0 is an item nobody has seen
@@ -107,7 +106,7 @@ class LiveDomain:
     Args:
         item_index: every item id of the domain -> local index (from 1).
         item_codes: (V, F) feature codes by local index for ``model``; empty without one.
-        borrows: numbers of the sources whose events its histories hold; None: of all.
+        sources: numbers of the source domains whose events its histories hold; None for all of them.
         fault: why a newer version is not the one that answers.
     """
 
@@ -120,7 +119,7 @@ class LiveDomain:
     popularity: Popularity
     model: LiveModel | None
     item_codes: np.ndarray
-    borrows: frozenset[int] | None = None
+    sources: frozenset[int] | None = None
     fault: str | None = None
 
     @property
@@ -129,7 +128,7 @@ class LiveDomain:
 
     @property
     def served_by(self) -> FallbackLevel:
-        """The best level that this domain can answer from."""
+        """The best fallback level that this domain can answer from."""
         return "prior" if self.model is None or self.paused else self.model.level
 
 
@@ -150,7 +149,7 @@ class Scores:
 
 
 def prior_scores(domain: LiveDomain, candidates: Sequence[Candidate], reason: str) -> Scores:
-    """Popularity, because of ``reason``."""
+    """Scores by popularity, because of ``reason``."""
     item = _items(domain, candidates)
     return Scores(domain.popularity.of(item), item == 0, "prior", None, reason)
 
@@ -164,9 +163,9 @@ def score(
     context: Mapping[str, Any] | None = None,
     now_us: int,
 ) -> Scores:
-    """Scores of the candidates for a user at this moment, from the best level that has something to stand on."""
-    user = _borrowed(domain, user)
-    reason = lower_level(domain, user)
+    """Scores of the candidates for a user at ``now_us``, from the best fallback level that the user allows."""
+    user = _with_own_sources(domain, user)
+    reason = fallback_reason(domain, user)
     if reason is not None:
         return prior_scores(domain, candidates, reason)
     assert domain.model is not None
@@ -187,8 +186,8 @@ def score(
     return Scores(probability, unknown, model.level, model.version_id, None)
 
 
-def lower_level(domain: LiveDomain, user: UserFeatures | None) -> str | None:
-    """Why the model has nothing to stand on; None where it has."""
+def fallback_reason(domain: LiveDomain, user: UserFeatures | None) -> str | None:
+    """Why the answer must rest on popularity; None where the model can score."""
     if domain.paused:
         return PAUSED
     if domain.model is None:
@@ -200,14 +199,14 @@ def lower_level(domain: LiveDomain, user: UserFeatures | None) -> str | None:
     return None
 
 
-def _borrowed(domain: LiveDomain, user: UserFeatures | None) -> UserFeatures | None:
-    """The user as the domain's own histories show him."""
-    if user is None or domain.borrows is None:
+def _with_own_sources(domain: LiveDomain, user: UserFeatures | None) -> UserFeatures | None:
+    """The user with the source events that this domain's histories hold."""
+    if user is None or domain.sources is None:
         return user
-    kept = np.isin(user.history.domain, list(domain.borrows))
-    if kept.all():
+    seen = np.isin(user.history.domain, list(domain.sources))
+    if seen.all():
         return user
-    return replace(user, history=Events(**{name: column[kept] for name, column in user.history.arrays().items()}))
+    return replace(user, history=Events(**{name: column[seen] for name, column in user.history.arrays().items()}))
 
 
 def _items(domain: LiveDomain, candidates: Sequence[Candidate]) -> np.ndarray:

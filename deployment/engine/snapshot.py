@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from deployment.engine.scorer import FallbackLevel, LiveDomain, LiveModel, Popularity
+from deployment.engine.scorer import LiveDomain, LiveModel, Popularity
 from domains.events.domain_data import DomainData
 from domains.lifecycle import State
 from domains.registry.registry import Domain, Registry
@@ -79,7 +80,7 @@ class SnapshotBuilder:
             if domain.state is not State.RETIRED:
                 before = previous.domains.get(domain.name)
                 loaded = self._domain(domain, lives.get(domain.name), lives.get(None), before)
-                answering[domain.name] = replace(loaded, borrows=workspace.sources_of(domain.name))
+                answering[domain.name] = replace(loaded, sources=workspace.sources_of(domain.name))
         self._forget_backbones(answering, lives.get(None))
         return Snapshot(generation=generation, domains=answering)
 
@@ -128,7 +129,10 @@ class SnapshotBuilder:
         source = encoder.source(domain.name)
         if source is None:
             return None
-        return _live_model(backbone, encoder.slots.index(domain.name), encoder, backbone_id, "adapter", source.size)
+        slot = encoder.slots.index(domain.name)
+        return _live_model(
+            backbone, version_id=backbone_id, level="adapter", slot=slot, encoder=encoder, items=source.size
+        )
 
     def _target_model(self, version_id: str) -> LiveModel:
         version = self._registry.version(version_id)
@@ -139,15 +143,16 @@ class SnapshotBuilder:
         adapter = checkpoint.load_adapter(folder)
         if adapter.content != version.id:
             raise CorruptCheckpoint(folder, f"holds {adapter.content[:12]}, not the version that was promoted")
-        # A view with a list of slots of its own: every domain shares the backbone's tensors, and none sees another's
-        # adapter, so the cost of a request does not grow with the number of domains.
-        ranker = copy.copy(backbone)
-        ranker._modules = dict(backbone._modules)
-        ranker.domains = torch.nn.ModuleList(list(backbone.domains))
+        ranker = _with_own_slots(backbone)
         slot = adapters.attach(ranker, adapter, backbone=version.backbone_id)
         ranker.eval()
         return _live_model(
-            ranker, slot, FeatureEncoder.load(folder), version.id, version.level or "adapter", adapter.config.items
+            ranker,
+            version_id=version.id,
+            level=version.level or "adapter",
+            slot=slot,
+            encoder=FeatureEncoder.load(folder),
+            items=adapter.config.items,
         )
 
     def _backbone(self, backbone_id: str) -> tuple[Ranker, FeatureEncoder]:
@@ -156,7 +161,7 @@ class SnapshotBuilder:
             ranker = checkpoint.load_backbone(folder)
             if adapters.backbone_hash(ranker) != backbone_id:
                 raise CorruptCheckpoint(folder, "is not the backbone that its version names")
-            self._backbones[backbone_id] = (ranker.requires_grad_(False), FeatureEncoder.load(folder))
+            self._backbones[backbone_id] = (ranker.requires_grad_(requires_grad=False), FeatureEncoder.load(folder))
         return self._backbones[backbone_id]
 
     def _forget_backbones(self, answering: Mapping[str, LiveDomain], live: str | None) -> None:
@@ -186,14 +191,20 @@ class SnapshotBuilder:
         return catalogue
 
 
-def _live_model(
-    ranker: Ranker, slot: int, encoder: FeatureEncoder, version_id: str, level: FallbackLevel, items: int
-) -> LiveModel:
+def _live_model(ranker: Ranker, **rest: Any) -> LiveModel:
     with torch.inference_mode():
-        stack = ranker.stack(range(len(ranker.domains)))
-    return LiveModel(
-        version_id=version_id, level=level, ranker=ranker, slot=slot, encoder=encoder, items=items, stack=stack
-    )
+        return LiveModel(ranker=ranker, stack=ranker.stack(range(len(ranker.domains))), **rest)
+
+
+def _with_own_slots(backbone: Ranker) -> Ranker:
+    """The same modules and tensors under a list of slots of its own.
+
+    Every domain shares the backbone, and none sees another's adapter, so the cost of a request does not grow with the
+    number of domains.
+    """
+    shared = [*backbone.children(), *backbone.domains, *backbone.parameters(recurse=False)]
+    shared += backbone.buffers(recurse=False)
+    return copy.deepcopy(backbone, {id(part): part for part in shared if part is not backbone.domains})
 
 
 class Watcher:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
@@ -16,8 +15,10 @@ from deployment.messages import (
     MOST_BYTES,
     DomainsAnswer,
     ErrorAnswer,
+    ErrorBody,
     FeedbackAnswer,
     FeedbackRequest,
+    Message,
     RankAnswer,
     RankRequest,
 )
@@ -56,29 +57,21 @@ def create_app(serving: Callable[[], Serving]) -> FastAPI:
         """
         ranking = await serving().rank(domain, request)
         timing = f"queue;dur={ranking.queue_ms:.3f}, features;dur={ranking.features_ms:.3f}"
-        timing += f", model;dur={ranking.model_ms:.3f}"
-        return _json(200, ranking.body, {"Server-Timing": f"{timing}, rank;dur={ranking.total_ms:.3f}"})
+        timing += f", model;dur={ranking.model_ms:.3f}, rank;dur={ranking.features_ms + ranking.model_ms:.3f}"
+        return _reply(ranking.answer, headers={"Server-Timing": timing})
 
     @app.post("/v1/feedback", response_model=FeedbackAnswer, responses=_ERRORS, tags=["feedback"])
     async def feedback(request: FeedbackRequest) -> Response:
         """Say what the user did with a ranking; sending it again changes nothing."""
-        new, known = await run_in_threadpool(serving().feedback, request)
-        return _json(200, {"request_id": request.request_id, "accepted": new, "duplicates": known})
+        return _reply(await run_in_threadpool(serving().feedback, request))
 
     @app.get("/v1/domains", response_model=DomainsAnswer, tags=["domains"])
     async def domains() -> Response:
-        """Every domain that answers here, with the version and the level that it answers from."""
-        process = serving()
-        body = DomainsAnswer(
-            generation=process.snapshot.generation,
-            features=process.features,
-            lost_records=process.lost_records,
-            domains=process.status(),
-        )
-        return _json(200, body.model_dump(exclude_none=False))
+        """Every domain that answers here, with its version and fallback level."""
+        return _reply(serving().status())
 
     @app.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
-    async def nothing_here(path: str) -> Response:
+    async def nothing_here() -> Response:
         raise HTTPException(404)
 
     app.add_exception_handler(RequestValidationError, _wrong_request)
@@ -88,12 +81,12 @@ def create_app(serving: Callable[[], Serving]) -> FastAPI:
     return app
 
 
-def _json(status: int, body: Any, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(body), status, headers, "application/json")
+def _reply(message: Message, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(message.as_json(), status, headers, "application/json")
 
 
 def _error(status: int, code: str, message: str, **more: Any) -> Response:
-    return _json(status, {"error": {"code": code, "message": message, **more}})
+    return _reply(ErrorAnswer(error=ErrorBody(code=code, message=message, **more)), status=status)
 
 
 async def _wrong_request(_: Request, error: Exception) -> Response:
@@ -128,10 +121,8 @@ async def _fault(request: Request, error: Exception) -> Response:
     status = http_status(error)
     if status == 500:
         logger.error("request failed", exc_info=error, extra={"path": request.url.path})
-    answer = _json(status, as_json(error))
-    if status == 503:
-        answer.headers["Retry-After"] = "1"
-    return answer
+    headers = {"Retry-After": "1"} if status == 503 else None
+    return _reply(ErrorAnswer.model_validate(as_json(error)), status=status, headers=headers)
 
 
 class _LimitBody:

@@ -8,9 +8,6 @@ BentoML brings /livez, /readyz and /metrics; the paths of ``api.py`` are mounted
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -25,21 +22,6 @@ if TYPE_CHECKING:
 
 SETTINGS = Settings()
 _running: list[Serving] = []
-
-
-def command(settings: Settings) -> list[str]:
-    """The command line that serves; on the interface of the settings, loopback unless they say otherwise."""
-    where = ["--host", settings.bind_host, "--port", str(settings.service_port)]
-    return [sys.executable, "-m", "bentoml", "serve", "deployment.http.service:Graft", *where]
-
-
-def serve(settings: Settings, *, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start the service as a process of its own; it is ready when /readyz says so."""
-    quiet = {"BENTOML_DO_NOT_TRACK": "True", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1", "FEAST_USAGE": "False"}
-    home = {"GRAFT_HOME": str(settings.home.absolute()), "BENTOML_HOME": str(settings.artifacts_dir.absolute())}
-    return subprocess.Popen(
-        command(settings), env={**os.environ, **settings.as_environment(), **quiet, **home, **(environment or {})}
-    )
 
 
 class JsonLines(logging.Formatter):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Row, Table, insert, select
 
 from domains.errors import UnknownDomain, UnknownRun, UnknownVersion
-from domains.lifecycle import State
+from domains.lifecycle import FallbackLevel, State
 from domains.registry.database import now
 from domains.registry.tables import audit, domains, live, versions
 from domains.spec import DomainSpec
@@ -20,7 +20,6 @@ BACKBONE_SLOT = ""
 """The slot of the shared model's live pointer; a domain's slot is its name."""
 
 VersionKind = Literal["backbone", "adapter"]
-FallbackLevel = Literal["zero_shot", "adapter"]
 RunState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 FINISHED: tuple[RunState, ...] = ("succeeded", "failed", "cancelled")
 

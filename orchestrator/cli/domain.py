@@ -112,7 +112,7 @@ def readiness(name: Name) -> None:
 
 
 def _level(registry: Registry, name: str) -> str:
-    return use_cases.level(name, registry=registry).replace("_", "-")
+    return use_cases.fallback_level(name, registry=registry).replace("_", "-")
 
 
 def _metrics(version: Version) -> str:

@@ -83,19 +83,7 @@ def servers(settings: Settings, *, ui: bool = True) -> list[Server]:
                 address=settings.prefect_url.removesuffix("/api"),
             )
         )
-    planned.append(
-        Server(
-            "service",
-            (
-                *(python, "-m", "bentoml", "serve", "deployment.http.service:Graft"),
-                *("--host", host, "--port", str(settings.service_port)),
-            ),
-            f"{settings.service_url}/readyz",
-            port=settings.service_port,
-            port_setting="service_port",
-            address=settings.service_url,
-        )
-    )
+    planned.append(service(settings))
     if ui:
         planned.append(
             Server(
@@ -122,6 +110,21 @@ def servers(settings: Settings, *, ui: bool = True) -> list[Server]:
         )
     )
     return planned
+
+
+def service(settings: Settings) -> Server:
+    """The prediction service, on the interface of the settings."""
+    return Server(
+        "service",
+        (
+            *(sys.executable, "-m", "bentoml", "serve", "deployment.http.service:Graft"),
+            *("--host", settings.bind_host, "--port", str(settings.service_port)),
+        ),
+        f"{settings.service_url}/readyz",
+        port=settings.service_port,
+        port_setting="service_port",
+        address=settings.service_url,
+    )
 
 
 def refuse_busy_ports(plan: list[Server], settings: Settings) -> None:

@@ -1,0 +1,70 @@
+"""Rank answers: made from scores in one place, sent as they are and written down from the same value."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from deployment.engine.scorer import ITEM_UNKNOWN, Scores
+from deployment.messages import RankAnswer, RankRequest
+
+LOGGED_POSITIONS = 20
+"""Positions of each answer that the prediction log keeps: what a user could have seen without scrolling far."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer that went out, to whom and when."""
+
+    answer: RankAnswer
+    user_id: str
+    at: datetime
+
+    def log_rows(self) -> list[dict[str, Any]]:
+        """Its first positions as rows of the prediction log."""
+        return [
+            {
+                "request_id": self.answer.request_id,
+                "item_id": item.item_id,
+                "domain": self.answer.domain,
+                "user_id": self.user_id,
+                "score": item.score,
+                "position": position,
+                "model_version": self.answer.model_version,
+                "served_by": self.answer.served_by,
+                "at": self.at,
+            }
+            for position, item in enumerate(self.answer.items[:LOGGED_POSITIONS])
+        ]
+
+
+def rank_answer(domain: str, request: RankRequest, scores: Scores, *, began: float) -> RankAnswer:
+    """The candidates of a request from best to worst, no more than it asks for; equal scores stay in the order asked.
+
+    Args:
+        began: when the work on the request began, by ``time.perf_counter``.
+    """
+    order = np.argsort(-scores.score, kind="stable")[: request.top_k]
+    score, unknown = scores.score.tolist(), scores.unknown.tolist()
+    items = []
+    for at in order.tolist():
+        item = {"item_id": request.items[at].item_id, "score": score[at]}
+        reason = ITEM_UNKNOWN if unknown[at] else scores.reason
+        items.append(item if reason is None else {**item, "reason": reason})
+    whole = {} if scores.reason is None else {"reason": scores.reason}
+    return RankAnswer.model_validate(
+        {
+            "request_id": request.request_id or uuid.uuid4().hex,
+            "domain": domain,
+            "model_version": scores.model_version,
+            "served_by": scores.served_by,
+            "took_ms": round((time.perf_counter() - began) * 1e3, 3),
+            "items": items,
+            **whole,
+        }
+    )
