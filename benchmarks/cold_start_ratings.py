@@ -1,4 +1,4 @@
-"""Cold-start ratings, protocol A: what is a user worth in the target of whom only the source has heard?
+"""Cold-start ratings, protocol A: how well are users rated in the target of whom only the source knows anything?
 
     python -m benchmarks.cold_start_ratings --data DIR --out DIR [--settings douban-book-to-music-20 ...] [--seeds 5]
 
@@ -175,15 +175,15 @@ def open_task(data: Path, folder: Path, setting: str, seed: int) -> Task:
     rows = workspace.examples(encoder, target.name)
     split = workspace.split(rows)
     workspace = replace(workspace, until_us=split.cut_us)
-    lent = workspace.examples(encoder, source.name)
-    parts = workspace.split(lent)
+    source_rows = workspace.examples(encoder, source.name)
+    parts = workspace.split(source_rows)
     test = rows.take(split.test)
     nothing = np.full(len(test), np.nan, np.float32)
     given = Given(
         workspace,
         slots,
-        lent.take(parts.train),
-        lent.take(parts.validation),
+        source_rows.take(parts.train),
+        source_rows.take(parts.validation),
         rows.take(split.train),
         rows.take(split.validation),
         replace(test, label=nothing, value=nothing),
@@ -195,20 +195,20 @@ def open_task(data: Path, folder: Path, setting: str, seed: int) -> Task:
 def plain(make: type[PlainBaseline], task: Task, _seed: int) -> dict[str, Scored]:
     """A baseline without a network: it has nothing to choose, so the source's held-out rows teach it too."""
     given: Given = task.given
-    lent = [
+    source_rows = [
         np.concatenate(part)
         for part in zip(*(_triple(r) for r in (given.source, given.source_validation)), strict=True)
     ]
-    baseline = make().fit(*_triple(given.known), source=Rows.of(*lent))
+    baseline = make().fit(*_triple(given.known), source=Rows.of(*source_rows))
     return {"": Scored(baseline.predict(given.asked.user, given.asked.item))}
 
 
 def tuned_bias(task: Task, _seed: int) -> dict[str, Scored]:
     """The mapped source bias at its best: both smoothings chosen on held-out cold users."""
     given: Given = task.given
-    lent, learnt, held = Rows.of(*_triple(given.source)), Rows.of(*_triple(given.known)), given.validation
+    source_rows, learnt, held = Rows.of(*_triple(given.source)), Rows.of(*_triple(given.known)), given.validation
     items = {smoothing: ItemMean(smoothing).fit(*_triple(given.known)) for smoothing in SMOOTHINGS}
-    biases = {ridge: source_bias(lent, ridge) for ridge in SMOOTHINGS}
+    biases = {ridge: source_bias(source_rows, ridge) for ridge in SMOOTHINGS}
     found = []
     for smoothing, ridge in product(SMOOTHINGS, SMOOTHINGS):
         baseline = MappedSourceBias(smoothing, ridge).fit_line(learnt, items[smoothing], biases[ridge])

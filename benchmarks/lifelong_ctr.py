@@ -28,7 +28,7 @@ import numpy as np
 
 from benchmarks import command, results_page
 from benchmarks.item_vectors import item_vectors
-from benchmarks.lifelong_networks import Network, Schooling, consistency, networks, scored, trained
+from benchmarks.lifelong_networks import Network, Setup, consistency, networks, scored, trained
 from benchmarks.logged_clicks import LOGS, cut
 from benchmarks.public_pairs import Pair, offered, settle
 from benchmarks.results_table import Method, Scored, Table, Task, paired_over_seeds, run
@@ -64,13 +64,13 @@ MEASURES = ("auc", "gauc", "logloss", "few/auc", "unseen/auc")
 class Given:
     """What a row may learn from. ``asked`` are the test rows with their labels taken out.
 
-    ``taken`` and ``lent`` are what people took in the target and in the sources before their own first test row.
+    ``taken`` and ``source_rows`` are what people took in the target and in the sources before their own first test row.
     """
 
-    school: Schooling
+    setup: Setup
     train: Examples
     taken: Rows
-    lent: Rows
+    source_rows: Rows
     asked: Examples
 
 
@@ -107,7 +107,7 @@ def open_task(workspace: Workspace, setting: str, seed: int, *, people: int | No
         )
     found = fit_target_encoding(parts.train, sizes[target], "ctr")
     means = {name: np.full(size, parts.train.label.mean(), np.float32) for name, size in sizes.items()}
-    lessons = TrainingSet(
+    training_set = TrainingSet(
         encoder,
         [(leave_one_out(parts.train, found), slot)],
         [(parts.validation, slot)],
@@ -116,19 +116,19 @@ def open_task(workspace: Workspace, setting: str, seed: int, *, people: int | No
     )
     recipe = Recipe(width=WIDTH, lifelong=LIFELONG, short=SHORT, architecture="dacdr+lcn", facts="plain", seed=seed)
     test = parts.test
-    school = Schooling(
+    setup = Setup(
         workspace,
         recipe,
-        lessons,
+        training_set,
         workspace.batch_builder(encoder, slots),
         slot,
         _vectors(workspace, encoder, steps, parts, size=sizes[target], seed=seed),
     )
     given = Given(
-        school,
+        setup,
         parts.train,
         before(steps.user, steps.item, steps.time_us, parts.first_test_us),
-        _lent(workspace, encoder, parts.first_test_us),
+        _source_rows(workspace, encoder, parts.first_test_us),
         replace(test, label=np.full(len(test), np.nan, np.float32), value=np.zeros(len(test), np.float32)),
     )
     return Task(given, test.label, test.user, segments=_segments(workspace, parts))
@@ -146,19 +146,19 @@ def _vectors(
     workspace: Workspace, encoder: FeatureEncoder, steps: Examples, parts: Parts, *, size: int, seed: int
 ) -> np.ndarray:
     """Where items start: from what people took before their first row of any part."""
-    lent = _lent(workspace, encoder, parts.first_us)
+    source_rows = _source_rows(workspace, encoder, parts.first_us)
     own = before(steps.user, steps.item, steps.time_us, parts.first_us)
     items = encoder.source_rows_total
     return item_vectors(
-        np.concatenate([lent.user, own.user]),
-        np.concatenate([lent.item, items + own.item]),
+        np.concatenate([source_rows.user, own.user]),
+        np.concatenate([source_rows.item, items + own.item]),
         items + size,
         WIDTH,
         seed,
     )
 
 
-def _lent(workspace: Workspace, encoder: FeatureEncoder, until_us: np.ndarray) -> Rows:
+def _source_rows(workspace: Workspace, encoder: FeatureEncoder, until_us: np.ndarray) -> Rows:
     store = workspace.histories.source
     user = np.repeat(np.arange(len(store.offsets) - 1), np.diff(store.offsets))
     item = encoder.source_rows(np.asarray(store.domain), np.asarray(store.item))
@@ -179,25 +179,25 @@ def plain(name: str, make: type[PlainBaseline], task: Task, _seed: int) -> dict[
     given: Given = task.given
     counts = name in (POPULARITY, CO_OCCURRENCE)
     rows = given.taken if counts else Rows.of(given.train.user, given.train.item, given.train.label)
-    baseline = make().fit(rows.user, rows.item, rows.label, source=given.lent if counts else None)
+    baseline = make().fit(rows.user, rows.item, rows.label, source=given.source_rows if counts else None)
     return {name: Scored(baseline.predict(given.asked.user, given.asked.item))}
 
 
 def vectors_alone(task: Task, _seed: int) -> dict[str, Scored]:
     """Cosine of the candidate's first vector and the mean of those that the user's lifelong history holds."""
     given: Given = task.given
-    school, asked = given.school, given.asked
-    own = school.lessons.encoder.source_rows_total
+    setup, asked = given.setup, given.asked
+    own = setup.training_set.encoder.source_rows_total
     scores = []
     for at in range(0, len(asked), 4096):
         part = asked.take(np.arange(at, min(at + 4096, len(asked))))
-        events = school.batch_builder.batch(part, school.slot).lifelong
-        past = np.cumsum(school.vectors[events.item.numpy()], 1, dtype=np.float64)
+        events = setup.batch_builder.batch(part, setup.slot).lifelong
+        past = np.cumsum(setup.vectors[events.item.numpy()], 1, dtype=np.float64)
         past = np.concatenate([np.zeros_like(past[:, :1]), past], 1)
         row = events.row.numpy()
         mean = past[row, events.stop.numpy()] - past[row, events.start.numpy()]
         length = np.maximum(np.linalg.norm(mean, axis=1), 1e-9)
-        scores.append((mean * school.vectors[own + part.item]).sum(1) / length)
+        scores.append((mean * setup.vectors[own + part.item]).sum(1) / length)
     cosine = np.concatenate(scores)
     return {VECTORS: Scored(1 / (1 + np.exp(-cosine)))}
 
@@ -205,9 +205,9 @@ def vectors_alone(task: Task, _seed: int) -> dict[str, Scored]:
 def network(name: str, what: Network, task: Task, seed: int) -> dict[str, Scored]:
     """A network of the table, ours or a baseline."""
     given: Given = task.given
-    school = given.school
-    model, detail = trained(what, school, seed)
-    return {name: Scored(scored(model, school, given.asked), detail | consistency(model, school, given.asked))}
+    setup = given.setup
+    model, detail = trained(what, setup, seed)
+    return {name: Scored(scored(model, setup, given.asked), detail | consistency(model, setup, given.asked))}
 
 
 def methods() -> list[Method]:

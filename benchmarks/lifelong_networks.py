@@ -111,7 +111,7 @@ def networks() -> dict[str, Network]:
 
 
 @dataclass(frozen=True)
-class Schooling:
+class Setup:
     """What a network is built for and taught by: the same for every row of the table.
 
     vectors: (source items + own items, D) that every network's items start from
@@ -119,20 +119,20 @@ class Schooling:
 
     workspace: Workspace
     recipe: Recipe
-    lessons: TrainingSet
+    training_set: TrainingSet
     batch_builder: BatchBuilder
     slot: int
     vectors: np.ndarray
 
 
-def trained(what: Network, school: Schooling, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+def trained(what: Network, setup: Setup, seed: int) -> tuple[nn.Module, dict[str, Any]]:
     """A network of the table, trained, and what it says of itself."""
-    recipe = school.recipe.model_copy(update={"seed": seed})
-    model = built(what, school, recipe)
-    own, lessons = DomainBatchSampler, school.lessons
+    recipe = setup.recipe.model_copy(update={"seed": seed})
+    model = built(what, setup, recipe)
+    own, training_set = DomainBatchSampler, setup.training_set
     result = loop.train(
         model,
-        own(school.batch_builder, lessons.train, batch_size=BATCH, seed=seed, session_rows=SESSION),
+        own(setup.batch_builder, training_set.train, batch_size=BATCH, seed=seed, session_rows=SESSION),
         config=loop.TrainConfig(
             epochs=EPOCHS,
             learning_rate=LEARNING_RATE,
@@ -141,7 +141,7 @@ def trained(what: Network, school: Schooling, seed: int) -> tuple[nn.Module, dic
             bf16=what.bf16,
             seed=seed,
         ),
-        validation=own(school.batch_builder, lessons.validation, batch_size=SCORED_AT_ONCE, seed=0, shuffle=False),
+        validation=own(setup.batch_builder, training_set.validation, batch_size=SCORED_AT_ONCE, seed=0, shuffle=False),
     )
     return model.eval(), {
         "parameters": sum(part.numel() for part in model.parameters()),
@@ -150,50 +150,50 @@ def trained(what: Network, school: Schooling, seed: int) -> tuple[nn.Module, dic
     }
 
 
-def scored(model: nn.Module, school: Schooling, rows: Examples) -> np.ndarray:
+def scored(model: nn.Module, setup: Setup, rows: Examples) -> np.ndarray:
     """Click probabilities of rows in their order, (N,)."""
     source = DomainBatchSampler(
-        school.batch_builder, [(rows, school.slot)], batch_size=SCORED_AT_ONCE, seed=0, shuffle=False
+        setup.batch_builder, [(rows, setup.slot)], batch_size=SCORED_AT_ONCE, seed=0, shuffle=False
     )
     return loop.predict(model, source.batches(0))["score"]
 
 
-def built(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
+def built(what: Network, setup: Setup, recipe: Recipe) -> nn.Module:
     """A fresh network that knows the items' means and starts from the given vectors."""
     ours = what.name.startswith(model_zoo.OURS)
-    model = _ranker(what, school, recipe) if ours else _baseline(what, school, recipe)
+    model = _ranker(what, setup, recipe) if ours else _baseline(what, setup, recipe)
     inner = model.backbone if isinstance(model, WithAuxiliary) else model
-    source = school.lessons.encoder.source_rows_total
+    source = setup.training_set.encoder.source_rows_total
     if isinstance(inner, Baseline):
-        begin_with(inner.inputs.items.rows.weight, school.vectors)
+        begin_with(inner.inputs.items.rows.weight, setup.vectors)
     elif isinstance(inner, Ranker):
-        own = inner.owned(school.slot).items
+        own = inner.owned(setup.slot).items
         assert own is not None
-        begin_with(inner.source_items.rows.weight, school.vectors[:source])
-        begin_with(own.rows.weight, school.vectors[source:])
+        begin_with(inner.source_items.rows.weight, setup.vectors[:source])
+        begin_with(own.rows.weight, setup.vectors[source:])
     return model
 
 
-def _baseline(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
-    return model_zoo.build(what.name, school.workspace, recipe, school.lessons)
+def _baseline(what: Network, setup: Setup, recipe: Recipe) -> nn.Module:
+    return model_zoo.build(what.name, setup.workspace, recipe, setup.training_set)
 
 
-def _ranker(what: Network, school: Schooling, recipe: Recipe) -> nn.Module:
-    encoder = school.lessons.encoder
+def _ranker(what: Network, setup: Setup, recipe: Recipe) -> nn.Module:
+    encoder = setup.training_set.encoder
     # Only for its config and codes; narrow, because another is built of them.
     usual = fit.new_ranker(
-        school.workspace, encoder, recipe.model_copy(update={"width": 4}), mean_label=school.lessons.mean_label
+        setup.workspace, encoder, recipe.model_copy(update={"width": 4}), mean_label=setup.training_set.mean_label
     )
     torch.manual_seed(recipe.seed)
     ranker = Ranker(replace(usual.config, width=recipe.width, **what.changes), usual.source_items.codes)
     for name in encoder.slots:
-        fit.add_domain(ranker, school.workspace, encoder, name)
-    fit.prepare(ranker, school.lessons, school.batch_builder, seed=recipe.seed)
+        fit.add_domain(ranker, setup.workspace, encoder, name)
+    fit.prepare(ranker, setup.training_set, setup.batch_builder, seed=recipe.seed)
     task = what.name.removeprefix(model_zoo.OURS).removeprefix(" + ")
     return WithAuxiliary(ranker, SELF_SUPERVISED[task](recipe.width)) if task else ranker  # type: ignore[call-arg]
 
 
-def consistency(model: nn.Module, school: Schooling, rows: Examples) -> dict[str, float]:
+def consistency(model: nn.Module, setup: Setup, rows: Examples) -> dict[str, float]:
     """How much of its last stage's own choice a cascade finds, over rows with more events than are chosen.
 
     Empty for networks that search in no stages.
@@ -206,7 +206,7 @@ def consistency(model: nn.Module, school: Schooling, rows: Examples) -> dict[str
         return {}
     asked = rows.take(np.arange(min(len(rows), CONSISTENCY_ROWS)))
     with torch.inference_mode():
-        share, counts = ask(school.batch_builder.batch(asked, school.slot))
+        share, counts = ask(setup.batch_builder.batch(asked, setup.slot))
     if not bool(counts.any()):
         return {}
     return {"consistency": float(share[counts].float().mean()), "consistency_rows": int(counts.sum())}

@@ -78,15 +78,15 @@ def fit(
     slots: Sequence[str],
     *,
     auxiliary_weight: float = AUXILIARY_WEIGHT,
-    lessons: TrainingSet | None = None,
+    training_set: TrainingSet | None = None,
 ) -> Trained:
     """Train a network of ``NAMES`` on the training rows of the named domains, sources first; one slot each.
 
     Args:
         auxiliary_weight: factor of the loss beside the task's, where the network has one.
-        lessons: what to learn from, where it is not simply the workspace's split.
+        training_set: what to learn from, where it is not simply the workspace's split.
     """
-    learnt = lessons or fitting.lessons(workspace, recipe, slots)
+    learnt = training_set or fitting.lessons(workspace, recipe, slots)
     batch_builder = workspace.batch_builder(learnt.encoder, slots)
     parts = [learnt]
     if name in ALONE:
@@ -122,7 +122,7 @@ def fit(
 
 
 def only(learnt: TrainingSet, slot: int) -> TrainingSet:
-    """The same lessons without the rows of all other domains."""
+    """The same training set without the rows of all other domains."""
     return TrainingSet(
         learnt.encoder,
         [part for part in learnt.train if part[1] == slot],
@@ -133,7 +133,7 @@ def only(learnt: TrainingSet, slot: int) -> TrainingSet:
 
 
 def build(name: str, workspace: Workspace, recipe: Recipe, learnt: TrainingSet) -> nn.Module:
-    """A fresh network for the encoder of the lessons, with the items' means set.
+    """A fresh network for the encoder of the training set, with the items' means set.
 
     Raises:
         ValueError: no network of that name.

@@ -121,8 +121,8 @@ def plain(name: str, make: Callable[[], PlainBaseline], task: Task, _seed: int, 
     fitted = []
     for slot, rows in enumerate(given.known):
         others = [learnt(other) for number, other in enumerate(given.known) if number != slot]
-        lent = Rows.of(*(np.concatenate(part) for part in zip(*others, strict=True)))
-        fitted.append(make().fit(*learnt(rows), source=lent))
+        source_rows = Rows.of(*(np.concatenate(part) for part in zip(*others, strict=True)))
+        fitted.append(make().fit(*learnt(rows), source=source_rows))
     return {
         name: Scored(
             given.answers(lambda rows, slot: squashed(fitted[slot].predict(rows.user, rows.item), stars=stars))

@@ -70,16 +70,16 @@ class Given:
     known: Examples
     validation: Examples
     asked: Examples
-    lent: Examples
+    source_rows: Examples
 
 
 @dataclass
 class Shared:
-    """A shared model of the old domain, and the old domain's judged rows with their labels."""
+    """A shared model of the old domain, and the old domain's test rows with their labels."""
 
     ranker: Ranker
     encoder: FeatureEncoder
-    judged: Examples
+    test: Examples
 
 
 _SHARED: dict[tuple[str, int, str], Shared] = {}
@@ -94,7 +94,7 @@ def open_task(data: Path, folder: Path, setting: str, seed: int) -> Task:
     settings, domains = prepare(data, folder, pair, new=new)
     workspace = TwoDomains(settings, domains, split_seed=seed, share=int(percent) / 100, thinned=new)
     old = next(domain.name for domain in domains if domain.name != new)
-    rows, lent = (workspace.examples(workspace.encoder, name) for name in (new, old))
+    rows, source_rows = (workspace.examples(workspace.encoder, name) for name in (new, old))
     split = workspace.split(rows)
     test, cold = rows.take(split.test), workspace.cold(rows)[split.test]
     nothing = np.full(len(test), np.nan, np.float32)
@@ -111,7 +111,7 @@ def open_task(data: Path, folder: Path, setting: str, seed: int) -> Task:
         rows.take(split.train),
         rows.take(validation),
         asked,
-        lent.take(workspace.split(lent).train),
+        source_rows.take(workspace.split(source_rows).train),
     )
     return Task(given, test.label, test.user, segments={"warm": ~cold, "cold": cold})
 
@@ -119,8 +119,8 @@ def open_task(data: Path, folder: Path, setting: str, seed: int) -> Task:
 def plain(name: str, make: Callable[[], PlainBaseline], task: Task, _seed: int) -> dict[str, Scored]:
     """A row without a network, of the stars behind the clicks."""
     given: Given = task.given
-    lent = Rows.of(given.lent.user, given.lent.item, given.lent.value)
-    found = make().fit(given.known.user, given.known.item, given.known.value, source=lent)
+    source_rows = Rows.of(given.source_rows.user, given.source_rows.item, given.source_rows.value)
+    found = make().fit(given.known.user, given.known.item, given.known.value, source=source_rows)
     stars = found.predict(given.asked.user, given.asked.item)
     return {name: Scored(1 / (1 + np.exp(-2 * (stars - 3.5))))}
 
@@ -176,7 +176,7 @@ def tuned(way: str, name: str, recipe: Recipe, task: Task, seed: int) -> dict[st
         )
         detail |= {"parameters": whole}
     if way != SCRATCH:
-        after, label = _old(ranker, batch_builder, shared), shared.judged.label
+        after, label = _old(ranker, batch_builder, shared), shared.test.label
         detail |= {
             "drift": float(np.abs(after - before).max()),
             "mean_drift": float(np.abs(after - before).mean()),
@@ -188,7 +188,7 @@ def tuned(way: str, name: str, recipe: Recipe, task: Task, seed: int) -> dict[st
 
 def _old(ranker: Ranker, batch_builder: BatchBuilder, shared: Shared) -> np.ndarray:
     """The old domain's scores."""
-    return score_rows(ranker, batch_builder, shared.judged, 0)
+    return score_rows(ranker, batch_builder, shared.test, 0)
 
 
 def methods(recipe: Recipe = RECIPE) -> list[Method]:

@@ -5,10 +5,10 @@
 Two settings. ``food-kitchen``: each user is asked in both domains for their last event there, from what came before it
 (ABXI's set; events of one day in drawn order). ``game-video``: users without any event in the asked domain are asked
 for what they have there (CDRIB's split). A query has 999 wrong candidates of the same domain. Models learn from and
-choose by the events before the last, or by warm users and the split's validation rows (`case_of`).
+choose by the events before the last, or by warm users and the split's validation rows (`task_of`).
 
 Rows with a network start from the wide part (`benchmarks.ranking_features`), which stands as a row as well, so
-that nobody takes their worth for the network's.
+that nobody takes their gain for the network's.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ def open_task(data: Path, out: Path, setting: str, seed: int, *, sizes: Sizes | 
     """One draw of a setting. Features are counted once and kept beside the table."""
     sizes = sizes or Sizes()
     kept = out / "features" / f"{setting}-{seed}-{'-'.join(map(str, astuple(sizes)))}.npz"
-    return case_of(open_market(data, setting, seed), seed, sizes, kept)
+    return task_of(open_market(data, setting, seed), seed, sizes, kept)
 
 
-def case_of(market: Market, seed: int, sizes: Sizes, kept: Path | None = None) -> Task:
+def task_of(market: Market, seed: int, sizes: Sizes, kept: Path | None = None) -> Task:
     """The queries of a market; each sees what came before it and was not held back for those that come after.
 
     Models learn from the events before the last of four in five users, and the other fifth's choose: neither is among
@@ -326,9 +326,9 @@ def methods(how: Training | None = None, sizes: Sizes | None = None) -> list[Met
     """Every row of the table."""
     how = how or Training()
     base = {"sizes": asdict(sizes or Sizes()), "folds": FOLDS, "factors": FACTORS}
-    without_moment = (*ranking_features.MOMENT, *TITLES)
+    without_time = (*ranking_features.TIMED, *TITLES)
     choices = {
-        "wide part alone, without the moment": without_moment,
+        "wide part alone, without the moment": without_time,
         WIDE_PART: TITLES,
         "wide part alone, with titles": (),
     }

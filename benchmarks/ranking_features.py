@@ -1,6 +1,6 @@
 """Wide features of a query's candidates, counted and in closed form: what a ranking network starts from.
 
-How often an item is met, at all and lately; how often it is met by people who also met what this user has, in his own
+How often an item is met, at all and lately; how often it is met by people who also met what this user has, in their own
 domain and in the other; how near it lies to that in a factorisation of who met what; and, where titles are given, how
 alike they read. A few weights make one score of them.
 
@@ -25,7 +25,7 @@ from benchmarks.ranking_queries import DAY_US, Log, Queries
 from models.training.listwise import list_losses
 
 ALWAYS = ("popularity", "together, own", "together, other", "factors, own", "factors, other")
-MOMENT = ("7 days", "30 days", "90 days", "365 days", "before", "neighbours, own", "neighbours, other")
+TIMED = ("7 days", "30 days", "90 days", "365 days", "before", "neighbours, own", "neighbours, other")
 TITLES = ("titles, mean", "titles, latest", "titles, nearest", "titles, nearest of the other")
 _WINDOWS_DAYS = (7, 30, 90, 365, 36_500)
 _FADES_BY = 0.6  # weight of an event beside the one after it
@@ -101,7 +101,7 @@ def features(queries: Queries, counts: Counts, titles: np.ndarray | None = None)
 
 
 def names(*, timed: bool, titled: bool) -> tuple[str, ...]:
-    return ALWAYS + (MOMENT if timed else ()) + (TITLES if titled else ())
+    return ALWAYS + (TIMED if timed else ()) + (TITLES if titled else ())
 
 
 def _features(queries: Queries, counts: Counts, titles: np.ndarray | None, looked: np.ndarray) -> np.ndarray:
@@ -249,9 +249,9 @@ def _badness(
     descent: torch.optim.Optimizer, rows: torch.Tensor, label: torch.Tensor, free: torch.Tensor, ridge: float
 ) -> torch.Tensor:
     descent.zero_grad()
-    worth = list_losses((rows @ free).view(-1), label.view(-1)).mean() + ridge * free.square().sum()
-    worth.backward()
-    return worth
+    loss = list_losses((rows @ free).view(-1), label.view(-1)).mean() + ridge * free.square().sum()
+    loss.backward()
+    return loss
 
 
 def co_occurrence(queries: Queries, known: Log, items: int) -> np.ndarray:

@@ -172,11 +172,11 @@ def ridge_cmf(
     *, source: Examples, known: Examples, validation: Examples, asked: Examples, seed: int, width: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """CMF by ridge regressions: source items are further columns. The ridge is chosen on ``validation``."""
-    lent = Rows.of(source.user, source.item, source.label)
+    source_rows = Rows.of(source.user, source.item, source.label)
     found = []
     for ridge in RIDGES:
         model = BiasedFactors(width=width, ridge=ridge, seed=seed, pool_source=True)
-        model.fit(known.user, known.item, known.label, source=lent)
+        model.fit(known.user, known.item, known.label, source=source_rows)
         found.append((_rmse(model.predict(validation.user, validation.item), validation), ridge, model))
     error, ridge, model = min(found, key=lambda one: one[0])
     return model.predict(asked.user, asked.item), {"validation_rmse": error, "ridge": ridge}
@@ -193,11 +193,13 @@ def ridge_emcdr(
     """
     found = []
     for ridge in RIDGES:
-        lent = BiasedFactors(width=width, ridge=ridge, seed=seed).fit(source.user, source.item, source.label)
+        source_rows = BiasedFactors(width=width, ridge=ridge, seed=seed).fit(source.user, source.item, source.label)
         own = BiasedFactors(width=width, ridge=ridge, seed=seed).fit(known.user, known.item, known.label)
         users = int(max(part.user.max() for part in (source, known, validation, asked))) + 1
         # Users without source rows are nobody: their vector is zero, and so is what it is mapped to.
-        seen = np.isin(np.arange(users), source.user)[:, None] * np.hstack([np.ones((users, 1)), _vectors(lent, users)])
+        seen = np.isin(np.arange(users), source.user)[:, None] * np.hstack(
+            [np.ones((users, 1)), _vectors(source_rows, users)]
+        )
         shared = known.take(np.isin(known.user, source.user))
         x = _pairs(own, seen, shared)
         gram, moment = x.T @ x, x.T @ (shared.label - _item_part(own, shared))

@@ -42,7 +42,7 @@ Feed = tuple[str, int]
 
 @dataclass(frozen=True)
 class Given:
-    """What a model may learn from: rows by slot, sources first, the target last; ``asked`` has no labels."""
+    """What a model may be trained on: rows by slot, sources first, the target last; ``asked`` has no labels."""
 
     workspace: HarmedWorkspace
     encoder: FeatureEncoder
@@ -53,8 +53,8 @@ class Given:
     parts: tuple[Examples, ...]
     validation: Examples
     asked: Examples
-    untaught: frozenset[str] = frozenset()
-    """Sources whose rows teach nobody."""
+    refused_sources: frozenset[str] = frozenset()
+    """Sources whose rows nothing is trained on."""
     memory: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
@@ -62,13 +62,15 @@ class Given:
         return len(self.parts) - 1
 
     @property
-    def lent(self) -> tuple[tuple[Examples, int], ...]:
-        """Rows of each source that teaches, with its slot."""
-        return tuple((part, slot) for slot, part in enumerate(self.parts[:-1]) if part.domain not in self.untaught)
+    def training_sources(self) -> tuple[tuple[Examples, int], ...]:
+        """Rows of each source that is trained on, with its slot."""
+        return tuple(
+            (part, slot) for slot, part in enumerate(self.parts[:-1]) if part.domain not in self.refused_sources
+        )
 
 
 def gathered(workspace: HarmedWorkspace, recipe: Recipe, names: Sequence[str]) -> tuple[Given, Examples]:
-    """What is there to learn from, and the test rows with their labels. The target is the last of ``names``."""
+    """What there is to train on, and the test rows with their labels. The target is the last of ``names``."""
     encoder = workspace.fit_encoder(
         task="ctr", slots=names, lifelong=recipe.lifelong, short=recipe.short, with_users=False, until_us=None
     )
@@ -101,11 +103,11 @@ def gathered(workspace: HarmedWorkspace, recipe: Recipe, names: Sequence[str]) -
 def without(given: Given, refused: Iterable[tuple[str, int]]) -> Given:
     """The same, where nothing is taken of feeds of sources: no row, no share in a mean, no event of a history."""
     workspace = replace(given.workspace, refused=given.workspace.refused | set(refused))
-    return replace(gathered(workspace, given.recipe, given.encoder.slots)[0], untaught=given.untaught)
+    return replace(gathered(workspace, given.recipe, given.encoder.slots)[0], refused_sources=given.refused_sources)
 
 
 @dataclass(frozen=True)
-class Judgement:
+class SourceCheck:
     """What target-only towers say of feeds before anything is trained.
 
     ``left`` is what is left to learn from, ``last`` what the last target-only tower knows of it
@@ -123,12 +125,12 @@ class Judgement:
         return self.left.workspace.refused
 
 
-def judge(given: Given, config: TransferConfig) -> Judgement:
+def check_sources(given: Given, config: TransferConfig) -> SourceCheck:
     """Look, leave out the feeds that are refused, and look again at the rest until nothing more is."""
-    key = f"judged {config}"
+    key = f"checked {config}"
     if key not in given.memory:
         left, looks, last, certainties = given, list[TransferReport](), None, list[float]()
-        while len(looks) < LOOKS and left.lent:
+        while len(looks) < LOOKS and left.training_sources:
             transfer = transfer_of(left, config, epoch_of(left, [(left.parts[-1], left.target)], TARGET_BATCH))
             model, rate = network(left), given.recipe.learning_rate
             training = TrainConfig(learning_rate=rate, seed=given.recipe.seed)
@@ -140,9 +142,9 @@ def judge(given: Given, config: TransferConfig) -> Judgement:
             if not light:
                 break
             wholly = {source for source, _ in light} - {source for source, _ in weights.keys() - set(light)}
-            left = replace(left, untaught=left.untaught | wholly)
+            left = replace(left, refused_sources=left.refused_sources | wholly)
             left = without(left, [feed for feed in light if feed[0] not in wholly])
-        given.memory[key] = Judgement(left, last, looks[0], tuple(certainties))
+        given.memory[key] = SourceCheck(left, last, looks[0], tuple(certainties))
     return given.memory[key]
 
 
@@ -153,7 +155,7 @@ def transfer_of(
     asks = None if given.workspace.by == "item" else partial(feeds_of, given)
     transfer = CollaborativeTransfer(replace(config, targets=(given.target,)), held, asks)
     if config.mode == "influence" and config.influence == "path":
-        transfer.target_tower_from(own, epoch_of(given, list(given.lent), 1024))
+        transfer.target_tower_from(own, epoch_of(given, list(given.training_sources), 1024))
     return transfer
 
 
@@ -173,7 +175,7 @@ def feeds_of(given: Given, batch: Batch) -> torch.Tensor:
 def feed_weights(given: Given, transfer: CollaborativeTransfer) -> dict[Feed, float]:
     """Mean weight of the rows of each feed as things stand."""
     found: dict[Feed, float] = {}
-    for part, slot in given.lent:
+    for part, slot in given.training_sources:
         if not len(part):
             continue
         rows = part.take(np.random.default_rng(0).permutation(len(part))[:8_192])
@@ -184,8 +186,8 @@ def feed_weights(given: Given, transfer: CollaborativeTransfer) -> dict[Feed, fl
     return found
 
 
-def told(
-    given: Given, transfer: CollaborativeTransfer | None, left: Given, judgement: Judgement | None
+def described(
+    given: Given, transfer: CollaborativeTransfer | None, left: Given, check: SourceCheck | None
 ) -> dict[str, Any]:
     """Weights of feeds at the end, by kind and over time, verdicts on sources, and which feeds were refused.
 
@@ -195,7 +197,7 @@ def told(
     """
     names = given.encoder.slots
     weights = dict.fromkeys(left.workspace.refused, 0.0)
-    detail: dict[str, Any] = {"verdicts": {}, "worth": {}, "percentiles": []}
+    detail: dict[str, Any] = {"verdicts": {}, "influence": {}, "percentiles": []}
     if transfer is not None:
         report = transfer.report()
         weights |= feed_weights(left, transfer)
@@ -203,19 +205,19 @@ def told(
         detail["frozen_windows"] = sum(row["frozen"] for row in report.windows)
         detail["percentiles"] = [{**row, "source": names[row["source"]]} for row in report.weights]
         detail["target_tower_certainty"] = report.target
-    verdicts = judgement.first.verdicts if judgement is not None else transfer.report().verdicts if transfer else {}
+    verdicts = check.first.verdicts if check is not None else transfer.report().verdicts if transfer else {}
     for slot, verdict in verdicts.items():
-        detail["verdicts"][names[slot]] = verdict.borrow and names[slot] not in left.untaught
-        detail["worth"][names[slot]] = [verdict.influence, verdict.certainty]
-    if judgement is not None:
-        detail["target_tower_certainties"] = judgement.certainties
+        detail["verdicts"][names[slot]] = verdict.borrow and names[slot] not in left.refused_sources
+        detail["influence"][names[slot]] = [verdict.influence, verdict.certainty]
+    if check is not None:
+        detail["target_tower_certainties"] = check.certainties
     by_kind: dict[str, list[tuple[float, int]]] = {}
-    for part, _ in given.lent:
+    for part, _ in given.training_sources:
         feeds = given.workspace.feeds(part.domain, part.user, part.item, part.time_us)
         for feed, rows in enumerate(np.bincount(feeds).tolist()):
             if rows:
                 kind = KINDS[given.workspace.kind_of_feed(part.domain, feed)]
-                weight = 0.0 if part.domain in left.untaught else weights[part.domain, feed]
+                weight = 0.0 if part.domain in left.refused_sources else weights[part.domain, feed]
                 by_kind.setdefault(kind, []).append((weight, rows))
     detail["weights"] = {
         kind: sum(weight * rows for weight, rows in held) / sum(rows for _, rows in held)

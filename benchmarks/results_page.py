@@ -1,4 +1,4 @@
-"""An arena's table as a page for people: means and spreads, who wins where, paired tests, time and memory, plots."""
+"""A results table as a page for people: means and spreads, who wins where, paired tests, time and memory, plots."""
 
 from __future__ import annotations
 

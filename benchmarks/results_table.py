@@ -1,9 +1,9 @@
-"""The arena: every model on the same splits and seeds, one result a result, and a table that a kill cannot spoil.
+"""Every model on the same splits and seeds, one result for each, in a table that a kill cannot spoil.
 
 A result is one model on one seed of one setting. Results are JSON lines under a folder and their test scores lie beside
 them, so a run that was killed goes on where it stopped, and a new model joins without training the others again.
-A model is handed rows to learn from, rows to choose by and bare queries; the answers to those stay in here, and each
-set of scores is judged on them once.
+A model is given rows to train on, rows to choose by and bare queries; the answers to those stay in here, and each set
+of scores is evaluated on them once.
 
     table = Table(folder)
     run(table, settings=["douban-book-to-music-20"], seeds=range(5), methods=methods, open_task=open_task)
@@ -42,8 +42,8 @@ class Task:
         given: whatever models learn from; it holds no test label.
         label, user: (N,) the answers to the test rows and whose rows they are. In the kind ``ranking`` a row is a
             query and its answer the position of the right one among its candidates, which models see shuffled.
-        bounds: labels cannot lie outside, so scores are also judged clipped to them; None for no bounds.
-        segments: (N,) bool each; the rows so named are also judged by themselves, as ``segment/metric``.
+        bounds: labels cannot lie outside, so scores are also evaluated clipped to them; None for no bounds.
+        segments: (N,) bool each; the rows so named are also evaluated by themselves, as ``segment/metric``.
     """
 
     given: Any
@@ -134,7 +134,7 @@ class Table:
         self._remember(result)
 
     def keep_answers(self, setting: str, seed: int, task: Task) -> None:
-        """Keep what scores are judged on, for intervals over users."""
+        """Store what scores are evaluated on, for intervals over users."""
         parts = {"label": task.label, "user": task.user}
         parts |= {f"segment-{_plain(name)}": rows for name, rows in task.segments.items()}
         for name, array in parts.items():
@@ -216,7 +216,7 @@ def run(
                         seed=seed,
                         model=name,
                         fingerprint=method.fingerprint,
-                        metrics=judge(task, answers[name].score, kind),
+                        metrics=evaluate(task, answers[name].score, kind),
                         rows=len(task.label),
                         seconds=round(used.seconds, 3),
                         megabytes=round(used.megabytes, 1),
@@ -227,7 +227,7 @@ def run(
                         on_result(result)
 
 
-def judge(task: Task, score: np.ndarray, kind: str) -> dict[str, float]:
+def evaluate(task: Task, score: np.ndarray, kind: str) -> dict[str, float]:
     """The metrics of a kind (rating, ctr or ranking) over all rows, and over each segment as ``segment/metric``.
 
     Where labels have bounds the headline is clipped to them and ``raw_...`` is not.
@@ -240,14 +240,14 @@ def judge(task: Task, score: np.ndarray, kind: str) -> dict[str, float]:
     if not (ranked or (kind != "ranking" and score.shape == task.label.shape)) or not np.isfinite(score).all():
         raise ValueError(f"expected {len(task.label)} finite scores, got shape {score.shape}")
     kept = rank_counts(score, task.label) if kind == "ranking" else score
-    found = _judged(task.label, kept, task.user, task.bounds, kind)
+    found = _metrics(task.label, kept, task.user, task.bounds, kind)
     for name, rows in task.segments.items():
-        own = _judged(task.label[rows], kept[rows], task.user[rows], task.bounds, kind)
+        own = _metrics(task.label[rows], kept[rows], task.user[rows], task.bounds, kind)
         found |= {f"{name}/{metric}": value for metric, value in own.items()}
     return found
 
 
-def _judged(
+def _metrics(
     label: np.ndarray, kept: np.ndarray, user: np.ndarray, bounds: tuple[float, float] | None, kind: str
 ) -> dict[str, float]:
     if kind == "ranking":

@@ -29,11 +29,11 @@ from benchmarks.refused_feeds import (
     TARGET_BATCH,
     Feed,
     Given,
+    check_sources,
+    described,
     epoch_of,
     gathered,
-    judge,
     network,
-    told,
     transfer_of,
     without,
 )
@@ -83,14 +83,14 @@ class SideBySide:
         if self.sources is None:
             yield from self.target.batches(epoch, start)
             return
-        lent = self._lent(epoch * len(self.target) + start // 2)
+        source_batches = self._source_batches(epoch * len(self.target) + start // 2)
         if start % 2:
-            yield next(lent)
+            yield next(source_batches)
         for batch in self.target.batches(epoch, (start + 1) // 2):
             yield batch
-            yield next(lent)
+            yield next(source_batches)
 
-    def _lent(self, at: int) -> Iterator[Batch]:
+    def _source_batches(self, at: int) -> Iterator[Batch]:
         assert self.sources is not None
         passed, at = divmod(at, len(self.sources))
         while True:
@@ -137,8 +137,8 @@ def fit(
         honest: whether it is told which feeds lie and takes nothing of them.
         sources: whether source rows teach; histories hold source events either way.
     """
-    judgement = judge(given, config) if config is not None and refuses else None
-    whole, given = given, judgement.left if judgement is not None else given
+    check = check_sources(given, config) if config is not None and refuses else None
+    whole, given = given, check.left if check is not None else given
     if honest:
         given = without(given, [feed for feed in _feeds(given) if given.workspace.kind_of_feed(*feed) != GOOD])
     recipe, slot = given.recipe, given.target
@@ -150,29 +150,31 @@ def fit(
         held = list(epoch_of(given, [(target.take(aside), slot)], TARGET_BATCH * 2).batches(0))
         target = target.take(~aside)
     own = epoch_of(given, [(target, slot)], TARGET_BATCH)
-    lends = any(len(part) for part, _ in given.lent)
-    transfer = transfer_of(given, config, own, held) if config is not None and lends else None
-    if transfer is not None and judgement is not None:
-        transfer.judged = judgement.last
-    teaches = sources and lends
+    has_sources = any(len(part) for part, _ in given.training_sources)
+    transfer = transfer_of(given, config, own, held) if config is not None and has_sources else None
+    if transfer is not None and check is not None:
+        transfer.judged = check.last
+    trains_on_sources = sources and has_sources
     result = train(
         model,
-        SideBySide(own, epoch_of(given, list(given.lent), recipe.batch_size) if teaches else None),
+        SideBySide(
+            own, epoch_of(given, list(given.training_sources), recipe.batch_size) if trains_on_sources else None
+        ),
         config=train_config(recipe, progress_every_steps=0),
         validation=epoch_of(given, [(given.validation, slot)], 4096, shuffle=False) if recipe.patience else None,
-        sample_weigher=transfer if teaches else None,
+        sample_weigher=transfer if trains_on_sources else None,
     )
     chosen = predict(model, epoch_of(given, [(given.validation, slot)], 4096, shuffle=False).batches(0))
     answers = predict(model, epoch_of(given, [(given.asked, slot)], 4096, shuffle=False).batches(0))
     detail: dict[str, Any] = {"best_pass": result.best_epoch, "passes": len(result.history)}
     detail["validation_auc"] = auc(chosen["label"], chosen["score"])
-    if sources and (judgement is not None or (config is not None and lends)):
-        detail |= told(whole, transfer, given, judgement)
+    if sources and (check is not None or (config is not None and has_sources)):
+        detail |= described(whole, transfer, given, check)
     return answers["score"], detail
 
 
 def _feeds(given: Given) -> list[Feed]:
-    return [(part.domain, feed) for part, _ in given.lent for feed in range(FEEDS)]
+    return [(part.domain, feed) for part, _ in given.training_sources for feed in range(FEEDS)]
 
 
 def neural(name: str, options: dict[str, Any], task: Task, _seed: int) -> dict[str, Scored]:

@@ -1,4 +1,4 @@
-"""Two domains of clicks that share users: who learns, who judges, and what a row may see of its user's past.
+"""Two domains of clicks that share users: which rows train, which test, and what a row may see of its user's past.
 
 Douban has no times. A user's rows are put into a random order, so that a training row sees those of their other
 training rows that come before it (a row that saw all others would give its own label away: what is missing from a sum
@@ -100,16 +100,16 @@ def prepare(data: Path, folder: Path, pair: str, *, new: str | None = None) -> t
     """Register and ingest the domains of a pair under ``folder``; what is there already stays.
 
     Args:
-        new: the domain that is to be launched, a target that borrows from the other; None for two that lend alike.
+        new: the domain that is to be launched, a target whose source is the other; None for two sources.
     """
 
     def load(raw: Path) -> Iterator[tuple[DomainSpec, PreparedDomain]]:
         staged = PAIRS[pair].load(data, raw)
         for domain in sorted(staged, key=lambda one: one.spec.name == new):
-            lenders = tuple(other.spec.name for other in staged if other.spec.name != new)
+            sources = tuple(other.spec.name for other in staged if other.spec.name != new)
             roles: dict[str, Any] = {"role": "source", "sources": ()}
             if domain.spec.name == new:
-                roles = {"role": "target", "sources": lenders}
+                roles = {"role": "target", "sources": sources}
             yield domain.spec.model_copy(update=roles), domain
 
     home = folder / "homes" / (pair if new is None else f"{pair}-new-{new}")

@@ -82,12 +82,12 @@ def test_the_tuned_bias_is_the_best_of_all_that_were_tried(task):
     """Shared refits give what each pair of smoothings gives by itself."""
     given = task.given
     found = ratings.tuned_bias(task, 0)[ratings.TUNED]
-    lent = Rows.of(given.source.user, given.source.item, given.source.label)
+    source_rows = Rows.of(given.source.user, given.source.item, given.source.label)
     held, errors = given.validation, {}
     for smoothing in ratings.SMOOTHINGS:
         for ridge in ratings.SMOOTHINGS:
             baseline = MappedSourceBias(smoothing, ridge)
-            baseline.fit(given.known.user, given.known.item, given.known.label, source=lent)
+            baseline.fit(given.known.user, given.known.item, given.known.label, source=source_rows)
             told = np.clip(baseline.predict(held.user, held.item), 1, 5)
             errors[smoothing, ridge] = float(np.sqrt(np.square(told - held.label).mean()))
     assert found.detail["validation_rmse"] == pytest.approx(min(errors.values()), abs=1e-9)

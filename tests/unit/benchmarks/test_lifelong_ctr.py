@@ -122,13 +122,13 @@ def test_a_case_tells_no_answers_and_nothing_of_the_future(task: Task) -> None:
     assert np.isnan(given.asked.label).all()
     assert not given.asked.value.any()
     assert given.asked.offset.max() == 0
-    rows = given.school.lessons
+    rows = given.setup.training_set
     for part, _ in [*rows.train, *rows.validation]:
         assert part.time_us.max() < NEVER
         for user in np.unique(given.asked.user):
             mine = part.user == user
             assert not mine.any() or part.time_us[mine].max() < given.asked.time_us[given.asked.user == user].min()
-    batch = given.school.batch_builder.batch(given.asked, given.school.slot)
+    batch = given.setup.batch_builder.batch(given.asked, given.setup.slot)
     for events in (batch.lifelong, batch.short_target):
         assert events is not None
         shown = events.time[events.row].masked_fill(~events.mask(), -1)
@@ -174,18 +174,18 @@ def test_networks_start_from_the_given_vectors(task: Task) -> None:
     """Ours and a baseline alike."""
     from benchmarks.lifelong_networks import built
 
-    school = task.given.school
-    own = school.lessons.encoder.source_rows_total
-    known = np.abs(school.vectors).sum(1) > 0
-    ranker = built(networks()["dacdr+lcn"], school, school.recipe)
-    baseline = built(networks()["TWIN"], school, school.recipe)
+    setup = task.given.setup
+    own = setup.training_set.encoder.source_rows_total
+    known = np.abs(setup.vectors).sum(1) > 0
+    ranker = built(networks()["dacdr+lcn"], setup, setup.recipe)
+    baseline = built(networks()["TWIN"], setup, setup.recipe)
     mine = np.concatenate(
-        [ranker.source_items.rows.weight.detach(), ranker.owned(school.slot).items.rows.weight.detach()]  # type: ignore
+        [ranker.source_items.rows.weight.detach(), ranker.owned(setup.slot).items.rows.weight.detach()]  # type: ignore
     )
-    assert len(mine) == len(school.vectors)
+    assert len(mine) == len(setup.vectors)
     assert own < len(mine)
     for table in (mine, baseline.inputs.items.rows.weight.detach().numpy()):  # type: ignore[union-attr]
-        assert np.allclose(table[known], school.vectors[known])
+        assert np.allclose(table[known], setup.vectors[known])
 
 
 def test_logged_impressions_are_cut_by_days() -> None:

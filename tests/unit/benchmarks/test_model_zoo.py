@@ -40,8 +40,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> FewRows:
     registry.migrate()
     for domain in simulate(SimulatorConfig("tiny", events=6000), home / "raw"):
         if domain.spec.name in SLOTS:
-            lenders = tuple(name for name in domain.spec.sources if name in SLOTS)
-            spec = domain.spec.model_copy(update={"sources": lenders})
+            sources = tuple(name for name in domain.spec.sources if name in SLOTS)
+            spec = domain.spec.model_copy(update={"sources": sources})
             use_cases.register(spec, registry=registry, by="test")
             use_cases.ingest_data(
                 domain.spec.name,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import next_item, ranking_features, results_page
-from benchmarks.next_item import Sizes, Training, case_of
+from benchmarks.next_item import Sizes, Training, task_of
 from benchmarks.ranking_features import Counts, features, others_features, weigh
 from benchmarks.ranking_network import Bins, Lists, Reach, answers, batch_of, new_network
 from benchmarks.ranking_queries import DAY_US, TEST, TRAIN, VALIDATION, Log, Market, ask, food_kitchen, game_video
@@ -49,7 +49,7 @@ def market(tmp_path_factory) -> Market:
 
 @pytest.fixture(scope="module")
 def task(market):
-    return case_of(market, 0, SMALL)
+    return task_of(market, 0, SMALL)
 
 
 def test_each_user_is_asked_for_his_last_event_of_each_domain(market):
@@ -240,13 +240,13 @@ def test_bins_are_codes_from_one_on():
 
 
 def test_a_network_row_is_filled_once_and_says_what_validation_thought(market, tmp_path):
-    """Through the arena, whose second run trains nothing."""
+    """Through the results table, whose second run trains nothing."""
     how = Training(epochs=1, batch=32, lifelong=8, short=4, learnt=5, chosen_by=8, ordered=10, bins=3)
     opened = []
 
     def open_task(setting: str, seed: int):
         opened.append(seed)
-        return case_of(market, seed, SMALL, tmp_path / f"{seed}.npz")
+        return task_of(market, seed, SMALL, tmp_path / f"{seed}.npz")
 
     rows = [
         one
@@ -303,7 +303,7 @@ def test_validation_rows_of_a_cold_user_are_not_known_at_the_test():
     role = np.where((user < 4) & (domain == 0), np.tile([VALIDATION, TEST, TEST, 0, 0, 0], people), TRAIN)
     log = Log(user, item, np.ones(len(user), np.int64), domain, role)
     market = Market(log, np.r_[-1, np.zeros(20, int), np.ones(20, int)], ("Game", "Video"), timed=False, cold=True)
-    given = case_of(market, 0, Sizes(30, 10, 10, 5, 5, 5)).given
+    given = task_of(market, 0, Sizes(30, 10, 10, 5, 5, 5)).given
     cold = given.known.take(given.known.user < 4)
     assert (cold.domain == 1).all()
     for queries in (given.training, given.validation, given.asked):

@@ -1,4 +1,4 @@
-"""The arena: the same tasks for all, nothing trained twice, nothing lost by a kill, tests that count as they say."""
+"""The results table: the same tasks for all, nothing trained twice, nothing lost by a kill, honest tests."""
 
 import json
 
@@ -11,7 +11,7 @@ from benchmarks.results_table import (
     Scored,
     Table,
     Task,
-    judge,
+    evaluate,
     measured,
     paired_over_seeds,
     paired_over_users,
@@ -104,16 +104,16 @@ def test_one_training_may_fill_several_rows(tmp_path):
 def test_scores_are_judged_clipped_and_as_they_are():
     """Beyond the bounds of the labels a score counts as the bound; the raw error is kept beside it."""
     task = Task(None, np.array([5.0, 1.0]), np.array([1, 2]), (1.0, 5.0))
-    judged = judge(task, np.array([7.0, 1.0]), "rating")
-    assert judged["mae"] == 0.0
-    assert judged["raw_mae"] == 1.0
+    evaluated = evaluate(task, np.array([7.0, 1.0]), "rating")
+    assert evaluated["mae"] == 0.0
+    assert evaluated["raw_mae"] == 1.0
 
 
 @pytest.mark.parametrize("score", [np.zeros(59), np.full(60, np.nan)])
 def test_an_answer_that_is_missing_or_no_number_is_refused(score):
     """A model that did not answer every test row has no place in the table."""
     with pytest.raises(ValueError, match="60 finite scores"):
-        judge(a_task(0), score, "rating")
+        evaluate(a_task(0), score, "rating")
 
 
 def test_pairing_over_seeds_takes_the_difference_seed_by_seed(tmp_path):
@@ -166,7 +166,7 @@ def test_ranking_is_judged_by_the_place_of_the_right_candidate():
     """Right at the top in the first half, right at the bottom in the other."""
     task = queries(0)
     right = np.eye(8)[task.label]
-    found = judge(task, np.where(task.segments["first half"][:, None], right, -right), "ranking")
+    found = evaluate(task, np.where(task.segments["first half"][:, None], right, -right), "ranking")
     assert found["first half/mrr"] == 1.0
     assert found["mrr"] == pytest.approx((1 + 1 / 8) / 2)
     assert found["hit@10"] == 1.0
@@ -174,7 +174,7 @@ def test_ranking_is_judged_by_the_place_of_the_right_candidate():
 
 def test_a_tie_among_candidates_is_worth_the_mean_of_its_orders():
     """All alike: the mean reciprocal rank of a place drawn by chance."""
-    found = judge(queries(0), np.zeros((40, 8)), "ranking")
+    found = evaluate(queries(0), np.zeros((40, 8)), "ranking")
     assert found["mrr"] == pytest.approx(np.mean(1 / np.arange(1, 9)))
 
 

@@ -8,7 +8,7 @@ import pytest
 import benchmarks.source_reweighting as benchmark
 from benchmarks import injected_harm, refused_feeds
 from benchmarks.injected_harm import GOOD, RANDOM, REVERSED, drawn_kinds
-from benchmarks.refused_feeds import Given, feeds_of, judge, told, without
+from benchmarks.refused_feeds import Given, check_sources, described, feeds_of, without
 from benchmarks.results_table import Task
 from benchmarks.source_reweighting import ALONE, INFLUENCE, SOURCE_WEIGHTING, UNIFORM, SideBySide, measure, open_task
 from orchestrator.data.dataset import Workspace
@@ -47,14 +47,14 @@ def test_reversed_feeds_tell_the_opposite_random_ones_nothing_and_the_target_the
     given: Given = task.given
     true = Workspace(given.workspace.settings, given.workspace.domains)
     for name in given.encoder.slots:
-        told, held = given.workspace.examples(given.encoder, name), true.examples(given.encoder, name)
-        kinds = given.workspace.kinds_of(told)
-        assert np.array_equal(told.label[kinds == GOOD], held.label[kinds == GOOD])
-        assert np.array_equal(told.label[kinds == REVERSED], 1 - held.label[kinds == REVERSED])
+        described, held = given.workspace.examples(given.encoder, name), true.examples(given.encoder, name)
+        kinds = given.workspace.kinds_of(described)
+        assert np.array_equal(described.label[kinds == GOOD], held.label[kinds == GOOD])
+        assert np.array_equal(described.label[kinds == REVERSED], 1 - held.label[kinds == REVERSED])
         if name == given.encoder.slots[-1]:
             assert (kinds == GOOD).all()
         else:
-            assert abs(np.corrcoef(told.label[kinds == RANDOM], held.label[kinds == RANDOM])[0, 1]) < 0.15
+            assert abs(np.corrcoef(described.label[kinds == RANDOM], held.label[kinds == RANDOM])[0, 1]) < 0.15
 
 
 def test_histories_hear_what_the_training_rows_hear(task):
@@ -129,18 +129,23 @@ def test_what_the_scouts_refuse_is_left_out_and_they_look_again_until_nothing_is
     looks = []
 
     def four_of_the_reversed(left: Given, transfer):
-        bad = [(part.domain, f) for part, _ in left.lent for f in range(16) if left.workspace.kinds[f] == REVERSED]
+        bad = [
+            (part.domain, f)
+            for part, _ in left.training_sources
+            for f in range(16)
+            if left.workspace.kinds[f] == REVERSED
+        ]
         still = [feed for feed in bad if feed not in left.workspace.refused]
         looks.append(len(still))
         return dict.fromkeys(still[:4], 0.1) | {("video", 99): 0.9, ("shop", 99): 0.9}
 
     monkeypatch.setattr(refused_feeds, "feed_weights", four_of_the_reversed)
-    found = judge(given, SOURCE_WEIGHTING)
+    found = check_sources(given, SOURCE_WEIGHTING)
     assert looks == [8, 4, 0]
     assert len(found.refused) == 8
     assert found.last is not None
     assert len(found.certainties) == 3
-    assert judge(given, SOURCE_WEIGHTING) is found
+    assert check_sources(given, SOURCE_WEIGHTING) is found
 
 
 @pytest.mark.slow
@@ -149,15 +154,15 @@ def test_a_source_of_which_every_feed_is_refused_teaches_nobody_and_stays_in_his
     given: Given = replace(task.given, memory={})
 
     def all_of_them(left: Given, transfer):
-        return {(part.domain, feed): 0.1 for part, _ in left.lent for feed in range(16)}
+        return {(part.domain, feed): 0.1 for part, _ in left.training_sources for feed in range(16)}
 
     monkeypatch.setattr(refused_feeds, "feed_weights", all_of_them)
-    found = judge(given, SOURCE_WEIGHTING)
-    assert found.left.untaught == set(given.encoder.slots[:-1])
+    found = check_sources(given, SOURCE_WEIGHTING)
+    assert found.left.refused_sources == set(given.encoder.slots[:-1])
     assert not found.refused
-    assert found.left.lent == ()
+    assert found.left.training_sources == ()
     assert len(found.left.workspace.histories.source.item) == len(given.workspace.histories.source.item)
-    detail = told(given, None, found.left, found)
+    detail = described(given, None, found.left, found)
     assert set(detail["verdicts"].values()) == {False}
     assert set(detail["weights"].values()) == {0.0}
 
