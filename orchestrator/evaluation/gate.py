@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from domains.spec import Gate
-from models.intervals import Interval
 from orchestrator.evaluation.report import Comparison, Decision
+from orchestrator.evaluation.rows import ROWS, Role
 
-ON_ITS_OWN = ("popularity", "item_mean", "single_domain")
-"""Rows of a report that read the domain's own rows alone."""
-NETWORKS_OF_THEIR_OWN = {
-    "full_fine_tune": "which moves weights that other domains share",
-    "shared_bottom": "a network that is trained anew with every domain",
-    "scratch": "the same network on the same histories without the shared model's training",
-}
-"""Rows that borrow too, and that Graft could only serve as a second network for this domain."""
-ANSWERING = {"zero_shot": "the shared model without any fine-tuning", "live": "the version that is live now"}
-"""Rows of a report that answer already: a version that is worse than they for certain would be a step back."""
 STRONGEST = "strongest"
 """A gate that names no baseline of its own: the best of all that are required."""
 
@@ -44,13 +34,15 @@ def decide(report: Comparison, gate: Gate) -> Decision:
     baseline that borrows as well and is better for certain is named among the reasons and holds nothing back: it would
     be a network of its own for this one domain.
     """
-    better = {name: lost for name, lost in report.gain.items() if lost.high < 0}
     alone = [
-        f"{name}, which borrows nothing, is better on {gate.metric} {_by(better[name])}: do not borrow"
-        for name in ON_ITS_OWN
-        if name in better
+        f"{name}, which borrows nothing, is better on {gate.metric} {by}: do not borrow"
+        for name, by in _better(report, "own data")
     ]
-    refused = [*_evidence_faults(report, gate), *_gain_faults(report, gate), *_steps_back(better, gate), *alone]
+    backward = [
+        f"{name}, which is {ROWS[name].remark}, is better on {gate.metric} {by}"
+        for name, by in _better(report, "answers now")
+    ]
+    refused = [*_evidence_faults(report, gate), *_gain_faults(report, gate), *backward, *alone]
     if refused:
         return Decision(promote=False, verdict="do not borrow" if alone else "hold", reasons=refused)
     baseline = baseline_of(report, gate)
@@ -60,9 +52,7 @@ def decide(report: Comparison, gate: Gate) -> Decision:
         f"95% interval {gain.low:+.4f} to {gain.high:+.4f}"
     )
     stronger = [
-        f"{name}, {what}, would be better still {_by(better[name])}"
-        for name, what in NETWORKS_OF_THEIR_OWN.items()
-        if name in better
+        f"{name}, {ROWS[name].remark}, would be better still {by}" for name, by in _better(report, "own network")
     ]
     return Decision(promote=True, verdict="ship", reasons=[won, *stronger])
 
@@ -101,12 +91,9 @@ def _gain_faults(report: Comparison, gate: Gate) -> Iterator[str]:
         )
 
 
-def _steps_back(better: dict[str, Interval], gate: Gate) -> Iterator[str]:
-    """What answers already and is better for certain."""
-    for name, what in ANSWERING.items():
-        if name in better:
-            yield f"{name}, which is {what}, is better on {gate.metric} {_by(better[name])}"
-
-
-def _by(lost: Interval) -> str:
-    return f"by {-lost.value:.4f}, 95% interval {-lost.high:.4f} to {-lost.low:.4f}"
+def _better(report: Comparison, role: Role) -> Iterator[tuple[str, str]]:
+    """Rows of a role that are better for certain, and by how much."""
+    for name, row in ROWS.items():
+        lost = report.gain.get(name)
+        if row.role == role and lost is not None and lost.high < 0:
+            yield name, f"by {-lost.value:.4f}, 95% interval {-lost.high:.4f} to {-lost.low:.4f}"

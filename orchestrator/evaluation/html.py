@@ -19,30 +19,8 @@ from models.metrics import METRICS
 from orchestrator.evaluation import svg
 from orchestrator.evaluation.gate import baseline_of
 from orchestrator.evaluation.report import Certificate, ColdStartReport, Segment
+from orchestrator.evaluation.rows import REQUIRED_BY, SEGMENTS, label
 
-ROWS = {
-    "adapter": "this version",
-    "zero_shot": "shared model, untrained here (zero-shot)",
-    "popularity": "popularity",
-    "item_mean": "item mean",
-    "train_mean": "same score for all (train mean)",
-    "single_domain": "model of this domain alone",
-    "shared_bottom": "shared-bottom model",
-    "full_fine_tune": "full fine-tune",
-    "scratch": "trained from scratch",
-    "live": "version live before",
-    "best_reachable": "best reachable (simulated truth)",
-}
-SEGMENTS = {
-    "cold_user": "cold users: all that decide",
-    "warm_user": "warm users: later rows of users in training",
-    "cold_item": "cold items: never seen in training",
-    "head_item": "head items: the most frequent fifth of rows",
-    "tail_item": "tail items: the rarer half of rows",
-    "short_history": "users with under 20 source events",
-    "long_history": "users with 20 or more source events",
-}
-ASKED_BY = {"policy": "policy", "gate": "the gate", "launch": "this launch"}
 VERDICTS = {
     "ship": ("Ship", "It passed the gate."),
     "hold": ("Hold", "The gate holds it back."),
@@ -71,7 +49,6 @@ def render(version: Version, gate: Gate) -> str:
             certificate=Certificate.of(version),
             verdict=VERDICTS[report.decision.verdict],
             figures=_figures(report),
-            names=ROWS,
             metric=METRICS[report.metric],
             metrics=[METRICS[name] for name in report.rows[report.subject]],
             order=order,
@@ -91,9 +68,9 @@ def _environment() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     found.filters |= {
-        "row": _row,
-        "segment": lambda name: SEGMENTS.get(name, name.replace("_", " ")),
-        "asked_by": lambda who: ASKED_BY.get(who, who),
+        "row": label,
+        "segment": SEGMENTS.get,
+        "required_by": REQUIRED_BY.get,
         "metric": lambda name: METRICS[name].heading if name else "metric",
         "number": _number,
         "count": _count,
@@ -132,12 +109,8 @@ def _best_first(report: ColdStartReport) -> list[str]:
 
 def _forest(report: ColdStartReport, gate: Gate, rows: Mapping[str, Interval | None], *, zero: bool = False) -> Markup:
     known = {name: row for name, row in rows.items() if row is not None}
-    names = {name: _row(name) for name in known}
+    names = {name: label(name) for name in known}
     return svg.forest(known, names, subject=report.subject, baseline=baseline_of(report, gate), zero=zero)
-
-
-def _row(name: str) -> str:
-    return ROWS.get(name, name.replace("_", " "))
 
 
 def _number(value: float | None, digits: int = 4, *, signed: bool = False) -> str:

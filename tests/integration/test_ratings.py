@@ -124,5 +124,5 @@ def test_a_launch_says_what_it_cost_and_the_page_tells_it(market, launched):
     assert cost.money == pytest.approx(cost.processor_seconds / 1000)
     _, registry = market
     _, page = use_cases.report_page("music", registry=registry)
-    for told in ("asked for by", "policy, the gate", "processor minutes", "EUR", "trained from scratch"):
+    for told in ("required by", "policy, the gate", "processor minutes", "EUR", "trained from scratch"):
         assert told in page, told

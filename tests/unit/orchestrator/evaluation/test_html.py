@@ -114,7 +114,7 @@ def test_the_page_tells_everything_the_report_holds(a_report):
     text = Page(render(a_version(a_report()))).text
     for told in (
         *("Ship", "auc beats popularity by +0.11", "0.7100", "[0.6900, 0.7300]", "+0.1100"),
-        *("model of this domain alone", "warm users", "off by 5.0%", "Clean", "73 frozen tensors", "video"),
+        *("single-domain model", "warm users", "off by 5.0%", "Clean", "73 frozen tensors", "video"),
         *("18,277", "5.6% of 324,706", "1.5 min", "4.0 min", "seed=0"),
     ):
         assert told in text, told
@@ -124,7 +124,7 @@ def test_rows_stand_best_first_by_the_gates_metric(a_report):
     """On AUC the highest is first, on log loss the lowest."""
     for metric in ("auc", "logloss"):
         text = Page(render(a_version(a_report(metric=metric)))).text
-        assert text.index("this version") < text.index("model of this domain alone")
+        assert text.index("this version") < text.index("single-domain model")
 
 
 @pytest.mark.parametrize(("verdict", "title"), [("hold", "Hold"), ("do not borrow", "Do not borrow")])
@@ -169,7 +169,13 @@ def test_every_row_is_shown_for_every_segment(a_report):
     part = {"examples": 300, "users": 80, "rows": {"adapter": {"auc": a_row(0.7)}, "popularity": {"auc": a_row(0.81)}}}
     names = ("warm_user", "cold_item", "head_item", "tail_item")
     text = Page(render(a_version(a_report(segments=dict.fromkeys(names, part))))).text
-    for told in ("cold users: all that decide", "warm users", "cold items", "head items", "tail items"):
+    for told in (
+        "cold users (the gate looks at these)",
+        "warm users",
+        "items never seen",
+        "popular items",
+        "rare items",
+    ):
         assert told in text, told
     assert text.count("0.810") == len(names)
 
