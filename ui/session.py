@@ -69,7 +69,7 @@ def fallback_level(domain: Domain) -> str:
 
 def cached(read: Callable[P, R]) -> Callable[P, R]:
     """Cache what is read from a ``Home`` until anything in its registry changes."""
-    return st.cache_data(read, show_spinner=False, max_entries=256, hash_funcs={Home: Home.state})
+    return st.cache_data(show_spinner=False, max_entries=256, hash_funcs={Home: Home.state})(read)
 
 
 def readiness(name: str) -> Readiness:

@@ -1,4 +1,4 @@
-"""A person with a browser: registers a new domain, launches it and ranks, on real pages over a real service."""
+"""With a browser: registers a new domain, launches it and ranks, on real pages over a real service."""
 
 import os
 import shutil
@@ -35,19 +35,21 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def settings(tmp_path) -> Settings:
-    """A home and ports of its own; nothing listens where Prefect would."""
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> Settings:
+    """A home and ports of its own; Prefect's port is closed."""
     with socket.socket() as one, socket.socket() as two:
         for probe in (one, two):
             probe.bind(("127.0.0.1", 0))
         service, ui = one.getsockname()[1], two.getsockname()[1]
-    return Settings(home=tmp_path / "home", service_port=service, ui_port=ui, prefect_port=1, threads=1)
+    return Settings(
+        home=tmp_path_factory.mktemp("browser") / "home", service_port=service, ui_port=ui, prefect_port=1, threads=1
+    )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def new_domain(settings) -> Path:
-    """A marketplace whose shared model is trained; answers the folder of one more domain that nobody registered."""
+    """A marketplace whose shared model is trained; returns the folder of one more domain that is not registered."""
     settings.home.mkdir()
     registry = Registry(settings.registry_url)
     registry.migrate()
@@ -63,9 +65,9 @@ def new_domain(settings) -> Path:
     return next(one.interactions.parent for one in made if one.spec.name == NEW)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def stack(settings, new_domain) -> Iterator[str]:
-    """The service and the pages as processes, without Prefect; answers the address of the pages."""
+    """The service and the pages as processes, without Prefect; yields the address of the pages."""
     wanted = [server for server in plan.servers(settings) if server.name in ("service", "ui")]
     started = [
         subprocess.Popen(server.command, env=plan.environment(settings), start_new_session=True) for server in wanted
@@ -89,13 +91,13 @@ def stack(settings, new_domain) -> Iterator[str]:
 
 @pytest.fixture
 def asked() -> list[str]:
-    """Addresses that the pages asked for."""
+    """Addresses that the pages requested."""
     return []
 
 
 @pytest.fixture
 def page(asked):
-    """A browser's page that notes what it asks for."""
+    """A browser's page that notes what it requests."""
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         page = browser.new_page(viewport={"width": 1400, "height": 1800})
@@ -119,7 +121,7 @@ def test_a_domain_is_registered_launched_and_ranked_in_a_browser(stack, page, ne
     page.get_by_label("Owner", exact=True).fill("team-live")
     page.get_by_label("Owner", exact=True).press("Tab")
     page.get_by_role("button", name="Register and check the data").click()
-    see(page.get_by_text("All good:")).to_be_visible()
+    see(page.get_by_text("All rows are valid:")).to_be_visible()
     assert registry.domain(NEW).counts["rows_added"] > 1000
 
     page.get_by_role("button", name=f"Open {NEW}").click()
@@ -127,13 +129,13 @@ def test_a_domain_is_registered_launched_and_ranked_in_a_browser(stack, page, ne
     page.get_by_role("button", name="Launch", exact=True).click()
     page.get_by_role("button", name="Launch inside this UI").click()
     see(page.get_by_text("so far").first).to_be_visible()
-    see(page.get_by_text("is going on.")).to_have_count(0)
+    see(page.get_by_text("is running.")).to_have_count(0)
     launch = next(run for run in registry.runs(NEW) if run.kind == "launch-domain")
     assert (launch.state, launch.error) == ("succeeded", None)
 
     page.get_by_role("tab", name="Versions").click()
-    see(page.get_by_text("The gate ").first).to_be_visible()
-    see(page.get_by_text("Nothing else moved")).to_be_visible()
+    see(page.get_by_text("Metrics on cold users, against the baselines")).to_be_visible()
+    see(page.get_by_text("Nothing else changed")).to_be_visible()
 
     page.get_by_role("button", name="Try it").click()
     page.get_by_role("button", name="Rank ").click()
@@ -142,3 +144,14 @@ def test_a_domain_is_registered_launched_and_ranked_in_a_browser(stack, page, ne
 
     outside = [url for url in asked if not url.startswith((stack, stack.replace("http", "ws"), "data:", "blob:"))]
     assert outside == []
+
+
+@pytest.mark.parametrize("path", ["domains", "register", "domain", "playground", "runs"])
+def test_a_page_fits_the_width_of_a_phone(stack, page, path):
+    """Nothing has to be scrolled sideways; tables and code scroll within themselves."""
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(f"{stack}/{path}")
+    playwright.expect(page.locator("h1").first).to_be_visible()
+    playwright.expect(page.get_by_test_id("stStatusWidget")).to_have_count(0)
+    main = page.get_by_test_id("stMain")
+    assert main.evaluate("element => element.scrollWidth - element.clientWidth") == 0

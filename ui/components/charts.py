@@ -1,31 +1,28 @@
-"""The plots of a version: baselines with their intervals, calibration, learning curve, overlap."""
+"""Plots of a version's report: metrics with intervals, calibration, learning curves, source weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import altair as alt
 import pandas as pd
 
+from models.intervals import Interval
 from models.metrics import METRICS
-from ui.components.wording import ROWS, metric_name, words
+from orchestrator.evaluation.preview_report import LearningCurve
+from orchestrator.evaluation.report import Epoch, Metrics, ReliabilityBin, SourceWeights
+from orchestrator.values import Value
+from ui.components.wording import metric_name, row_name
 
 OWN, OTHER, BASELINE, BOUND = "#0f766e", "#94a3b8", "#d97706", "#7c3aed"
-KINDS = {"This version": OWN, "Baseline of the gate": BASELINE, "Others": OTHER, "Best reachable": BOUND}
+KINDS = {"This version": OWN, "Gate's baseline": BASELINE, "Other baselines": OTHER, "Best reachable": BOUND}
 
 
-def forest(rows: Mapping[str, Any], metric: str, *, subject: str, baseline: str | None = None) -> alt.LayerChart:
+def forest(rows: Mapping[str, Metrics], metric: str, *, subject: str, baseline: str | None = None) -> alt.LayerChart:
     """Each row of a results table as a point with its 95 % interval, best on top."""
     table = pd.DataFrame(
         [
-            {
-                "row": words(ROWS, name),
-                "kind": _kind(name, subject, baseline),
-                "value": measured[metric]["value"],
-                "low": measured[metric]["low"],
-                "high": measured[metric]["high"],
-            }
+            {"row": row_name(name), "kind": _kind(name, subject, baseline), **measured[metric].as_dict()}
             for name, measured in rows.items()
             if metric in measured
         ]
@@ -34,22 +31,22 @@ def forest(rows: Mapping[str, Any], metric: str, *, subject: str, baseline: str 
     return _intervals(table, f"{metric_name(metric)} ({better}), with 95% interval over users")
 
 
-def gains(gain: Mapping[str, Any], metric: str, *, baseline: str | None = None) -> alt.LayerChart:
-    """How much better the version is than each row, with intervals; right of the line it is better for certain."""
+def gains(gain: Mapping[str, Interval], metric: str, *, baseline: str | None = None) -> alt.LayerChart:
+    """How much better the version is than each baseline; certainly so where the interval is right of the line."""
     table = pd.DataFrame(
         [
-            {"row": words(ROWS, name), "kind": _kind(name, None, baseline), **measured}
+            {"row": row_name(name), "kind": _kind(name, None, baseline), **measured.as_dict()}
             for name, measured in gain.items()
             if name != "train_mean"
         ]
     ).sort_values("value", ascending=False)
     line = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(color="#17231f", strokeDash=[4, 3]).encode(x="zero:Q")
-    return line + _intervals(table, f"gain in {metric_name(metric)} over each row, with 95% interval")
+    return line + _intervals(table, f"gain in {metric_name(metric)} over each baseline, with 95% interval over users")
 
 
-def reliability(bins: Sequence[Mapping[str, float]]) -> alt.LayerChart:
-    """Predicted against observed click rate in ten bins; on the diagonal predictions are what they say."""
-    table = pd.DataFrame(bins)
+def reliability(bins: Sequence[ReliabilityBin]) -> alt.LayerChart:
+    """Observed over predicted click rate in ten bins; calibrated predictions lie on the diagonal."""
+    table = _table(bins)
     top = float(max(table["predicted"].max(), table["observed"].max())) * 1.08
     scale = alt.Scale(domain=[0, top], nice=False)
     diagonal = (
@@ -73,23 +70,23 @@ def reliability(bins: Sequence[Mapping[str, float]]) -> alt.LayerChart:
     return (diagonal + seen).properties(height=260)
 
 
-def learning_curves(history: Sequence[Mapping[str, Any]]) -> list[alt.Chart]:
+def learning_curves(epochs: Sequence[Epoch]) -> list[alt.Chart]:
     """Training loss and the validation metric after each epoch, apart as their scales differ."""
-    table = pd.DataFrame(history)
+    table = _table(epochs)
     panels = [_curve(table, "loss", "training loss", OTHER)]
-    if "value" in table:
-        metric = str(table["metric"].dropna().iloc[0]) if "metric" in table else "metric"
-        panels.append(_curve(table, "value", f"validation {metric_name(metric)}", OWN))
+    metric = next((epoch.metric for epoch in epochs if epoch.metric is not None), None)
+    if metric is not None:
+        panels.append(_curve(table, "value", f"validation {METRICS[metric].label}", OWN))
     return panels
 
 
-def growing(curve: Mapping[str, Any], metric: str) -> alt.LayerChart:
-    """Errors of adapter and plain rows on growing shares of the training rows, with intervals as bands."""
+def errors_by_rows(curve: LearningCurve, metric: str) -> alt.LayerChart:
+    """Errors of the adapter and of baselines on growing shares of the training rows, with intervals as bands."""
     table = pd.DataFrame(
         [
-            {"model": words(ROWS, model), "rows": rows, **measured}
-            for model, errors in curve["errors"].items()
-            for rows, measured in zip(curve["rows"], errors, strict=True)
+            {"model": row_name(model), "rows": rows, **measured.as_dict()}
+            for model, errors in curve.errors.items()
+            for rows, measured in zip(curve.rows, errors, strict=True)
         ]
     )
     colour = alt.Color(
@@ -107,9 +104,9 @@ def growing(curve: Mapping[str, Any], metric: str) -> alt.LayerChart:
     return (band + line).properties(height=280)
 
 
-def weights(rows: Sequence[Mapping[str, Any]]) -> alt.LayerChart:
-    """Weights of each source's rows over the steps of shared training: the middle, and the tenth to the ninetieth."""
-    table = pd.DataFrame(rows)
+def weights(rows: Sequence[SourceWeights]) -> alt.LayerChart:
+    """Weights of each source's rows over the steps of shared training: median, 10th and 90th percentile."""
+    table = _table(rows)
     across = alt.X("step:Q", title="step of shared training")
     colour = alt.Color("source:N", legend=alt.Legend(title=None, orient="bottom"))
     base = alt.Chart(table).encode(x=across, color=colour)
@@ -119,6 +116,10 @@ def weights(rows: Sequence[Mapping[str, Any]]) -> alt.LayerChart:
         tooltip=["source:N", "step:Q", *(alt.Tooltip(f"{part}:Q", format=".2f") for part in ("p10", "p50", "p90"))],
     )
     return (band + line).properties(height=240)
+
+
+def _table(values: Sequence[Value]) -> pd.DataFrame:
+    return pd.DataFrame([value.model_dump() for value in values])
 
 
 def _curve(table: pd.DataFrame, column: str, title: str, colour: str) -> alt.Chart:
@@ -138,8 +139,8 @@ def _kind(name: str, subject: str | None, baseline: str | None) -> str:
     if name == subject:
         return "This version"
     if name == baseline:
-        return "Baseline of the gate"
-    return "Best reachable" if name == "best_reachable" else "Others"
+        return "Gate's baseline"
+    return "Best reachable" if name == "best_reachable" else "Other baselines"
 
 
 def _intervals(table: pd.DataFrame, title: str) -> alt.LayerChart:

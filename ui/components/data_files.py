@@ -1,4 +1,4 @@
-"""Handing in data files, following their validation, and reading what came of it."""
+"""Data files: uploaded or named, followed while they are validated, and the outcome with every bad row."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ FILE_TYPES = ["csv", "tsv", "parquet", "pq", "gz"]
 
 
 def choose_files(key: str) -> DataFiles:
-    """Upload files, or name files that lie on the machine of this UI.
+    """Upload files, or name files on the server that runs this UI.
 
     Raises:
-        InvalidData: a named file is not there.
+        InvalidData: a named file does not exist.
     """
     turn = st.session_state.get(f"{key}-turn", 0)
     where = st.segmented_control(
@@ -39,7 +39,7 @@ def choose_files(key: str) -> DataFiles:
             column.text_input(title, key=f"{key}-path-{title}", placeholder="/data/interactions.parquet").strip()
             for column, title in zip(columns, titles, strict=True)
         ]
-        columns[0].caption("Several files: separate them with a comma.")
+        columns[0].caption("Separate several files with commas.")
         paths = [[Path(part.strip()) for part in text.split(",") if part.strip()] for text in typed]
         for path in (path for group in paths for path in group):
             if not path.is_file():
@@ -53,12 +53,12 @@ def choose_files(key: str) -> DataFiles:
         help="Who did what, and when.",
     )
     items = columns[1].file_uploader(
-        titles[1], FILE_TYPES, key=f"{key}-items-{turn}", help="One row an item, with features."
+        titles[1], FILE_TYPES, key=f"{key}-items-{turn}", help="One row per item, with its features."
     )
     users = columns[2].file_uploader(
-        titles[2], FILE_TYPES, key=f"{key}-users-{turn}", help="One row a user, with features."
+        titles[2], FILE_TYPES, key=f"{key}-users-{turn}", help="One row per user, with their features."
     )
-    return DataFiles(tuple(_kept(file) for file in interactions or []), _kept(items), _kept(users))
+    return DataFiles(tuple(_saved(file) for file in interactions or []), _saved(items), _saved(users))
 
 
 def look_at(path: Path | None) -> SourceFile | None:
@@ -71,7 +71,7 @@ def look_at(path: Path | None) -> SourceFile | None:
 
 
 def start(domain: str, files: DataFiles, *, key: str) -> None:
-    """Begin to validate and add the files chosen under ``key``; the page then follows the job."""
+    """Start to validate and add the files chosen under ``key``; the page then follows the job."""
     # A new turn empties the uploaders, whose copies on disk go when the job ends.
     st.session_state[f"{key}-turn"] = st.session_state.get(f"{key}-turn", 0) + 1
     st.session_state["ingest"] = IngestJob(domain, files).start(
@@ -80,7 +80,7 @@ def start(domain: str, files: DataFiles, *, key: str) -> None:
 
 
 def follow(domain: str) -> IngestJob | None:
-    """Show the progress of this session's latest ingest into a domain; gives it back once it has ended."""
+    """Show the progress of this session's latest ingest into a domain; returns the job once it has ended."""
     job: IngestJob | None = st.session_state.get("ingest")
     if job is None or job.domain != domain:
         return None
@@ -93,14 +93,14 @@ def follow(domain: str) -> IngestJob | None:
         with st.container(border=True):
             st.markdown("**Checking every row**")
             st.progress(min(max(job.fraction, 0.0), 1.0), text=f"{job.step} · {job.fraction:.0%}")
-            st.caption("You may leave this page; the check goes on.")
+            st.caption("You may leave this page; the check continues.")
 
     st.fragment(draw, run_every=0.5)()
     return None
 
 
 def add_data(domain: Domain) -> None:
-    """The whole of adding data to a registered domain: choose, check, and see what came of it."""
+    """Add data to a registered domain: choose files, check them, see the outcome."""
     job = follow(domain.name)
     if job is not None:
         show_outcome(job)
@@ -111,36 +111,36 @@ def add_data(domain: Domain) -> None:
         if st.button("Check and add", type="primary", disabled=not files, key=f"add-{domain.name}"):
             start(domain.name, files, key=f"add-{domain.name}")
             st.rerun()
-        st.caption("Adding the same file again adds nothing twice.")
+        st.caption("Adding the same file again adds no row twice.")
 
 
 def show_outcome(job: IngestJob) -> None:
-    """What came of a finished ingest."""
+    """The outcome of a finished ingest."""
     if job.error is not None:
         errors.show(job.error)
         bad = getattr(job.error, "details", {}).get("first_bad")
         if bad:
             st.caption("The first rows that are wrong")
             st.dataframe(
-                [{"Line": row["line"], "Reason": said(row["reason"]), "Row as it stood": row["row"]} for row in bad],
+                [{"Line": row["line"], "Reason": reason_in_words(row["reason"]), "Row": row["row"]} for row in bad],
                 hide_index=True,
             )
-        st.caption("Nothing was added. Correct the file and hand it in again.")
+        st.caption("Nothing was added. Correct the file and add it again.")
     elif job.report is not None:
         show_report(job.domain, job.report)
 
 
 def show_report(domain: str, report: IngestReport) -> None:
-    """Counts, reasons and bad rows of one ingest."""
+    """Counts, and the bad rows with their reasons, of one ingest."""
     if report.rows_quarantined:
         st.warning(
             f"{wording.plural(report.rows_added, 'row')} added; "
             f"{wording.plural(report.rows_quarantined, 'bad row')} set aside, listed below with the reason."
         )
     elif report.rows_added:
-        st.success(f"All good: {wording.plural(report.rows_added, 'row')} added.")
+        st.success(f"All rows are valid: {wording.plural(report.rows_added, 'row')} added.")
     else:
-        st.info("Nothing new: every row was there already.")
+        st.info("Nothing new: every row had been added before.")
     for warning in report.warnings:
         st.warning(warning)
     show_counts(
@@ -153,14 +153,16 @@ def show_report(domain: str, report: IngestReport) -> None:
     )
     mean = "" if report.label_mean is None else f" Mean label {report.label_mean:.3f}."
     if report.first_us and report.first_us > 1:
-        st.caption(f"Events from {wording.moment(report.first_us)} to {wording.moment(report.last_us)} UTC.{mean}")
+        st.caption(
+            f"Events from {wording.event_time(report.first_us)} to {wording.event_time(report.last_us)} UTC.{mean}"
+        )
     elif mean:
         st.caption(mean.strip())
     show_bad_rows(domain, report.reasons)
 
 
 def show_counts(*, read: int, added: int, duplicate: int, bad: int, users: int, items: int) -> None:
-    """What was read and what became of it, as a row of figures."""
+    """Rows read and what became of them, as a row of figures."""
     titles = ("Rows read", "Added", "Duplicates", "Set aside", "Users", "Items")
     values = (read, added, duplicate, bad, users, items)
     layout.figures({title: wording.count(value) for title, value in zip(titles, values, strict=True)})
@@ -176,7 +178,7 @@ def show_bad_rows(domain: str, reasons: dict[str, int]) -> None:
         most = max(reasons.values())
         st.dataframe(
             [
-                {"Reason": said(reason), "Rows": number}
+                {"Reason": reason_in_words(reason), "Rows": number}
                 for reason, number in sorted(reasons.items(), key=lambda r: -r[1])
             ],
             hide_index=True,
@@ -190,8 +192,8 @@ def show_bad_rows(domain: str, reasons: dict[str, int]) -> None:
             {
                 "File": Path(row["file"]).name,
                 "Line": row["line"],
-                "Reason": said(row["reason"]),
-                "Row as it stood": row["row"],
+                "Reason": reason_in_words(row["reason"]),
+                "Row": row["row"],
             }
             for row in rows
         ]
@@ -203,15 +205,15 @@ def show_bad_rows(domain: str, reasons: dict[str, int]) -> None:
                 "File": st.column_config.Column(width="small"),
                 "Line": st.column_config.NumberColumn(width="small"),
                 "Reason": st.column_config.Column(width="medium"),
-                "Row as it stood": st.column_config.Column(width="large"),
+                "Row": st.column_config.Column(width="large"),
             },
         )
         if len(rows) == BAD_ROWS_SHOWN:
-            st.caption(f"The latest {BAD_ROWS_SHOWN:,} of them.")
+            st.caption(f"Only the latest {BAD_ROWS_SHOWN:,}.")
         st.download_button("Download the bad rows", _as_csv(table), file_name=f"{domain}-bad-rows.csv", mime="text/csv")
 
 
-def said(reason: str) -> str:
+def reason_in_words(reason: str) -> str:
     """Why a row was set aside, in words."""
     text = REASONS.get(reason, reason)
     return text[:1].upper() + text[1:]
@@ -225,8 +227,8 @@ def _as_csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _kept(file: Any) -> Any:
-    """An uploaded file, written once to disk, where the reader wants it; None where none was uploaded."""
+def _saved(file: Any) -> Any:
+    """Path of an uploaded file, which is written to disk once; None where none was uploaded."""
     if file is None:
         return None
     folder = session.settings().home / UPLOADS / "".join(c for c in file.file_id if c.isalnum() or c == "-")

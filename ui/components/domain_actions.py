@@ -7,6 +7,7 @@ import streamlit as st
 from domains.lifecycle import State
 from domains.registry.records import Domain, Run, Version
 from orchestrator import use_cases
+from orchestrator.evaluation.report import ColdStartReport
 from ui import session
 from ui.components import layout, navigation, runs, wording
 
@@ -75,15 +76,18 @@ def _promotable(domain: Domain, live: Version | None) -> list[Version]:
     return [
         version
         for version in session.registry().versions(domain.name, "adapter")
-        if version.level == "adapter"
-        and (live is None or version.id != live.id)
-        and version.report.get("decision", {}).get("promote", True)
+        if version.level == "adapter" and (live is None or version.id != live.id) and not _held_back(version)
     ]
+
+
+def _held_back(version: Version) -> bool:
+    report = ColdStartReport.of(version)
+    return report is not None and not report.decision.promote
 
 
 def _last_launch_was_held(domain: Domain) -> bool:
     launched = [version for version in session.registry().versions(domain.name, "adapter") if version.report]
-    return bool(launched) and not launched[0].report.get("decision", {}).get("promote", True)
+    return bool(launched) and _held_back(launched[0])
 
 
 @layout.dialog("Launch")
@@ -116,8 +120,9 @@ def _promote(domain: Domain, candidates: list[Version]) -> None:
             format_func=lambda id: f"{wording.short(id)} of {wording.when(by_id[id].created_at)}",
         )
     ]
-    for reason in chosen.report.get("decision", {}).get("reasons", []):
-        st.success(wording.said(reason))
+    report = ColdStartReport.of(chosen)
+    for reason in report.decision.reasons if report else ():
+        st.success(wording.sentence(reason))
     st.caption("The service switches to it within seconds, without a restart. You can roll back in one step.")
     if (why := _why("promote", "Promote it", example="beats popularity on cold users")) is not None:
         use_cases.promote(domain.name, chosen.id, registry=session.registry(), who=session.who(), why=why)

@@ -50,7 +50,7 @@ def _what_answers(domain: Domain) -> None:
     live = session.registry().live(domain.name)
     since = f" Version `{wording.short(live.version_id)}`, since {wording.when(live.since)}." if live else ""
     st.markdown(f"{level.meaning}{since}")
-    st.code(f"POST {session.settings().service_url}/v1/domains/{domain.name}/rank", language=None)
+    st.code(f"POST {session.settings().service_url}/v1/domains/{domain.name}/rank", language=None, wrap_lines=True)
 
 
 def _readiness(readiness: Readiness) -> None:

@@ -1,4 +1,4 @@
-"""Adding data in the background: it goes on while somebody looks at another page, and this page follows it."""
+"""Adding data in the background, so that it continues while another page is open."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from orchestrator import use_cases
 from orchestrator.settings import Settings
 
 UPLOADS = "uploads"
-"""Folder in Graft's home where uploaded files lie until they are ingested."""
+"""Folder in Graft's home that holds uploaded files until they are ingested."""
 
 
 @dataclass(frozen=True)
 class DataFiles:
-    """What a team hands in."""
+    """The data files of a domain."""
 
     interactions: tuple[Path, ...] = ()
     items: Path | None = None
@@ -30,7 +30,7 @@ class DataFiles:
 
 @dataclass
 class IngestJob:
-    """One ingest as it goes; ``report`` or ``error`` is set at its end."""
+    """One ingest; ``report`` or ``error`` is set at its end."""
 
     domain: str
     files: DataFiles
@@ -46,7 +46,7 @@ class IngestJob:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, *, registry: Registry, settings: Settings, by: str) -> IngestJob:
-        """Begin, and return at once."""
+        """Start, and return at once."""
         self._thread = threading.Thread(
             target=self._run, args=(registry, settings, by), name=f"ingest-{self.domain}", daemon=True
         )
@@ -63,17 +63,17 @@ class IngestJob:
                 registry=registry,
                 settings=settings,
                 by=by,
-                on_progress=self._note,
+                on_progress=self._on_progress,
             )
         except Exception as error:
             self.error = error
         finally:
-            self._forget_uploads(settings.home / UPLOADS)
+            self._delete_uploads(settings.home / UPLOADS)
 
-    def _forget_uploads(self, folder: Path) -> None:
+    def _delete_uploads(self, folder: Path) -> None:
         for path in (*self.files.interactions, self.files.items, self.files.users):
             if path is not None and path.is_relative_to(folder):
                 path.unlink(missing_ok=True)
 
-    def _note(self, fraction: float, step: str, _detail: dict[str, Any]) -> None:
+    def _on_progress(self, fraction: float, step: str, _detail: dict[str, Any]) -> None:
         self.fraction, self.step = fraction, step

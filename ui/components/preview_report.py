@@ -1,92 +1,85 @@
-"""What short runs said before a launch: is each source worth borrowing from, and how much data the domain still
-needs."""
+"""What short runs say before a launch: which sources help, and how much data the domain still needs."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import streamlit as st
 
 from domains.registry.records import Domain
 from orchestrator import use_cases
+from orchestrator.evaluation.preview_report import PreviewReport
 from ui import session
 from ui.components import charts, layout, runs, wording
 
 VERDICTS = {
-    "borrow": "worth borrowing from",
-    "do not borrow": "do not borrow: it makes answers worse",
-    "no clear gain": "no clear gain: the interval reaches both sides of zero",
+    "borrow": "borrow: it lowers the error",
+    "do not borrow": "do not borrow: it raises the error",
+    "no clear gain": "no clear gain: the interval includes zero",
 }
 
 
 def show(domain: Domain) -> None:
     """The newest preview of a domain, and the button that makes one."""
     report = use_cases.latest_preview(domain.name, registry=session.registry())
-    found = None if report is None else report.as_dict()
     going = [run for run in runs.active(session.registry().runs(domain.name)) if run.kind == "preview"]
-    st.subheader("Worth source_weighting? Tried on short runs", anchor=False)
+    st.subheader("Do the sources help? A preview from short runs", anchor=False)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(
-            _told(found) if found else "Not tried yet. A few minutes of short runs tell, before any launch.",
+            _summary(report) if report else "Not tried yet. A few minutes of short runs tell before any launch.",
             width="stretch",
         )
-        if st.button("Try again" if found else "Try it", disabled=bool(going), key="preview"):
+        if st.button("Try again" if report else "Try it", disabled=bool(going), key="preview"):
             _start(domain)
-    if found:
-        _sources(found)
-        _curve(found)
+    if report:
+        _sources(report)
+        _data_needed(report)
 
 
 @layout.dialog("Preview")
 def _start(domain: Domain) -> None:
     st.markdown(
-        f"Graft trains small networks for a few hundred steps with and without each source, and adapters on growing "
-        f"shares of **{domain.name}**'s rows. Nothing is kept but what they said; the cold users whom a launch is "
-        "judged on stay untouched."
+        "Graft trains small networks for a few hundred steps with and without each source, and adapters on growing "
+        f"shares of **{domain.name}**'s rows. It keeps only the measurements, and it does not touch the cold users on "
+        "whom launches are evaluated."
     )
     runs.start_button("preview", domain=domain.name, params={}, label="Start the short runs")
 
 
-def _told(found: dict[str, Any]) -> str:
+def _summary(report: PreviewReport) -> str:
     return (
-        f"{found['evaluation_users']:,} users, each scored by a run that never met them; made {found['made_at'][:10]}. "
-        f"All sources together lower {wording.metric_name(found['metric']).lower()} by "
-        f"**{_gain(found['together'])}**."
+        f"Measured on {report.evaluation_users:,} users, each by a run that was not trained on them; "
+        f"{report.made_at[:10]}. All sources together lower the {wording.METRICS[report.metric].label} by "
+        f"**{wording.gain(report.together)}**."
     )
 
 
-def _sources(found: dict[str, Any]) -> None:
+def _sources(report: PreviewReport) -> None:
     st.dataframe(
         [
             {
-                "Source": source["name"],
-                "Alone it lowers the error by": _gain(source["alone"]),
-                "Beside the others by": _gain(source["beside"]),
-                "Verdict": VERDICTS.get(source["verdict"], source["verdict"]),
+                "Source": source.name,
+                "Alone, it lowers the error by": wording.gain(source.alone),
+                "Added to the others, by": wording.gain(source.beside),
+                "Verdict": VERDICTS[source.verdict],
             }
-            for source in found["sources"]
+            for source in report.sources
         ],
         hide_index=True,
     )
 
 
-def _curve(found: dict[str, Any]) -> None:
-    fewest = found["curve"]["rows"][0]
-    for baseline, needed in found["needed"].items():
-        name = wording.words(wording.ROWS, baseline).lower()
-        low, rows, high = (_rows(needed[part], fewest) for part in ("low", "rows", "high"))
-        st.markdown(f"An adapter is ahead of **{name}** with **{rows}** :gray[(95% interval: {low} to {high})]")
-    test = found["backtest"]
-    if test["of"]:
+def _data_needed(report: PreviewReport) -> None:
+    fewest = report.curve.rows[0]
+    for baseline, needed in report.needed.items():
+        name = wording.words(wording.ROWS, baseline)
+        low, rows, high = (_rows(part, fewest) for part in (needed.low, needed.rows, needed.high))
+        st.markdown(f"An adapter beats the **{name}** baseline with **{rows}** :gray[(95% interval: {low} to {high})]")
+    test = report.backtest
+    if test.of:
         st.caption(
-            f"Forecasts made from the smaller shares alone: the interval held {test['held']} of {test['of']} times."
+            f"Tested on the smaller shares: {test.held} of {test.of} forecast intervals held what was measured later."
         )
-    with st.expander("How errors fall with more data"):
-        st.altair_chart(charts.growing(found["curve"], found["metric"]), width="stretch")
-
-
-def _gain(measured: dict[str, float]) -> str:
-    return f"{measured['value']:+.4f} [{measured['low']:+.4f}, {measured['high']:+.4f}]"
+    with st.expander("Error by number of training rows"):
+        st.altair_chart(charts.errors_by_rows(report.curve, report.metric), width="stretch")
 
 
 def _rows(rows: float | None, fewest: float) -> str:

@@ -45,7 +45,7 @@ def watch(domain: str | None = None) -> None:
     st.fragment(draw, run_every=1.0)()
 
 
-def show_ended(run: Run) -> None:
+def show(run: Run) -> None:
     """One run in a list; opens to what went in, what came out, and its error in full."""
     state = wording.label(wording.RUN_STATES, run.state)
     summary = f"{_elapsed(run)}, {wording.ago(run.started_at)} by {run.started_by}"

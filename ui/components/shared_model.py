@@ -7,9 +7,10 @@ from typing import Any, get_args
 import streamlit as st
 
 from domains.registry.records import Domain, Live, Version
+from orchestrator.evaluation.report import HeldOut, SharedReport
 from orchestrator.training.recipe import Recipe
 from ui import session
-from ui.components import layout, runs, version_report, wording
+from ui.components import layout, runs, source_weighting, wording
 
 CONTRASTIVE_WEIGHT = 0.1
 """What LCN's paper gives its contrastive loss."""
@@ -46,23 +47,22 @@ def show(domains: list[Domain], live: Live | None) -> None:
         if version is not None and version.metrics:
             with st.expander("How good is it?"):
                 _metrics(version)
-                version_report.source_weighting(version.report.get("source_weighting"))
+                source_weighting.show(SharedReport.of(version).source_weighting)
 
 
 def _metrics(version: Version) -> None:
     st.caption("On each domain's held-out events, next to the item mean. Intervals are 95% over users.")
     rows: list[dict[str, Any]] = []
     notes = []
-    for name, measured in version.metrics.items():
-        if "rows" not in measured:
-            notes.append(f"{name}: {measured.get('note', 'not measured')}")
+    for name, measured in HeldOut.by_domain(version).items():
+        if not measured.rows:
+            notes.append(f"{name}: {measured.note or 'not measured'}")
             continue
-        of_row = measured["rows"]
-        row: dict[str, Any] = {"Domain": name, "Held-out events": measured["examples"]}
-        for metric in of_row["shared"]:
+        row: dict[str, Any] = {"Domain": name, "Held-out events": measured.examples}
+        for metric, value in measured.rows["shared"].items():
             title = wording.metric_name(metric)
-            row[title] = wording.interval(of_row["shared"][metric])
-            row[f"{title} of item mean"] = f"{of_row['item_mean'][metric]['value']:.4f}"
+            row[title] = wording.interval(value)
+            row[f"{title} of item mean"] = f"{measured.rows['item_mean'][metric].value:.4f}"
         rows.append(row)
     if rows:
         st.dataframe(rows, hide_index=True)

@@ -1,4 +1,4 @@
-"""Declaring a domain: a form that reads the columns of the files at hand, or YAML; both validated as one types."""
+"""Declaring a domain: a form that reads the columns of the given files, or YAML that is checked as it is typed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXAMPLE = """\
 name: live-rooms
 role: target
 task: ctr
-sources: []            # empty: borrow from every source
+sources: []            # empty: every source
 owner: team-live
 interactions:
   user: user_id
@@ -46,7 +46,7 @@ gate: {baseline: popularity, metric: auc}
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of the files at hand; None where no file was given."""
+    """The columns of the given files; None where there is no file."""
 
     interactions: SourceFile | None = None
     items: SourceFile | None = None
@@ -54,7 +54,7 @@ class Columns:
 
 
 def yaml_editor(text: str, *, key: str) -> DomainSpec | None:
-    """Edit or upload a spec as YAML; the spec once it is valid, else what to correct with line and field."""
+    """Edit or upload a spec as YAML; returns it once it is valid, and until then shows what to correct."""
     uploaded = st.file_uploader("A spec file", ["yaml", "yml"], key=f"{key}-file")
     origin = None
     if uploaded is not None and st.session_state.get(f"{key}-read") != uploaded.file_id:
@@ -80,7 +80,7 @@ def yaml_editor(text: str, *, key: str) -> DomainSpec | None:
 
 
 def form(columns: Columns, *, key: str = "form") -> DomainSpec | None:
-    """Fill in a spec; the spec once it is valid, else what is still to fill in or to correct."""
+    """Fill in a spec; returns it once it is valid, and until then shows what is missing or wrong."""
     st.markdown("**The domain**")
     declared: dict[str, Any] = {}
     left, right = st.columns(2)
@@ -88,13 +88,13 @@ def form(columns: Columns, *, key: str = "form") -> DomainSpec | None:
         "Name", key=f"{key}-name", placeholder="live-rooms", help="Part of the endpoint's address: a-z, 0-9 and '-'."
     ).strip()
     declared["owner"] = right.text_input(
-        "Owner", key=f"{key}-owner", placeholder="team-live", help="The team that answers for it."
+        "Owner", key=f"{key}-owner", placeholder="team-live", help="The team that is responsible for it."
     ).strip()
     declared["role"] = left.radio(
         "Role",
         ["target", "source"],
         key=f"{key}-role",
-        format_func={"target": "Target: launch it", "source": "Source: it lends its data"}.get,
+        format_func={"target": "Target: to be launched", "source": "Source: rich in data"}.get,
         horizontal=True,
     )
     guessed = _guess("label", columns.interactions)
@@ -103,31 +103,35 @@ def form(columns: Columns, *, key: str = "form") -> DomainSpec | None:
         ["ctr", "rating"],
         index=int(guessed.lower() in RATINGS) if guessed else 0,
         key=f"{key}-task",
-        format_func={"ctr": "Clicks", "rating": "Ratings"}.get,
+        format_func=wording.TASKS.get,
         horizontal=True,
     )
     if declared["role"] == "target":
         sources = [domain.name for domain in session.registry().domains() if domain.role == "source"]
         declared["sources"] = st.multiselect(
-            "Borrows from", sources, key=f"{key}-sources", placeholder="every source", help="Empty: from every source."
+            "Sources to learn from",
+            sources,
+            key=f"{key}-sources",
+            placeholder="every source",
+            help="Empty: every source.",
         )
-    traits = st.text_input(
-        "Traits of the domain itself (optional)",
-        key=f"{key}-traits",
+    typed = st.text_input(
+        "Features of the domain itself (optional)",
+        key=f"{key}-domain-features",
         placeholder="surface=live, layout=feed",
-        help="A new domain starts near the domains whose traits it shares.",
+        help="A new domain starts close to the domains whose features it shares.",
     )
-    declared["domain_features"] = _traits(traits)
+    declared["domain_features"] = _domain_features(typed)
 
-    st.markdown("**Its interactions**")
+    st.markdown("**Interactions**")
     declared["interactions"] = _interactions(columns.interactions, declared["task"], key)
-    for table, title in (("items", "items"), ("users", "users")):
-        side = _side(table, title, getattr(columns, table), key)
+    for table in ("items", "users"):
+        side = _side(table, getattr(columns, table), key)
         if side is not None:
             declared[table] = side
     with st.expander("Go-live rule, history and schedule"):
         declared |= _rules(declared["task"], key)
-    return _judged(declared)
+    return _validated(declared)
 
 
 def _interactions(source: SourceFile | None, task: str, key: str) -> dict[str, Any]:
@@ -152,17 +156,17 @@ def _interactions(source: SourceFile | None, task: str, key: str) -> dict[str, A
         ]
     taken = {str(value) for value in found.values()}
     context = _features(
-        "Context known when a ranking is asked for, such as the hour (optional)", source, taken, f"{key}-context", ()
+        "Request context, such as the device or the hour (optional)", source, taken, f"{key}-context", ()
     )
     if context:
         found["context"] = context
     return found
 
 
-def _side(table: str, title: str, source: SourceFile | None, key: str) -> dict[str, Any] | None:
-    if source is None and not st.checkbox(f"There is a file of {title}", key=f"{key}-has-{table}"):
+def _side(table: str, source: SourceFile | None, key: str) -> dict[str, Any] | None:
+    if source is None and not st.checkbox(f"There is a file of {table}", key=f"{key}-has-{table}"):
         return None
-    st.markdown(f"**Its {title}**")
+    st.markdown(f"**{table.capitalize()}**")
     left, right = st.columns([1, 4])
     with left:
         identity = _column(
@@ -204,7 +208,7 @@ def _features(
     numeric = numeric_columns(source)
     numbers = (
         st.multiselect(
-            "of these, numbers",
+            "Numeric ones",
             chosen,
             default=[name for name in chosen if name in numeric],
             key=f"{key}-numbers-{'-'.join(chosen)}",
@@ -222,41 +226,41 @@ def _rules(task: str, key: str) -> dict[str, Any]:
     baselines = list(get_args(Gate.model_fields["baseline"].annotation))
     rule = {
         "baseline": gate.selectbox(
-            "A version must beat",
+            "Baseline to beat",
             [baseline for baseline in baselines if not (task == "rating" and baseline == "popularity")],
             index=0,
-            format_func=lambda baseline: wording.words(wording.ROWS, baseline),
+            format_func=wording.row_name,
             key=f"{key}-baseline-{task}",
         ),
         "metric": gate.selectbox(
-            "judged by",
+            "Metric",
             METRICS_BY_TASK[task],
             format_func=wording.metric_name,
             key=f"{key}-metric-{task}",
         ),
         "minimum_cold_users": int(
-            gate.number_input("on at least so many cold users", 1, value=usual.minimum_cold_users, key=f"{key}-cold")
+            gate.number_input("Minimum number of cold users", 1, value=usual.minimum_cold_users, key=f"{key}-cold")
         ),
         "maximum_prediction_bias": float(
             gate.number_input(
-                "with predictions off by at most (share)",
+                "Maximum prediction bias (share)",
                 0.01,
                 value=usual.maximum_prediction_bias,
-                key=f"{key}-calibration",
+                key=f"{key}-bias",
             )
         ),
         "cold_share": float(
             gate.number_input("Share of users held out as cold", 0.01, 0.99, usual.cold_share, key=f"{key}-share")
         ),
     }
-    short = int(history.number_input("Latest events of this domain kept at hand", 1, 2000, 24, key=f"{key}-short"))
+    short = int(history.number_input("Latest events of this domain to read", 1, 2000, 24, key=f"{key}-short"))
     schedule = history.text_input(
         "Retrain schedule (cron, UTC; optional)", placeholder="0 3 * * *", key=f"{key}-schedule"
     ).strip()
     return {"gate": rule, "history": {"short": short}, **({"schedule": schedule} if schedule else {})}
 
 
-def _judged(declared: dict[str, Any]) -> DomainSpec | None:
+def _validated(declared: dict[str, Any]) -> DomainSpec | None:
     blank = [name for name in ("name", "owner") if not declared[name]]
     blank += [f"interactions.{role}" for role, column in declared["interactions"].items() if column is None]
     blank += [f"{table}.id" for table in ("items", "users") if table in declared and not declared[table]["id"]]
@@ -267,18 +271,18 @@ def _judged(declared: dict[str, Any]) -> DomainSpec | None:
     if wrong:
         errors.show_problems(wrong, code=InvalidSpec.code)
     if blank:
-        st.info("Still to fill in: " + ", ".join(_said(field) for field in blank) + ".")
+        st.info("Still to fill in: " + ", ".join(_field_in_words(field) for field in blank) + ".")
     return None
 
 
-def _said(field: str) -> str:
+def _field_in_words(field: str) -> str:
     table, _, role = field.partition(".")
     if not role:
         return f"the {table}"
     return f"the {role} column of the {table}"
 
 
-def _traits(typed: str) -> dict[str, str | float]:
+def _domain_features(typed: str) -> dict[str, str | float]:
     found: dict[str, str | float] = {}
     for part in typed.split(","):
         name, _, value = (piece.strip() for piece in part.replace(":", "=").partition("="))
@@ -321,8 +325,8 @@ def numeric_columns(source: SourceFile) -> set[str]:
     body = rows[source.header_line :]
     return {
         name
-        for place, name in enumerate(source.columns)
-        if (cells := [row[place] for row in body if len(row) > place and row[place] != ""])
+        for column, name in enumerate(source.columns)
+        if (cells := [row[column] for row in body if len(row) > column and row[column] != ""])
         and all(_is_number(cell) for cell in cells)
     }
 

@@ -1,4 +1,4 @@
-"""What the pages say: states, levels, metrics, reasons and times in plain words. Pure, so that it is tested as text."""
+"""What the pages say: states, levels, metrics, reasons and times in plain words."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 from domains.spec import DomainSpec
+from models.intervals import Interval
 from models.metrics import METRICS
 
 Colour = Literal["red", "orange", "yellow", "blue", "green", "violet", "gray", "grey", "primary"]
 
 
 class Label(NamedTuple):
-    """A short name, the colour of its badge, and one sentence for whoever asks what it means."""
+    """A short name, the colour of its badge, and one sentence on what it means."""
 
     text: str
     colour: Colour
@@ -24,24 +25,24 @@ class Label(NamedTuple):
 STATES: dict[str, Label] = {
     "registered": Label("Registered", "gray", "The name is taken; no data has arrived yet."),
     "data_ready": Label("Data ready", "blue", "Data is in; the domain can be trained on or launched."),
-    "training": Label("Training", "orange", "A run is fitting this domain now."),
-    "challenger": Label("Challenger", "violet", "A version passed the gate and waits for somebody to promote it."),
-    "live": Label("Live", "green", "A trained version answers."),
-    "paused": Label("Paused", "yellow", "Answers come from popularity until somebody resumes the domain."),
+    "training": Label("Training", "orange", "A run is training this domain now."),
+    "challenger": Label("Challenger", "violet", "A version passed the gate and waits to be promoted."),
+    "live": Label("Live", "green", "A trained version is live."),
+    "paused": Label("Paused", "yellow", "Items are ranked by popularity until the domain is resumed."),
     "retired": Label("Retired", "red", "Closed for good."),
 }
 FALLBACK_LEVELS: dict[str, Label] = {
-    "none": Label("No answers yet", "gray", "There is nothing to answer from: no data."),
-    "prior": Label("Popularity", "gray", "Answers rest on popularity; no model scores this domain yet."),
-    "zero_shot": Label("Shared model", "blue", "The shared model answers; nothing was trained on this domain yet."),
-    "adapter": Label("Own adapter", "green", "The domain's own trained weights answer on top of the shared model."),
+    "none": Label("No answers yet", "gray", "There is no data to answer from."),
+    "prior": Label("Popularity", "gray", "Items are ranked by popularity; no model scores this domain yet."),
+    "zero_shot": Label("Shared model", "blue", "The shared model ranks; nothing has been trained on this domain yet."),
+    "adapter": Label("Own adapter", "green", "The domain's own adapter ranks, on top of the shared model."),
 }
 RUN_STATES: dict[str, Label] = {
-    "queued": Label("Queued", "gray", "Waits for a worker."),
-    "running": Label("Running", "blue", "At work now."),
+    "queued": Label("Queued", "gray", "Waiting for a worker."),
+    "running": Label("Running", "blue", "In progress."),
     "succeeded": Label("Succeeded", "green", "Done."),
     "failed": Label("Failed", "red", "Stopped by an error."),
-    "cancelled": Label("Cancelled", "orange", "Somebody stopped it."),
+    "cancelled": Label("Cancelled", "orange", "Stopped on request."),
 }
 KINDS = {
     "train-shared": "Train the shared model",
@@ -51,60 +52,60 @@ KINDS = {
     "ingest": "Add data",
 }
 ROWS = {
-    "adapter": "This version",
-    "shared": "Shared model",
-    "zero_shot": "Shared model, untrained here",
-    "popularity": "Popularity",
-    "item_mean": "Item mean",
-    "train_mean": "Same score for all",
-    "single_domain": "Model of this domain alone",
-    "shared_bottom": "Shared-bottom model",
-    "full_fine_tune": "Full fine-tune",
-    "scratch": "Trained from scratch",
-    "live": "Version live before",
-    "strongest": "The strongest of the required baselines",
-    "best_reachable": "Best reachable",
+    "adapter": "this version",
+    "shared": "shared model",
+    "zero_shot": "shared model, zero-shot",
+    "popularity": "popularity",
+    "item_mean": "item mean",
+    "train_mean": "training mean",
+    "single_domain": "single-domain model",
+    "shared_bottom": "shared-bottom model",
+    "full_fine_tune": "full fine-tune",
+    "scratch": "trained from scratch",
+    "live": "version live at launch",
+    "strongest": "the strongest required baseline",
+    "best_reachable": "best reachable",
 }
 SEGMENTS = {
-    "cold_user": "Cold users: all that decide",
-    "warm_user": "Users known from training, later rows",
+    "cold_user": "Cold users (the gate looks at these)",
+    "warm_user": "Warm users (later events)",
     "cold_item": "Items never seen in training",
     "head_item": "Popular items",
     "tail_item": "Rare items",
     "short_history": "Users with under 20 source events",
     "long_history": "Users with 20 or more source events",
 }
-ASKED_BY = {"policy": "policy", "gate": "the gate", "launch": "this launch"}
+REQUIRED_BY = {"policy": "policy", "gate": "the gate", "launch": "this launch"}
 REASONS = {
-    "item_unknown": "Graft has never seen this item",
-    "user_unknown": "Graft has never seen this user, so items are ordered by popularity",
-    "no_history": "the user has no history to read, so items are ordered by popularity",
-    "features_unavailable": "the feature store does not answer, so items are ordered by popularity",
-    "no_version": "no model is live here, so items are ordered by popularity",
-    "paused": "the domain is paused, so items are ordered by popularity",
-    "model_fault": "the model failed on this request, so items are ordered by popularity",
+    "item_unknown": "Graft does not know this item",
+    "user_unknown": "Graft does not know this user, so items are ranked by popularity",
+    "no_history": "the user has no history to read, so items are ranked by popularity",
+    "features_unavailable": "the feature store does not answer, so items are ranked by popularity",
+    "no_version": "no model is live here, so items are ranked by popularity",
+    "paused": "the domain is paused, so items are ranked by popularity",
+    "model_fault": "the model failed on this request, so items are ranked by popularity",
 }
-DEEDS = {
-    "register_domain": "registered",
+ACTIONS = {
+    "register_domain": "registered the domain",
     "update_spec": "changed the spec",
-    "record_ingest": "data arrived",
-    "add_version": "new version",
-    "promote": "put a version live",
+    "record_ingest": "added data",
+    "add_version": "added a version",
+    "promote": "promoted a version",
     "roll_back": "rolled back",
-    "reevaluate": "judged a version again",
+    "reevaluate": "evaluated a version again",
     "resume_run": "resumed a run",
 }
 ARCHITECTURES = {
-    "dacdr": "cross-attention: what of it matters to this domain and item",
-    "lcn": "a lifelong pyramid: ever fewer events, ever closer",
-    "dacdr+lcn": "both views, side by side",
-    "domain_over_pyramid": "cross-attention over what the pyramid selects",
+    "dacdr": "DACDR: cross-attention between history, domain and item",
+    "lcn": "LCN: a pyramid that narrows a long history to its most relevant events",
+    "dacdr+lcn": "DACDR and LCN side by side",
+    "domain_over_pyramid": "DACDR over the events that LCN's pyramid selects",
 }
 PYRAMIDS = {
-    "auto": "as the length of histories asks",
+    "auto": "automatic, by the length of the histories",
     "LCN-200-50": "LCN-200-50",
     "LCN-500-100": "LCN-500-100",
-    "none": "none: the latest events alone",
+    "none": "none: only the latest events",
 }
 TASKS = {"ctr": "Clicks", "rating": "Ratings"}
 
@@ -120,9 +121,13 @@ def words(table: Mapping[str, str], key: str) -> str:
 
 
 def metric_name(key: str) -> str:
-    """A metric as people read it, at the start of a line; one that is not in the table is shown as it is."""
-    name = METRICS[key].label if key in METRICS else key.replace("_", " ")
-    return name[:1].upper() + name[1:]
+    """A metric as a heading; one that is not in the table is shown as it is."""
+    return _capitalised(METRICS[key].label if key in METRICS else key.replace("_", " "))
+
+
+def row_name(key: str) -> str:
+    """A row of a results table as a heading; one that is not in the table is shown as it is."""
+    return _capitalised(words(ROWS, key))
 
 
 def count(number: float | None) -> str:
@@ -152,8 +157,8 @@ def when(at: datetime) -> str:
     return f"{at.astimezone(UTC):%-d %b %Y, %H:%M} UTC"
 
 
-def moment(time_us: int | None) -> str:
-    """A time of the data, in microseconds since 1970, as a date; timeless data has none."""
+def event_time(time_us: int | None) -> str:
+    """The time of an event, in microseconds since 1970, as a date; data without times has a dash."""
     if not time_us or time_us < 2:
         return "–"
     return f"{datetime.fromtimestamp(time_us / 1e6, UTC):%-d %b %Y, %H:%M}"
@@ -176,23 +181,27 @@ def short(version_id: str | None) -> str:
     return "–" if version_id is None else version_id.removeprefix("sha256:")[:12]
 
 
-def interval(measured: Mapping[str, float], digits: int = 4) -> str:
+def interval(measured: Interval, digits: int = 4) -> str:
     """``0.7123 (0.6990 to 0.7251)``."""
-    return f"{measured['value']:.{digits}f} ({measured['low']:.{digits}f} to {measured['high']:.{digits}f})"
+    return f"{measured.value:.{digits}f} ({measured.low:.{digits}f} to {measured.high:.{digits}f})"
 
 
-def said(reason: str) -> str:
+def gain(measured: Interval) -> str:
+    """``+0.0123 (+0.0090 to +0.0151)``."""
+    return f"{measured.value:+.4f} ({measured.low:+.4f} to {measured.high:+.4f})"
+
+
+def sentence(reason: str) -> str:
     """A reason of the gate as a sentence: metrics and baselines by their names, not their keys."""
     names = {
-        **{key: metric_name(key) for key in METRICS},
-        **{key: name.lower() for key, name in ROWS.items() if key not in ("adapter", "shared", "live", "strongest")},
+        **{key: metric.label for key, metric in METRICS.items()},
+        **{key: name for key, name in ROWS.items() if key not in ("adapter", "shared", "live", "strongest")},
     }
-    text = re.sub(r"\b(" + "|".join(names) + r")\b", lambda found: names[found.group()], reason)
-    return text[:1].upper() + text[1:]
+    return _capitalised(re.sub(r"\b(" + "|".join(names) + r")\b", lambda found: names[found.group()], reason))
 
 
-def deed(entry: Mapping[str, Any]) -> str:
-    """An entry of the audit trail: what was done."""
+def action(entry: Mapping[str, Any]) -> str:
+    """What was done, of an entry of the audit trail."""
     details = entry.get("details") or {}
     if entry["what"] == "move":
         return f"now {label(STATES, str(details.get('after', ''))).text.lower()}"
@@ -200,31 +209,37 @@ def deed(entry: Mapping[str, Any]) -> str:
         return f"started: {words(KINDS, details['kind']).lower()}"
     if entry["what"] == "finish_run":
         return f"run {details.get('state', 'ended')}"
-    return words(DEEDS, entry["what"])
+    return words(ACTIONS, entry["what"])
 
 
 def event(seen: Mapping[str, Any], spec: DomainSpec | None) -> str:
     """What a user did with one item, in a word or two."""
     value = float(seen["value"])
     if spec is None or spec.interactions.label is None:
-        return "took it"
+        return "interacted"
     if spec.task == "rating" or spec.interactions.positive_above is not None:
         return f"rated it {value:g}"
-    return "clicked" if value > 0 else "passed"
+    return "clicked" if value > 0 else "skipped"
 
 
 def policy(baselines: Sequence[str], seeds: int) -> str:
     """What every launch of this installation is compared with, as one sentence."""
-    named = ", ".join(words(ROWS, baseline).lower() for baseline in baselines)
-    compared = f"Every launch here is compared with {named}" if named else "No baseline is required of launches here"
-    return f"{compared}, under {plural(seeds, 'seed')}; a launch cannot leave any of it out."
+    if not baselines:
+        return f"No baseline is required of launches here; each runs under at least {plural(seeds, 'seed')}."
+    *others, last = (words(ROWS, baseline) for baseline in baselines)
+    named = f"{', '.join(others)} and {last}" if others else last
+    return f"Every launch here is compared with at least {named}, under {plural(seeds, 'seed')} or more."
 
 
 def gate(spec: DomainSpec) -> str:
     """A domain's go-live rule as one sentence."""
     rule = spec.gate
     return (
-        f"A version goes live only if its {metric_name(rule.metric)} on at least {rule.minimum_cold_users} held-out "
-        f"cold users beats **{words(ROWS, rule.baseline).lower()}** with 95% certainty, and its predictions are off by "
+        f"A version goes live only if its {METRICS[rule.metric].label} on at least {rule.minimum_cold_users} held-out "
+        f"cold users beats **{words(ROWS, rule.baseline)}** with 95% certainty, and its predictions are off by "
         f"at most {rule.maximum_prediction_bias:.0%} on average."
     )
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]

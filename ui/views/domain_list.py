@@ -1,4 +1,4 @@
-"""Domains: what there is, what answers where, and the shared model under it all."""
+"""Domains: all that are registered, what serves each, and the shared model that they build on."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ui.components import layout, navigation, runs, shared_model, wording
 
 PAGE_SIZE = 25
 FILTERED_FROM = 8
-"""So many domains fit on a screen; more of them get a search field."""
+"""Domains that fit on a screen; more than these get a search field."""
 WIDTHS = [1.7, 1.3, 1.4, 1.9, 1.7, 2.0]
-"""Of the columns of the list."""
+"""Relative widths of the list's columns."""
 
 
 def show() -> None:
     """Draw the page."""
-    layout.heading("Domains", "Every recommendation surface, what its answers rest on, and since when.")
+    layout.heading("Domains", "Every recommendation domain: its data, what serves it, and since when.")
     registry = session.registry()
     domains = registry.domains()
     if not domains:
         layout.empty(
             "No domain yet",
-            "A domain is a surface with its own items and users, such as a video feed or a new live page. "
+            "A domain is a surface with items and users of its own, such as a video feed or a new live page. "
             "Register the data-rich ones as sources first; new ones then learn from them.",
             page=navigation.REGISTER,
             link="Register the first domain",
@@ -53,7 +53,7 @@ def _summary(domains: list[Domain], lives: dict[str | None, Live]) -> None:
     columns = st.columns([1, 1, 1, 1, 1.2], vertical_alignment="center")
     columns[0].metric("Sources", len(sources))
     columns[1].metric("Targets", len(domains) - len(sources))
-    columns[2].metric("Answer with an adapter", len(adapted))
+    columns[2].metric("Served by an adapter", len(adapted))
     columns[3].metric("Events", wording.count(sum(domain.counts.get("rows_added", 0) for domain in domains)))
     if columns[4].button("Register a domain", type="primary", width="stretch"):
         st.switch_page(navigation.REGISTER)
@@ -71,7 +71,7 @@ def _list(domains: list[Domain], lives: dict[str | None, Live], latest: dict[str
         if of_role:
             st.subheader(heading, anchor=False)
             with st.container(border=True):
-                _heads()
+                _heads(role)
                 for domain in of_role:
                     _row(domain, lives.get(domain.name), latest.get(domain.name))
 
@@ -87,13 +87,11 @@ def _filtered(domains: list[Domain]) -> list[Domain]:
     ]
 
 
-def _heads() -> None:
-    for slot, title in zip(
-        st.columns(WIDTHS),
-        ("Domain", "State", "Answers with", "Data", "Live version", "Last run"),
-        strict=True,
-    ):
-        slot.caption(title)
+def _heads(role: str) -> None:
+    titles = ("Domain", "State", "Served by", "Data", "Live version", "Last run")
+    with st.container(key=f"heads-{role}"):
+        for slot, title in zip(st.columns(WIDTHS), titles, strict=True):
+            slot.caption(title)
 
 
 def _row(domain: Domain, live: Live | None, run: Run | None) -> None:
@@ -109,7 +107,7 @@ def _row(domain: Domain, live: Live | None, run: Run | None) -> None:
             if domain.role == "target":
                 layout.badge(wording.label(wording.FALLBACK_LEVELS, session.fallback_level(domain)))
             else:
-                st.caption("its histories train the rest")
+                st.caption("training data")
         if counts.get("rows_added"):
             _cell(
                 data,

@@ -59,7 +59,7 @@ def _chosen(domains: list[Domain], switch: Any) -> Domain:
     names = [domain.name for domain in domains]
     asked = st.query_params.get("name")
     if asked is not None and asked not in names:
-        st.warning(f"No domain is registered as {asked!r}; here is another.")
+        st.warning(f"No domain is registered as {asked!r}; this is another one.")
     newest_target = next((d.name for d in reversed(domains) if d.role == "target"), names[0])
     at = names.index(asked if asked in names else newest_target)
     chosen = switch.selectbox("Domain", names, index=at, key=f"domain-{names[at]}", label_visibility="collapsed")
@@ -94,8 +94,8 @@ def _data(domain: Domain) -> None:
             items=counts.get("items", 0),
         )
         st.caption(
-            f"Over {wording.plural(counts.get('ingests', 1), 'delivery', 'deliveries')}; events from "
-            f"{wording.moment(counts.get('first_us'))} to {wording.moment(counts.get('last_us'))} UTC."
+            f"Added in {wording.plural(counts.get('ingests', 1), 'batch', 'batches')}; events from "
+            f"{wording.event_time(counts.get('first_us'))} to {wording.event_time(counts.get('last_us'))} UTC."
         )
         job = st.session_state.get("ingest")
         if job is None or job.domain != domain.name:
@@ -109,12 +109,12 @@ def _runs(domain: Domain) -> None:
     if not found:
         st.markdown("Nothing has run for this domain yet.")
     for run in found:
-        runs.show_ended(run)
+        runs.show(run)
 
 
 def _history(domain: Domain) -> None:
     promotions = session.registry().promotions(domain.name)
-    st.subheader("What went live", anchor=False)
+    st.subheader("Promotions", anchor=False)
     if promotions:
         st.dataframe(
             [
@@ -132,25 +132,26 @@ def _history(domain: Domain) -> None:
         )
     else:
         st.markdown("Nothing has gone live yet.")
-    st.subheader("Who did what", anchor=False)
+    st.subheader("Audit trail", anchor=False)
     st.dataframe(
         [
             {
                 "When": wording.when(entry["at"]),
                 "Who": entry["who"],
-                "What": wording.deed(entry),
-                "Why": wording.said(entry["why"] or ""),
+                "What": wording.action(entry),
+                "Why": wording.sentence(entry["why"] or ""),
             }
             for entry in session.registry().audit(domain.name)
         ],
         hide_index=True,
+        column_config={"Why": st.column_config.Column(width="large")},
     )
 
 
 def _spec(domain: Domain) -> None:
     st.markdown(wording.gate(domain.spec))
     if not st.toggle("Edit", key=f"edit-{domain.name}"):
-        st.code(domain.spec.to_yaml(), language="yaml")
+        st.code(domain.spec.to_yaml(), language="yaml", wrap_lines=True)
         st.download_button("Download spec.yaml", domain.spec.to_yaml(), file_name=f"{domain.name}.yaml")
     else:
         st.caption("The name, the role and the task cannot be changed.")

@@ -1,7 +1,8 @@
-"""Playground: pick a user, see what the endpoint would show them, and why."""
+"""Playground: pick a user, see how the endpoint ranks for them, and why."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shlex
@@ -21,14 +22,14 @@ MOST_EVENTS = 12
 def show() -> None:
     """Draw the page."""
     layout.heading(
-        "Playground", "Ask a domain's endpoint for a ranking, as any caller would, and see what it rests on."
+        "Playground", "Request a ranking from a domain's endpoint, as any client would, and see what it rests on."
     )
     domains = [domain for domain in session.registry().domains() if domain.counts.get("rows_added")]
     domains.sort(key=lambda domain: (domain.role != "target", -domain.number))
     if not domains:
         layout.empty(
             "No domain has data yet",
-            "Once a domain holds data its endpoint can rank: by popularity at first, better after a launch.",
+            "Once a domain has data, its endpoint can rank: by popularity at first, better after a launch.",
             page=navigation.REGISTER,
             link="Register a domain",
         )
@@ -38,7 +39,7 @@ def show() -> None:
     with left:
         user_id = _user(domain)
         with errors.shown():
-            _past(user_id)
+            _history(user_id)
     with right, errors.shown():
         item_ids, top_k = _candidates(domain)
         _ask(domain, user_id, item_ids, top_k)
@@ -59,34 +60,34 @@ def _chosen(domains: list[Domain]) -> Domain:
 
 
 def _user(domain: Domain) -> str:
-    people: list[dict[str, Any]] = []
+    users: list[dict[str, Any]] = []
     with errors.shown():
-        people = _sample_users(domain.name, session.home())
-    past = {person["user_id"]: person["source_events"] for person in people}
+        users = _sample_users(domain.name, session.home())
+    events = {user["user_id"]: user["source_events"] for user in users}
     how = st.segmented_control(
-        "User", ["Pick one", "Type an id"], default="Pick one" if people else "Type an id", required=True
+        "User", ["Pick one", "Type an id"], default="Pick one" if users else "Type an id", required=True
     )
-    if how == "Pick one" and people:
+    if how == "Pick one" and users:
         return str(
             st.selectbox(
                 "User",
-                list(past),
-                format_func=lambda user: f"{user} · {wording.plural(past[user], 'past event')}",
+                list(events),
+                format_func=lambda user: f"{user} · {wording.plural(events[user], 'past event')}",
                 label_visibility="collapsed",
                 key=f"user-{domain.name}",
             )
         )
     return st.text_input(
-        "User id", value="someone-new", label_visibility="collapsed", help="An id that Graft never saw works too."
+        "User id", value="someone-new", label_visibility="collapsed", help="An id that Graft has never seen works too."
     ).strip()
 
 
-def _past(user_id: str) -> None:
-    st.markdown("**What they did lately, elsewhere**")
+def _history(user_id: str) -> None:
+    st.markdown("**Latest events in other domains**")
     specs = {domain.name: domain.spec for domain in session.registry().domains()}
     seen = _recent_events(user_id, session.home()) if user_id else []
     if not seen:
-        st.caption("Nothing: Graft knows no past of this user.")
+        st.caption("None: Graft has no history of this user.")
         return
     timed = any(event["time_us"] > 1 for event in seen)
     rows = []
@@ -94,10 +95,10 @@ def _past(user_id: str) -> None:
         features = session.item_features(event["domain"]).get(event["item_id"], {})
         rows.append(
             {
-                **({"When": wording.moment(event["time_us"])} if timed else {}),
-                "Where": event["domain"],
-                "What": wording.event(event, specs.get(event["domain"])),
-                "About the item": _about(features) or event["item_id"],
+                **({"Time": wording.event_time(event["time_us"])} if timed else {}),
+                "Domain": event["domain"],
+                "Event": wording.event(event, specs.get(event["domain"])),
+                "Item features": _features(features) or event["item_id"],
                 "Item": event["item_id"],
             }
         )
@@ -113,11 +114,11 @@ def _candidates(domain: Domain) -> tuple[list[str], int]:
         others = second.number_input(
             "Random others", 0, 500, min(15, max(0, len(items) - 10)), key=f"random-{domain.name}"
         )
-        top_k = third.number_input("Answer the best", 1, 1000, 15, key=f"top-{domain.name}")
+        top_k = third.number_input("Return the top", 1, 1000, 15, key=f"top-{domain.name}")
         tail = popular[int(most) :]
         default = popular[: int(most)] + rest.sample(tail, min(int(others), len(tail)))
         typed = st.text_area(
-            "Or name them, one a line", placeholder="\n".join(default[:3]), key=f"items-{domain.name}", height=90
+            "Or list item ids, one per line", placeholder="\n".join(default[:3]), key=f"items-{domain.name}", height=90
         )
     named = [line.strip() for line in typed.splitlines() if line.strip()]
     return (named or default)[:1000], int(top_k)
@@ -132,15 +133,15 @@ def _ask(domain: Domain, user_id: str, item_ids: list[str], top_k: int) -> None:
         width="stretch",
         key="rank",
     )
-    place = ("ranking", domain.name)
+    key = f"ranking-{domain.name}"
     if pressed:
-        st.session_state.pop(str(place), None)
+        st.session_state.pop(key, None)
         with errors.shown():
             answer = use_cases.rank(
                 domain.name, user_id=user_id, item_ids=item_ids, top_k=top_k, settings=session.settings()
             )
-            st.session_state[str(place)] = {"body": body, "answer": answer}
-    held = st.session_state.get(str(place))
+            st.session_state[key] = {"body": body, "answer": answer}
+    held = st.session_state.get(key)
     with st.container():
         if held is not None and held["body"] == body:
             _answer(domain, held["answer"])
@@ -158,19 +159,19 @@ def _answer(domain: Domain, answer: dict[str, Any]) -> None:
         )
     reason = answer.get("reason")
     if reason:
-        st.info(f"Why only popularity: {wording.words(wording.REASONS, reason)}.")
+        st.info(f"Ranked by popularity only: {wording.words(wording.REASONS, reason)}.")
     features = session.item_features(domain.name)
-    places = {row["item_id"]: place for place, row in enumerate(session.popularity(domain.name), 1)}
-    score = "Chance of a click" if domain.spec.task == "ctr" else "Rating"
+    popularity_ranks = {row["item_id"]: rank for rank, row in enumerate(session.popularity(domain.name), 1)}
+    score = "Click probability" if domain.spec.task == "ctr" else "Rating"
     rows = []
-    for place, item in enumerate(answer["items"], 1):
+    for rank, item in enumerate(answer["items"], 1):
         why = item.get("reason")
         row = {
-            "#": place,
+            "#": rank,
             "Item": item["item_id"],
             score: item["score"] * (100 if domain.spec.task == "ctr" else 1),
-            "By popularity": f"#{places[item['item_id']]}" if item["item_id"] in places else "–",
-            "About": _about(features.get(item["item_id"], {})),
+            "By popularity": f"#{popularity_ranks[item['item_id']]}" if item["item_id"] in popularity_ranks else "–",
+            "Features": _features(features.get(item["item_id"], {})),
         }
         if why and why != reason:
             row["Note"] = wording.words(wording.REASONS, why)
@@ -188,21 +189,21 @@ def _answer(domain: Domain, answer: dict[str, Any]) -> None:
                 format="%.1f%%" if domain.spec.task == "ctr" else "%.2f",
             ),
             "By popularity": st.column_config.Column(
-                width=90, help="The item's place if everybody saw the most taken items first."
+                width=90, help="The item's rank if everybody saw the most popular items first."
             ),
         },
     )
 
 
 def _curl(domain: Domain, body: dict[str, Any]) -> None:
-    with st.expander("The same with curl"):
+    with st.expander("The same request with curl"):
         url = f"{session.settings().service_url}/v1/domains/{domain.name}/rank"
         data = shlex.quote(json.dumps(body))
         command = f"curl --silent {url} \\\n  --header 'content-type: application/json' \\\n  --data {data}"
         st.code(command, language="bash", wrap_lines=True)
 
 
-def _about(features: dict[str, Any]) -> str:
+def _features(features: dict[str, Any]) -> str:
     return ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else str(value)
         for name, value in features.items()
@@ -212,12 +213,16 @@ def _about(features: dict[str, Any]) -> str:
 
 @session.cached
 def _sample_users(domain: str, home: session.Home) -> list[dict[str, Any]]:
-    return sample_users(domain, settings=home.settings)
+    with contextlib.suppress(FileNotFoundError):  # histories are built when training starts
+        return sample_users(domain, settings=home.settings)
+    return []
 
 
 @session.cached
 def _recent_events(user_id: str, home: session.Home) -> list[dict[str, Any]]:
-    return recent_events(user_id, settings=home.settings, registry=home.registry, most=MOST_EVENTS)
+    with contextlib.suppress(FileNotFoundError):
+        return recent_events(user_id, settings=home.settings, registry=home.registry, most=MOST_EVENTS)
+    return []
 
 
 show()

@@ -1,4 +1,4 @@
-"""Register: from a team's files and a few words about them to a domain with validated data."""
+"""Register: from a team's files and a spec to a domain with validated data."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def show() -> None:
         return
     layout.heading(
         "Register a domain",
-        "Hand in the files, say what their columns mean, and see at once what is good and what is not.",
+        "Choose the files, say what their columns mean, and see at once which rows are valid.",
     )
     files = _files()
-    st.subheader("2 · What they mean", anchor=False)
+    st.subheader("2 · Spec", anchor=False)
     how = st.segmented_control("How", ["Form", "YAML"], default="Form", required=True, label_visibility="collapsed")
     if how == "YAML":
         spec = spec_form.yaml_editor(spec_form.EXAMPLE, key="yaml")
@@ -31,9 +31,9 @@ def show() -> None:
         with entry:
             spec = spec_form.form(_columns(files))
         with preview:
-            st.caption("The spec so far; keep it beside your code")
+            st.caption("The spec so far; keep it with your code")
             if spec is None:
-                st.code("# still incomplete", language="yaml")
+                st.code("# incomplete", language="yaml")
             else:
                 st.code(spec.to_yaml(), language="yaml", wrap_lines=True)
                 st.download_button("Download spec.yaml", spec.to_yaml(), file_name=f"{spec.name}.yaml")
@@ -41,8 +41,8 @@ def show() -> None:
 
 
 def _files() -> DataFiles:
-    st.subheader("1 · The files", anchor=False)
-    st.caption("CSV, TSV or Parquet, plain or gzip. The form below reads their columns. You may also add data later.")
+    st.subheader("1 · Files", anchor=False)
+    st.caption("CSV, TSV or Parquet, plain or gzip. The form below reads their columns. You can also add data later.")
     with errors.shown():
         return data_files.choose_files("register")
     return DataFiles()
@@ -63,7 +63,7 @@ def _submit(spec: DomainSpec | None, files: DataFiles) -> None:
     text = "Register and check the data" if files else "Register without data"
     pressed = st.button(text, type="primary", disabled=spec is None, key="register")
     if spec is None:
-        st.caption("Possible once the spec is valid.")
+        st.caption("Available once the spec is valid.")
         return
     if not pressed:
         return
@@ -84,26 +84,26 @@ def _outcome(name: str) -> None:
         data_files.show_outcome(job)
         if job.error is not None:
             with st.container(border=True):
-                st.markdown("**Hand in the corrected files**")
-                _again(name)
+                st.markdown("**Add the corrected files**")
+                _add_files(name)
     elif going is None or going.domain != name:
-        st.info("It has no data yet. Add it here, or later on the domain's page.")
+        st.info("It has no data yet. Add some here, or later on the domain's page.")
         with st.container(border=True):
-            _again(name)
+            _add_files(name)
     with st.container(horizontal=True):
         if st.button(f"Open {name}", type="primary", key="open"):
             del st.session_state["registered"]
             st.switch_page(navigation.DOMAIN, query_params={"name": name})
         if st.button("Register another", key="another"):
-            mine = ("register", "form-", "yaml-", "ingest")
+            of_this_page = ("register", "form-", "yaml-", "ingest")
             for key in [
-                key for key in map(str, st.session_state) if key.startswith(mine) and not key.endswith("-turn")
+                key for key in map(str, st.session_state) if key.startswith(of_this_page) and not key.endswith("-turn")
             ]:
                 del st.session_state[key]
             st.rerun()
 
 
-def _again(name: str) -> None:
+def _add_files(name: str) -> None:
     with errors.shown():
         files = data_files.choose_files(f"again-{name}")
         if st.button("Check and add", disabled=not files, key=f"again-{name}"):

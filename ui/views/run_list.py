@@ -26,9 +26,11 @@ def show() -> None:
     _figures([run.state for run in latest])
     with st.container():
         runs.watch()
-    state, kind, domain = st.columns([2, 1.4, 1.4], vertical_alignment="bottom")
-    wanted = state.pills(
-        "State", list(wording.RUN_STATES), format_func=lambda name: wording.RUN_STATES[name].text, key="run-state"
+    state, kind, domain = st.columns(3)
+    of_state = state.selectbox(
+        "State",
+        [None, *wording.RUN_STATES],
+        format_func=lambda name: "All states" if name is None else wording.RUN_STATES[name].text,
     )
     kinds = sorted({run.kind for run in latest})
     of_kind = kind.selectbox(
@@ -41,13 +43,13 @@ def show() -> None:
     found = [
         run
         for run in latest
-        if wanted in (None, run.state) and of_kind in (None, run.kind) and of_domain in (None, run.domain)
+        if of_state in (None, run.state) and of_kind in (None, run.kind) and of_domain in (None, run.domain)
     ]
     ended = [run for run in found if run.state in FINISHED]
     if not ended:
         st.caption("No finished run matches.")
     for run in ended:
-        runs.show_ended(run)
+        runs.show(run)
     if len(latest) == SHOWN:
         st.caption(f"The latest {SHOWN} runs.")
 

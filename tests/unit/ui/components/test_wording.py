@@ -56,33 +56,35 @@ def test_every_state_of_the_lifecycle_has_words():
 def test_a_gates_reason_names_metrics_and_baselines_in_words():
     """The rule speaks in keys; people read names."""
     reason = "auc on 217 cold users beats item_mean by +0.1"
-    assert wording.said(reason) == "AUC on 217 cold users beats item mean by +0.1"
+    assert wording.sentence(reason) == "AUC on 217 cold users beats item mean by +0.1"
 
 
 def test_an_event_is_told_by_what_its_domain_predicts():
-    """A click, a pass, a rating, or a plain take."""
+    """A click, a skip, a rating, or an interaction without a label."""
     rating = spec(task="rating", interactions={"user": "u", "item": "i", "label": "stars", "label_range": [1, 5]})
     plain = spec(interactions={"user": "u", "item": "i"})
     assert wording.event({"value": 1.0}, spec()) == "clicked"
-    assert wording.event({"value": 0.0}, spec()) == "passed"
+    assert wording.event({"value": 0.0}, spec()) == "skipped"
     assert wording.event({"value": 4.0}, rating) == "rated it 4"
-    assert wording.event({"value": 1.0}, plain) == "took it"
+    assert wording.event({"value": 1.0}, plain) == "interacted"
 
 
 def test_a_key_without_words_is_shown_rather_than_hidden():
     """What a later version adds must not break a page."""
     assert wording.label(wording.STATES, "on_fire").text == "On fire"
-    assert wording.words(wording.ROWS, "new_baseline") == "new baseline"
+    assert wording.row_name("new_baseline") == "New baseline"
 
 
 def test_timeless_events_have_no_date():
-    """Data without a time column stands at 0 or 1; 1970 would be a lie."""
-    assert wording.moment(1) == "–"
-    assert wording.moment(1_740_830_400_000_000) == "1 Mar 2025, 12:00"
+    """Data without a time column has times 0 and 1; 1970 would be wrong."""
+    assert wording.event_time(1) == "–"
+    assert wording.event_time(1_740_830_400_000_000) == "1 Mar 2025, 12:00"
 
 
 def test_the_policy_of_an_installation_is_one_sentence():
     """Baselines by their names, and how often."""
-    told = wording.policy(("popularity", "full_fine_tune"), 3)
-    assert told.startswith("Every launch here is compared with popularity, full fine-tune, under 3 seeds;")
-    assert wording.policy((), 1).startswith("No baseline is required of launches here, under 1 seed;")
+    assert wording.policy(("popularity", "scratch", "full_fine_tune"), 3) == (
+        "Every launch here is compared with at least popularity, trained from scratch and full fine-tune, "
+        "under 3 seeds or more."
+    )
+    assert wording.policy((), 1) == "No baseline is required of launches here; each runs under at least 1 seed."
