@@ -91,6 +91,10 @@ class DomainFolder:
     def item_vocabulary(self) -> Path:
         return self.data_dir / f"items-{self.name}"
 
+    def event_files(self, generations: Sequence[dict[str, Any]]) -> list[Path]:
+        """The Parquet files of the events of published generations, in order."""
+        return [self.generations / done["folder"] / name for done in generations for name in done["files"]]
+
     def state(self) -> dict[str, Any]:
         """What is published: ``generations`` (id, folder, report of each), ``items``, ``users``, ``totals``."""
         return pointed_at(self.pointer) or {"generations": [], "items": None, "users": None, "totals": {}}
@@ -119,11 +123,7 @@ class DomainData:
 
     def event_files(self) -> list[Path]:
         """The Parquet files of all events, in a fixed order; within a file by time, user, item and action."""
-        return [
-            self.folder.generations / generation["folder"] / name
-            for generation in self._state["generations"]
-            for name in generation["files"]
-        ]
+        return self.folder.event_files(self._state["generations"])
 
     def event_batches(self, columns: Sequence[str], rows: int = 1 << 18) -> Iterator[pa.RecordBatch]:
         """Events batch by batch, for what does not fit in memory; the order is the same on every call."""

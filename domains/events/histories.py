@@ -358,15 +358,20 @@ def _sort_each_user(offsets: np.ndarray, arrays: Columns) -> None:
         first = last
 
 
+def splitmix64(state: np.ndarray) -> np.ndarray:
+    """The next number of splitmix64 for each state, uint64: a hash that is the same everywhere."""
+    mixed = state + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
 def _tie_order(events: Columns) -> np.ndarray:
-    """A number that scrambles an event's contents (splitmix64), (E,) uint64."""
+    """A number that scrambles an event's contents (E,) uint64."""
     mixed = np.zeros(len(events["item"]), np.uint64)
     value = events["value"].astype(np.float32).view(np.uint32)
     for part in (events["domain"], events["item"], events["action"], value):
-        mixed = (mixed ^ part.astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
+        mixed = splitmix64(mixed ^ part.astype(np.uint64))
     return mixed
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from domains.errors import NotEnoughData
-from domains.events.histories import HistoryStore, LeakedFuture
+from domains.events.histories import HistoryStore, LeakedFuture, splitmix64
 
 CUT_SHARE = 0.2
 """Share of a domain's rows, the latest, on which cold users are tested."""
@@ -216,15 +216,8 @@ def _cut(time_us: np.ndarray, share: float) -> int:
 
 
 def _drawn(numbers: np.ndarray, seed: int) -> np.ndarray:
-    """A draw for each number that depends on it and the seed alone, (N,) uint64 (splitmix64)."""
-    golden = np.uint64(0x9E3779B97F4A7C15)
-    mixed = np.asarray(numbers, np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
-    for _ in range(2):
-        mixed = mixed + golden
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-    return mixed
+    """A draw for each number that depends on it and the seed alone, (N,) uint64."""
+    return splitmix64(splitmix64(np.asarray(numbers, np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)))
 
 
 def _check_shares(*shares: float) -> None:

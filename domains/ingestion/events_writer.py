@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise, tee
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from domains.events.domain_data import QUARANTINE, DomainFolder
+from domains.events.domain_data import QUARANTINE
 from domains.ingestion.source_files import SourceFile, quoted, raw_parquet_rows, raw_rows
 from domains.spec import DomainSpec
 
@@ -21,11 +20,6 @@ MOST_PARTITIONS = 366
 """A year of days; longer spans are cut by month, and spans over thirty years by year."""
 FEWEST_ROWS = 5_000
 """Rows that a file should hold on average: a file costs as much to open as thousands of rows to read."""
-
-
-def event_files(folder: DomainFolder, generations: Sequence[dict[str, Any]]) -> list[str]:
-    """Paths of the published event files, in order."""
-    return [str(folder.generations / done["folder"] / name) for done in generations for name in done["files"]]
 
 
 def write_events(con: duckdb.DuckDBPyConnection, spec: DomainSpec, output: Path) -> int:

@@ -24,7 +24,7 @@ from domains.events.domain_data import DomainFolder, IngestReport
 from domains.events.publishing import flush_folder, flush_tree, only_writer, point_at
 from domains.events.vocabulary import Vocabulary
 from domains.ingestion.catalogue import Catalogue, merge_catalogue, write_catalogue
-from domains.ingestion.events_writer import event_files, write_events, write_quarantine
+from domains.ingestion.events_writer import write_events, write_quarantine
 from domains.ingestion.source_files import (
     SourceFile,
     content_hash,
@@ -268,7 +268,7 @@ class _Ingest:
             "INSERT INTO bad SELECT file, line, lines, 'conflicting_label' FROM ranked WHERE label <> first_label"
         )
         repeated = self._count("SELECT count(*) FROM ranked WHERE nth > 1 AND label = first_label")
-        stored = event_files(self.folder, self.state["generations"])
+        stored = self.folder.event_files(self.state["generations"])
         if not stored:
             con.execute("CREATE VIEW fresh AS SELECT * FROM ranked WHERE nth = 1")
             return repeated
@@ -304,7 +304,7 @@ class _Ingest:
             repeated = None
         name = f"{len(generations) + 1:06d}-{ingest_id}"
         files = sorted(str(path.relative_to(output)) for path in output.glob("events/**/*.parquet"))
-        written = [*event_files(self.folder, generations), *(str(output / file) for file in files)]
+        written = [*self.folder.event_files(generations), *(output / file for file in files)]
         totals = self._totals(written)
         report = IngestReport(
             ingest_id=ingest_id,
@@ -352,21 +352,14 @@ class _Ingest:
         content = f"{declared} {','.join(self.sides)} {content_hash(source.path for source in sources)}"
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    def _totals(self, files: list[str]) -> dict[str, Any]:
+    def _totals(self, files: list[Path]) -> dict[str, Any]:
         if not files:
             return {}
-        events, users, items, first, last, mean = self.con.execute(
+        row = self.con.execute(
             "SELECT count(*), count(DISTINCT user), count(DISTINCT item), min(time_us), max(time_us),"
             f" fsum(label) / count(*) FROM {parquet(*files)}"
         ).fetchall()[0]
-        return {
-            "events": events,
-            "users": users,
-            "items": items,
-            "first_us": first,
-            "last_us": last,
-            "label_mean": mean,
-        }
+        return dict(zip(("events", "users", "items", "first_us", "last_us", "label_mean"), row, strict=True))
 
     def _count(self, query: str) -> int:
         return self.con.execute(query).fetchall()[0][0]

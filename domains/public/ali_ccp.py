@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from domains.errors import InvalidData
+from domains.ingestion.source_files import literal
 from domains.public.reading import (
     Part,
     PreparedDomain,
     Staging,
     find,
     find_required,
-    literal,
     loader,
     roles_by_size,
     sampled,

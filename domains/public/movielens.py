@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from domains.ingestion.source_files import literal
 from domains.public.reading import (
     Part,
     PreparedDomain,
     Staging,
     Task,
     find_required,
-    literal,
     loader,
     rating_columns,
     roles_by_size,

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from domains.errors import InvalidData, NotEnoughData
+from domains.ingestion.source_files import literal, parquet
 from domains.spec import DomainSpec
 
 Task = Literal["rating", "ctr"]
@@ -160,7 +161,7 @@ class Staging:
             InvalidData: not a readable Parquet file.
         """
         self._scanned[view] = path
-        self.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS SELECT * FROM read_parquet({literal(str(path))})")
+        self.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS SELECT * FROM {parquet(path)}")
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple]:
         """Run a statement and return its rows.
@@ -185,7 +186,7 @@ class Staging:
                 columns = zip(*batch, strict=True)
                 arrays = [pa.array(column, type=kind.type) for column, kind in zip(columns, schema, strict=True)]
                 writer.write_table(pa.table(arrays, schema=schema))
-        self.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS SELECT * FROM read_parquet({literal(str(path))})")
+        self.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS SELECT * FROM {parquet(path)}")
 
     def write_parts(self, parts: Iterable[Part]) -> list[PreparedDomain]:
         """Write each domain's files and ``spec.yaml`` under ``out_dir/<domain>/``; sources must come first.
@@ -201,8 +202,7 @@ class Staging:
             interactions, items = folder / "interactions.parquet", folder / "items.parquet"
             rows = self.write(part.interactions, interactions)
             if part.items is not None:
-                written = f"read_parquet({literal(str(interactions))})"
-                self.execute(f"CREATE OR REPLACE TEMP VIEW written AS SELECT * FROM {written}")
+                self.execute(f"CREATE OR REPLACE TEMP VIEW written AS SELECT * FROM {parquet(interactions)}")
                 self.write(part.items, items)
             spec = part.spec(sources)
             (folder / "spec.yaml").write_text(spec.to_yaml(), encoding="utf-8")
@@ -334,11 +334,6 @@ def sampled(column: str, share: float) -> str:
 def slug(text: str) -> str:
     """A domain name of a title: "Movies & TV" -> "movies-tv"."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40]
-
-
-def literal(value: str) -> str:
-    """An SQL string literal."""
-    return "'" + value.replace("'", "''") + "'"
 
 
 def _batches(rows: Iterable[tuple], size: int) -> Iterator[tuple[tuple, ...]]:

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from domains.public import PreparedDomain, reading
 from tests.integration.public_loaders.fakes import (
     REVIEWS,
     ali_ccp,
@@ -33,7 +36,7 @@ def test_movielens_genres_are_domains(tmp_path: Path) -> None:
 
 
 def test_movielens_chooses_the_largest_genres_as_sources(tmp_path: Path) -> None:
-    """With no names given, the three largest lend and the others borrow once they have enough ratings."""
+    """With no names given, the three largest are sources and the others targets once they have enough ratings."""
     folder = tmp_path / "ml-1m"
     write_lines(folder / "users.dat", "1::F::1::10::48067")
     genres = ("Drama", "Comedy", "Action", "Horror", "War")
@@ -177,3 +180,33 @@ def test_amazon_rating_files_tell_user_from_item_by_their_ids(tmp_path: Path) ->
     assert rows_of(prepared["amazon-books"])[0]["user_id"] == "A1C6M8LCIX4M6M"
     assert prepared["amazon-books"].items is None
     assert_ingests_whole(prepared["amazon-books"], tmp_path / "data", 1)
+
+
+def test_a_new_loader_is_one_decorated_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says how its rows are read; files, specs, roles and the name on the command line follow."""
+    monkeypatch.setattr(reading, "LOADERS", {})
+
+    @reading.loader("diary")
+    def _(path: Path, out_dir: Path) -> list[PreparedDomain]:
+        with reading.Staging(out_dir) as staging:
+            staging.scan_text("diary", path / "diary.csv", {"who": "BIGINT", "what": "VARCHAR", "place": "VARCHAR"})
+            return staging.write_parts(
+                reading.Part(
+                    name=f"diary-{place}",
+                    role=role,
+                    interactions=f"SELECT text_of(who) AS user_id, what AS item_id FROM diary WHERE place = '{place}'",
+                    columns={"user": "user_id", "item": "item_id"},
+                    items="SELECT DISTINCT item_id FROM written",
+                )
+                for place, role in reading.roles(["home", "work"], sources=None, targets=["work"])
+            )
+
+    write_lines(tmp_path / "diary.csv", "1,tea,home", "1,tea,work", "2,nap,home")
+    prepared = reading.LOADERS["diary"](tmp_path, tmp_path / "out")
+    assert [(one.spec.name, one.spec.role, one.rows) for one in prepared] == [
+        ("diary-home", "source", 2),
+        ("diary-work", "target", 1),
+    ]
+    assert prepared[1].spec.sources == ("diary-home",)
+    for number, one in enumerate(prepared, start=1):
+        assert_ingests_whole(one, tmp_path / "data", number)
