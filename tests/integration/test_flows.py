@@ -1,4 +1,4 @@
-"""Flows on a real Prefect server in this process: named steps, second tries, resuming, deployments."""
+"""Flows on a real Prefect server in this process: named steps, retries, resuming, deployments."""
 
 import os
 import tempfile
@@ -61,7 +61,7 @@ def registry(settings) -> Registry:
 
 @pytest.fixture
 def steps(monkeypatch):
-    """Replaces the steps of shared training by ones that note their calls; no waiting between tries."""
+    """Replaces the steps of shared training by ones that record their calls; no waits between retries."""
     calls: list[str] = []
 
     def use(**work):
@@ -110,7 +110,7 @@ def test_a_run_goes_through_its_steps_and_is_recorded(settings, registry, steps)
     assert prefect_client.state(run.flow_run_id, api_url=settings.prefect_url).kind == "COMPLETED"
 
 
-def test_steps_are_tasks_under_titles_that_a_product_person_understands(settings, registry, steps):
+def test_steps_are_tasks_under_their_own_titles(settings, registry, steps):
     """Prefect's page shows the steps' own titles."""
     steps(gather_every_history=done)
     flows.train_shared(run_id="run-titles")
@@ -121,7 +121,7 @@ def test_steps_are_tasks_under_titles_that_a_product_person_understands(settings
 
 @pytest.mark.parametrize("kind", ["train-shared", "launch-domain", "retrain"])
 def test_every_real_step_has_a_title_in_words(kind):
-    """No function names where people read."""
+    """People read no function names."""
     for step in use_cases.steps(kind):
         assert " " in step.title
         assert step.title[0].isupper()
@@ -133,7 +133,7 @@ def test_every_real_step_has_a_title_in_words(kind):
     [Unavailable("the store restarts"), ConnectionError("reset"), OperationalError("", {}, Exception("locked"))],
     ids=["unavailable", "connection", "database"],
 )
-def test_a_fault_that_may_pass_is_tried_again(settings, registry, steps, fault):
+def test_a_temporary_fault_is_retried(settings, registry, steps, fault):
     """Two failures, then success: the run succeeds, and the step before it ran once."""
     calls = steps(gather=lambda context: None, train=fails(2, fault), publish=done)
     flows.train_shared(run_id="run-again")
@@ -141,8 +141,8 @@ def test_a_fault_that_may_pass_is_tried_again(settings, registry, steps, fault):
     assert registry.run("run-again").state == "succeeded"
 
 
-def test_bad_data_is_not_tried_again(settings, registry, steps):
-    """What the second try cannot mend fails at once, and the registry says why."""
+def test_bad_data_is_not_retried(settings, registry, steps):
+    """What a retry cannot correct fails at once, and the registry says why."""
     calls = steps(train=fails(9, InvalidData("label out of range in line 7")))
     with pytest.raises(InvalidData):
         flows.train_shared(run_id="run-bad")
@@ -152,8 +152,8 @@ def test_bad_data_is_not_tried_again(settings, registry, steps):
     assert "line 7" in run.error
 
 
-def test_a_fault_that_stays_fails_after_the_last_try(settings, registry, steps):
-    """Four tries in all."""
+def test_a_lasting_fault_fails_after_the_last_retry(settings, registry, steps):
+    """Four attempts in all."""
     calls = steps(train=fails(9, ConnectionError("gone")))
     with pytest.raises(ConnectionError):
         flows.train_shared(run_id="run-gone")
@@ -222,7 +222,7 @@ def test_deploying_twice_leaves_one_of_each(settings, registry):
     assert deployed["nightly"].parameters == {"domain": "nightly"}
 
 
-def test_a_schedule_that_is_taken_away_is_gone(settings, registry):
+def test_a_removed_schedule_is_gone(settings, registry):
     """None removes the domain's deployment, and removing it again is harmless."""
     flows.deploy(settings)
     prefect_client.schedule_retrain("gone-soon", "15 4 * * 1", api_url=settings.prefect_url)
@@ -234,7 +234,7 @@ def test_a_schedule_that_is_taken_away_is_gone(settings, registry):
 
 
 def test_starting_a_run_twice_under_one_key_starts_it_once(settings, registry):
-    """A repeated request answers the first run."""
+    """A repeated request returns the first run."""
     flows.deploy(settings)
     first, second = (
         prefect_client.create_flow_run("train-shared", {}, api_url=settings.prefect_url, idempotency_key="once")
@@ -244,7 +244,7 @@ def test_starting_a_run_twice_under_one_key_starts_it_once(settings, registry):
     assert prefect_client.state(first, api_url=settings.prefect_url).kind == "SCHEDULED"
 
 
-def test_a_run_that_nobody_took_yet_is_cancelled_on_the_spot(settings, registry):
+def test_a_run_that_no_worker_took_yet_is_cancelled_at_once(settings, registry):
     """And cancelling what has ended changes nothing."""
     flows.deploy(settings)
     flow_run = prefect_client.create_flow_run("train-shared", {}, api_url=settings.prefect_url)

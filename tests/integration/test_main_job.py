@@ -126,7 +126,7 @@ def test_a_contrastive_weight_puts_the_contrast_into_training(launched):
     assert not torch.equal(trained[0].source_items.rows.weight, trained[1].source_items.rows.weight)
 
 
-def test_promotion_refuses_what_the_gate_held_back_and_says_why(launched):
+def test_promotion_refuses_what_the_gate_refused_and_says_why(launched):
     """Grocery's gate asks for a million cold users: the version is kept with its report, and does not go live."""
     settings, registry, *_ = launched
     first = registry.live("grocery").version_id

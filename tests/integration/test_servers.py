@@ -152,7 +152,7 @@ def test_a_second_start_in_the_same_home_is_refused(supervise):
 
 
 def test_down_ends_what_a_killed_supervisor_left_behind(tmp_path):
-    """The process that looked after the servers is gone; `down` still finds them."""
+    """The supervisor is gone; `down` still finds the servers."""
     settings = settings_in(tmp_path)
     orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     created = psutil.Process(orphan.pid).create_time()
@@ -165,7 +165,7 @@ def test_down_ends_what_a_killed_supervisor_left_behind(tmp_path):
 
 
 def test_down_never_ends_a_process_that_only_has_the_same_id(tmp_path):
-    """Process ids are used again; the time of birth tells them apart."""
+    """Process ids are used again; the time of the start tells them apart."""
     settings = settings_in(tmp_path)
     own = psutil.Process()
     running = state.ServersState(own.pid, own.create_time() - 1000, True, [])
@@ -273,7 +273,7 @@ def test_status_shows_each_server_with_its_address(running):
 
 
 @pytest.mark.timeout(600)
-def test_a_run_whose_process_is_killed_goes_on_where_it_stopped(running, tmp_path):
+def test_a_run_whose_process_is_killed_continues_where_it_stopped(running, tmp_path):
     """kill -9 in the middle of training: Crashed, then the same run continues and succeeds."""
     settings, _ = running
     registry = Registry(settings.registry_url)
@@ -311,8 +311,8 @@ def test_a_run_whose_process_is_killed_goes_on_where_it_stopped(running, tmp_pat
 
 
 @pytest.mark.timeout(600)
-def test_the_clock_starts_a_retrain_and_a_schedule_taken_away_ends_it(running):
-    """Nobody asks: a run appears in the registry by itself, in the minute that the spec names, and comes to an end."""
+def test_the_clock_starts_a_retrain_until_its_schedule_is_removed(running):
+    """A run appears in the registry by itself, in the minute that the spec names, and comes to an end."""
     settings, _ = running
     registry = Registry(settings.registry_url)
     declared = registry.domain("live").spec.model_dump(mode="json")
@@ -330,7 +330,7 @@ def test_the_clock_starts_a_retrain_and_a_schedule_taken_away_ends_it(running):
     registry.update_spec(DomainSpec.from_mapping({**declared, "schedule": None}), by="test")
     wait_until(lambda: not deployed(), 60)
     wait_until(lambda: all(run.finished_at for run in scheduled()), 200)
-    # A handful of rows may be too few to launch on: that is told like any other fault of a run.
+    # A handful of rows may be too few to launch on: the run then fails with that reason.
     assert all(run.state == "succeeded" or "rows" in run.error for run in scheduled()), scheduled()
 
 

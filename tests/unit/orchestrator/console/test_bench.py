@@ -32,7 +32,7 @@ def test_without_a_name_it_lists_what_there_is_and_where_data_comes_from(graft, 
 
 
 def test_a_wrong_name_is_answered_with_the_list_and_the_nearest(graft):
-    """Close is guessed, underscores forgiven; the status is 1."""
+    """The nearest name is suggested, underscores count as hyphens; the status is 1."""
     shown = graft("cold_start_rating")
     assert shown.exit_code == 1
     assert "did you mean 'cold-start-ratings'" in shown.stderr
