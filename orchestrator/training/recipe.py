@@ -7,6 +7,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from models.ranker.config import Architecture
+
 RATING = {
     "architecture": "dacdr",
     "facts": "wide",
@@ -51,7 +53,7 @@ class Recipe(BaseModel):
     """Domains to keep out of shared training."""
     task: Literal["ctr", "rating"] = "ctr"
     """Clicks or ratings; a shared model has one head."""
-    architecture: Literal["dacdr", "lcn", "dacdr+lcn", "domain_over_pyramid"] = "dacdr+lcn"
+    architecture: Architecture = "dacdr+lcn"
     """How the source history is read: cross-attention, lifelong pyramid, both views side by side, or cross-attention
     over the events that the pyramid selects, beside the pyramid's view. All but the first read the latest events of
     both sides as well."""

@@ -1,10 +1,13 @@
-"""The project keeps its shape: names of files, arrows between packages, locked dependencies, make targets."""
+"""The project keeps its shape: names of files, sizes, words, arrows between packages, locked dependencies, make targets."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -94,6 +97,78 @@ def test_every_test_file_says_what_it_tests():
         for path in TESTS.rglob("*.py")
         if not re.fullmatch(r"test_\w+\.py|conftest\.py|fakes?\w*\.py|\w+_run\.py", path.name)
     ] == []
+
+LONGEST_FUNCTION, LONGEST_CLASS, LONGEST_FILE = 60, 300, 400
+LONGER = {
+    "domains/registry/migrations/versions/r0001_first_tables.py": "a migration is written once, in one function",
+    "tests/unit/models/ranker/test_network.py": "the network once more, written as in a textbook, in one function",
+    LONGER_NOW
+}
+"""Files that may hold longer parts than the rest, with the reason."""
+
+
+def too_long(path: Path) -> list[str]:
+    """The file, and each function or class in it, that is longer than it may be."""
+    text = path.read_text()
+    name = path.relative_to(ROOT)
+    found = [f"{name}: {lines} lines"] if (lines := text.count("\n")) > LONGEST_FILE else []
+    limits = {ast.FunctionDef: LONGEST_FUNCTION, ast.AsyncFunctionDef: LONGEST_FUNCTION, ast.ClassDef: LONGEST_CLASS}
+    for part in ast.walk(ast.parse(text)):
+        if type(part) in limits and (lines := part.end_lineno - part.lineno + 1) > limits[type(part)]:
+            found.append(f"{name}: {part.name} has {lines} lines")
+    return found
+
+
+def test_nothing_is_too_long_to_be_read_at_once():
+    """Functions of 60 lines, classes of 300, files of 400; a longer one has its reason in ``LONGER``."""
+    paths = [*CODE, *TESTS.rglob("*.py")]
+    long = {str(path.relative_to(ROOT)): found for path in paths if (found := too_long(path))}
+    assert [line for name, found in long.items() if name not in LONGER for line in found] == []
+    assert sorted(LONGER.keys() - long.keys()) == [], "exceptions that nothing needs any more"
+
+
+REPLACED = {
+    "rival": "baseline",
+    "contender": "baseline",
+    "entrant": "baseline",
+    "rung": "fallback level",
+    "scout": "target-only tower",
+    "ledger": "source values",
+    "witness": "probe row",
+    "arena": "results table",
+    "assembler": "batch builder",
+    "placement": "rank",
+}
+"""Words that were made up here, and the field's own that stand in their place."""
+PHRASES = ("on the books", "judge_again", "opened_launch", "item_means", "evidence_fit")
+
+
+def words_of(path: Path) -> Iterator[str]:
+    """The words of a file's identifiers, in the singular."""
+    with path.open("rb") as file:
+        for token in tokenize.tokenize(file.readline):
+            if token.type == tokenize.NAME:
+                parts = re.findall(r"[a-z]+", re.sub(r"(?=[A-Z])", " ", token.string).lower())
+                yield from (part.removesuffix("es") if part.endswith("sses") else part.removesuffix("s") for part in parts)
+
+
+def test_identifiers_bear_the_words_of_the_field():
+    """A word that an outsider has to look up does not come back."""
+    paths = [*CODE, *TESTS.rglob("*.py")]
+    found = {str(path.relative_to(ROOT)): set(words_of(path)) & REPLACED.keys() for path in paths}
+    assert {name: words for name, words in found.items() if words} == {}
+
+
+def test_no_text_says_what_was_renamed():
+    """Nor in docstrings and pages; the changelog has to name the old words."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    paths = [path for path in [*CODE, *TESTS.rglob("*.py"), *pages] if path != Path(__file__)]
+    found = {
+        str(path.relative_to(ROOT)): words
+        for path in paths
+        if (words := re.findall(rf"\b(?:{'|'.join(PHRASES)}|rivals?|contenders?|entrants?|scouts?)\b", path.read_text()))
+    }
+    assert found == {}
 
 
 def test_every_dependency_is_locked_to_one_version():

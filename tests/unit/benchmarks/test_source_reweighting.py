@@ -123,7 +123,7 @@ def test_of_a_refused_feed_nothing_is_taken(task):
 
 
 @pytest.mark.slow
-def test_what_the_scouts_refuse_is_left_out_and_they_look_again_until_nothing_is(task, monkeypatch):
+def test_what_the_target_tower_refuses_is_left_out_and_it_looks_again_until_nothing_is(task, monkeypatch):
     """Told to refuse reversed feeds at each look, four at a time, they end with all of them gone."""
     given: Given = replace(task.given, memory={})
     looks = []

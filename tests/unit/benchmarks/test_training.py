@@ -60,7 +60,7 @@ def test_without_a_gpu_the_roofline_says_so():
 
 
 @pytest.mark.slow
-def test_contenders_train_and_a_fine_tuned_backbone_stays(work):
+def test_baselines_train_and_a_fine_tuned_backbone_stays(work):
     trainers: dict[str, Ours] = {"whole": shared(work, "dacdr+lcn"), "adapter": FineTuning(work, "dacdr+lcn")}
     before = [{n: p.clone() for n, p in each.model.named_parameters()} for each in trainers.values()]
     took = race(trainers, 1)

@@ -183,7 +183,7 @@ class TestEveryTask:
 
 
 class TestSequences:
-    def test_a_user_is_one_witness_by_his_latest_row(self):
+    def test_a_user_counts_once_by_their_latest_row(self):
         batch = some_batch(rows=5)
         batch = replace(batch, user=torch.tensor([7, 3, 7, 3, 5]), time=torch.tensor([1, 9, 2, 4, 0]))
         assert latest_row_of_each_user(batch).tolist() == [1, 4, 2]

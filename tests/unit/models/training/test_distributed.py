@@ -57,7 +57,7 @@ def test_tables_that_cannot_be_spread_are_refused():
     assert large_tables(model, 5000) == []
 
 
-def test_weighed_borrowing_and_several_processes_exclude_each_other():
+def test_source_weighting_and_several_processes_exclude_each_other():
     """Said when the recipe is written, before anything starts."""
     with pytest.raises(ValueError, match="choose source_weighting=uniform or processes=1"):
         Recipe(source_weighting="weighed", processes=2)
