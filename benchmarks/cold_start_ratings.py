@@ -169,9 +169,7 @@ def open_task(data: Path, folder: Path, setting: str, seed: int) -> Task:
     workspace = WholeSource(settings, domains, split_seed=seed, cold_share=int(share) / 100)
     source, target = sorted(domains, key=lambda domain: domain.role != "source")
     slots = (source.name, target.name)
-    encoder = workspace.fit_encoder(
-        task="rating", slots=slots, lifelong=HISTORY, short=24, with_users=True, until_us=None
-    )
+    encoder = workspace.fit_encoder(task="rating", slots=slots, lifelong=HISTORY, short=24, with_users=True)
     rows = workspace.examples(encoder, target.name)
     split = workspace.split(rows)
     workspace = replace(workspace, until_us=split.cut_us)

@@ -87,9 +87,7 @@ def open_task(workspace: Workspace, setting: str, seed: int, *, people: int | No
     target = next(domain.name for domain in workspace.domains if domain.role == "target")
     slots = [domain.name for domain in workspace.domains if domain.role == "source"] + [target]
     slot = len(slots) - 1
-    encoder = workspace.fit_encoder(
-        task="ctr", slots=slots, lifelong=LIFELONG, short=SHORT, with_users=False, until_us=None
-    )
+    encoder = workspace.fit_encoder(task="ctr", slots=slots, lifelong=LIFELONG, short=SHORT, with_users=False)
     steps = workspace.examples(encoder, target)
     sizes = {name: len(workspace.data(name).item_vocabulary) for name in slots}
     if setting in LOGS:

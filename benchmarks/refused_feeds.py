@@ -72,7 +72,7 @@ class Given:
 def gathered(workspace: HarmedWorkspace, recipe: Recipe, names: Sequence[str]) -> tuple[Given, Examples]:
     """What there is to train on, and the test rows with their labels. The target is the last of ``names``."""
     encoder = workspace.fit_encoder(
-        task="ctr", slots=names, lifelong=recipe.lifelong, short=recipe.short, with_users=False, until_us=None
+        task="ctr", slots=names, lifelong=recipe.lifelong, short=recipe.short, with_users=False
     )
     rows = workspace.examples(encoder, names[-1])
     split = workspace.split(rows)

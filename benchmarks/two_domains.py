@@ -196,9 +196,7 @@ class TwoDomains(Workspace):
     @cached_property
     def encoder(self) -> FeatureEncoder:
         """Code books enough to read rows by."""
-        return self.fit_encoder(
-            task="ctr", slots=[d.name for d in self.domains], lifelong=1, short=1, with_users=False, until_us=None
-        )
+        return self.fit_encoder(task="ctr", slots=[d.name for d in self.domains], lifelong=1, short=1, with_users=False)
 
     def _rows(self, encoder: FeatureEncoder, name: str) -> Examples:
         return super().examples(encoder, name)

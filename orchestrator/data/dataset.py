@@ -60,17 +60,20 @@ class Workspace:
     """Overrides the gate's share of cold users, for benchmarks that vary it."""
 
     def data(self, name: str) -> DomainData:
+        """A domain's published files."""
         return DomainData(self.settings.data_dir, name)
 
     @cached_property
     def histories(self) -> Histories:
+        """The published histories of all users."""
         return Histories.open(self.settings.data_dir)
 
     def domain(self, name: str) -> Domain:
+        """One of the domains by its name."""
         return next(domain for domain in self.domains if domain.name == name)
 
     def fit_encoder(
-        self, *, task: str, slots: Sequence[str], lifelong: int, short: int, with_users: bool, until_us: int | None
+        self, *, task: str, slots: Sequence[str], lifelong: int, short: int, with_users: bool
     ) -> FeatureEncoder:
         """Learn the code books from the named domains, sources first in slot order."""
         chosen = [self.domain(name) for name in slots]
@@ -99,7 +102,6 @@ class Workspace:
             lifelong=lifelong,
             short=short,
             users=len(data[0].user_vocabulary) if with_users else 0,
-            trained_until_us=until_us,
         )
 
     def item_codes(self, encoder: FeatureEncoder, name: str) -> np.ndarray:

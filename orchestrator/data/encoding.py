@@ -94,6 +94,7 @@ class FeatureEncoder:
     short: int
     users: int = 0
     trained_until_us: int | None = None
+    """Time of the newest row of shared training, set once its rows are known."""
 
     @property
     def source_rows_total(self) -> int:
@@ -131,6 +132,7 @@ class FeatureEncoder:
         return tuple(int(code) for code in self.one(self.domain_fields, spec.domain_features))
 
     def source(self, domain: str) -> SourceRange | None:
+        """A source domain's range; None for a target, whose items the backbone does not hold."""
         return next((source for source in self.sources if source.domain == domain), None)
 
     def as_dict(self) -> dict[str, Any]:
@@ -149,10 +151,12 @@ class FeatureEncoder:
         return cls(**book)
 
     def save(self, directory: Path) -> None:
+        """Write ``encoder.json`` into a version's folder."""
         (directory / "encoder.json").write_text(json.dumps(self.as_dict(), ensure_ascii=False))
 
     @classmethod
     def load(cls, directory: Path) -> Self:
+        """The encoder that ``save`` wrote."""
         return cls.from_dict(json.loads((directory / "encoder.json").read_text()))
 
 

@@ -140,6 +140,7 @@ class LaunchState:
 
     @property
     def timed(self) -> bool:
+        """Whether the domain's rows have times."""
         return self.domain.spec.interactions.time is not None
 
     @property
@@ -167,6 +168,7 @@ class LaunchState:
 
     @cached_property
     def split(self) -> LaunchSplit:
+        """The domain's rows in parts, as the first step drew them."""
         return LaunchSplit.load(self.context.folder)
 
     @contextmanager
@@ -214,10 +216,12 @@ class LaunchSplit(Split):
         return np.r_[self.test, self.warm]
 
     def save(self, folder: Path) -> None:
+        """Write the positions into a run's folder."""
         np.savez(folder / "split.npz", **{name: value for name, value in vars(self).items() if value is not None})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
+        """The split that ``save`` wrote."""
         with np.load(folder / "split.npz") as held:
             arrays: dict[str, Any] = dict(held)
         return cls(**{**arrays, "cut_us": int(arrays["cut_us"]) if "cut_us" in arrays else None})

@@ -61,6 +61,7 @@ class RunContext:
 
     @property
     def folder(self) -> Path:
+        """Where the run's steps leave their results."""
         folder = self.settings.runs_dir / self.run_id
         folder.mkdir(parents=True, exist_ok=True)
         return folder

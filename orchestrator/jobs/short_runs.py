@@ -83,7 +83,7 @@ class ShortRuns:
         self.task = workspace.domain(name).spec.task
         slots = (*sources, name)
         self.encoder = workspace.fit_encoder(
-            task=self.task, slots=slots, lifelong=size.lifelong, short=SHORT, with_users=False, until_us=None
+            task=self.task, slots=slots, lifelong=size.lifelong, short=SHORT, with_users=False
         )
         everything = workspace.examples(self.encoder, name)
         split = workspace.split(everything)

@@ -47,8 +47,8 @@ class Slots(Value):
     domains: list[str]
 
 
-class Metrics(Value):
-    """What the evaluation found, by domain."""
+class Evaluation(Value):
+    """The shared model on the held-out rows of each domain."""
 
     domains: dict[str, HeldOut]
 
@@ -132,7 +132,7 @@ def evaluate(context: RunContext) -> None:
         scores["shared"] = score_rows(ranker, batch_builder, test, slot)
         found[name] = HeldOut(examples=len(test), rows=held_out.table(scores, draws=DRAWS))
         context.progress((slot + 1) / len(slots))
-    context.write(METRICS, Metrics(domains=found))
+    context.write(METRICS, Evaluation(domains=found))
 
 
 def publish(context: RunContext) -> None:
@@ -140,7 +140,7 @@ def publish(context: RunContext) -> None:
     registry = context.registry
     recipe, _workspace, slots = _plan(context)
     ranker, encoder = _trained(context)
-    metrics = {name: found.as_dict() for name, found in context.result_of(METRICS, Metrics).domains.items()}
+    metrics = {name: found.as_dict() for name, found in context.result_of(METRICS, Evaluation).domains.items()}
     backbone_id = adapters.backbone_hash(ranker)
     weighed = context.holds(SOURCE_WEIGHTING)
     report = SharedReport(source_weighting=context.result_of(SOURCE_WEIGHTING, SourceWeighting) if weighed else None)

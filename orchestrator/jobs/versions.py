@@ -31,14 +31,14 @@ def publish_version(context: RunContext, folder: Path, version_id: str, *, kind:
 
 def offer_zero_shot(
     context: RunContext, domain: Domain, *, ranker: Ranker, encoder: FeatureEncoder, backbone_id: str
-) -> Version | None:
+) -> None:
     """Let a domain that has items but no training answer with the backbone and its nearest domain's cross-attention.
 
-    Returns None where the domain's task is not the backbone's, or it has no data at all.
+    Does nothing where the domain's task is not the backbone's, or it has no data.
     """
     workspace = Workspace(context.settings, tuple(context.registry.domains()))
     if domain.spec.task != encoder.task or not has_data(domain):
-        return None
+        return
     slot = zero_shot_slot(ranker, workspace, encoder, domain.name, attach_live(context, ranker, backbone_id))
     folder = context.folder / f"zero-shot-{domain.name}"
     if not folder.is_dir():
@@ -57,7 +57,6 @@ def offer_zero_shot(
         level="zero_shot",
     )
     set_live(context, domain.name, version.id, why="first answers before any training on this domain")
-    return version
 
 
 def attach_live(

@@ -103,7 +103,6 @@ def lessons(workspace: Workspace, recipe: Recipe, slots: Sequence[str]) -> Train
         lifelong=recipe.lifelong,
         short=recipe.short,
         with_users=recipe.user_embedding,
-        until_us=None,
     )
     means: dict[str, TargetEncoding] = {}
     values: dict[str, np.ndarray] = {}

@@ -46,7 +46,7 @@ def test_scenes_without_times_become_domains_that_lend_alike(tmp_path, monkeypat
     assert {f"ali-ccp-{scene} {kind}" for scene in (10, 11) for kind in ("warm", "cold")} <= set(task.segments)
     workspace, asked = task.given.workspace, task.given.asked[0]
     encoder = workspace.fit_encoder(
-        task="ctr", slots=task.given.slots, lifelong=20, short=5, with_users=False, until_us=None
+        task="ctr", slots=task.given.slots, lifelong=20, short=5, with_users=False
     )
     batch = workspace.batch_builder(encoder, task.given.slots).batch(asked, 0)
     events = int((batch.lifelong.stop - batch.lifelong.start).max())
