@@ -45,7 +45,7 @@ STARS = " of stars"
 SETTINGS = (*PAIRS, *new_domain.SETTINGS)
 RECIPE = Recipe(
     task="ctr",
-    facts="plain",
+    wide_features="few",
     width=16,
     lifelong=100,
     short=5,
@@ -56,7 +56,7 @@ RECIPE = Recipe(
 )
 """Shared by all networks of the table, and what baselines train by but for those named below."""
 GRAFT = RECIPE.model_copy(
-    update={"facts": "wide", "architecture": "dacdr+lcn", "pyramid": "none", "learning_rate": 2e-3, "epochs": 2}
+    update={"wide_features": "many", "architecture": "dacdr+lcn", "pyramid": "none", "learning_rate": 2e-3, "epochs": 2}
 )
 """Ours: cross-attention over the long history beside the short views that baselines read too; no pyramid."""
 LONGER = {"DNN-single": 2}

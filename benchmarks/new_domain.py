@@ -47,7 +47,7 @@ PLAIN: dict[str, Callable[[], PlainBaseline]] = {
 RECIPE = Recipe(
     task="ctr",
     architecture="dacdr",
-    facts="wide",
+    wide_features="many",
     width=16,
     lifelong=100,
     short=100,
@@ -170,7 +170,7 @@ def tuned(way: str, name: str, recipe: Recipe, task: Task, seed: int) -> dict[st
             recipe=recipe,
             workspace=given.workspace,
             batch_builder=batch_builder,
-            known=given.known,
+            train=given.known,
             validation=given.validation,
             test=given.asked,
         )
@@ -194,11 +194,11 @@ def _old(ranker: Ranker, batch_builder: BatchBuilder, shared: Shared) -> np.ndar
 def methods(recipe: Recipe = RECIPE) -> list[Method]:
     """Every row of the new-domain table."""
     rows = [Method((name,), partial(plain, name, make), {"defaults": repr(make())}) for name, make in PLAIN.items()]
-    for facts, ways in (("wide", WAYS), ("plain", (ADAPTER, FEW, FULL, SCRATCH))):
-        own = recipe.model_copy(update={"facts": facts})
+    for features, ways in (("many", WAYS), ("few", (ADAPTER, FEW, FULL, SCRATCH))):
+        own = recipe.model_copy(update={"wide_features": features})
         config = own.model_dump(mode="json", exclude_defaults=True)
         for way in ways:
-            name = way if facts == "wide" else way + BESIDE_PLAIN
+            name = way if features == "many" else way + BESIDE_PLAIN
             rows.append(Method((name,), partial(tuned, way, name, own), config | {"row": way}))
     return rows
 

@@ -22,7 +22,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd
 
 from benchmarks.ranking_queries import DAY_US, Log, Queries
-from models.training.listwise import list_losses
+from models.training.listwise import listwise_losses
 
 ALWAYS = ("popularity", "together, own", "together, other", "factors, own", "factors, other")
 TIMED = ("7 days", "30 days", "90 days", "365 days", "before", "neighbours, own", "neighbours, other")
@@ -249,7 +249,7 @@ def _badness(
     descent: torch.optim.Optimizer, rows: torch.Tensor, label: torch.Tensor, free: torch.Tensor, ridge: float
 ) -> torch.Tensor:
     descent.zero_grad()
-    loss = list_losses((rows @ free).view(-1), label.view(-1)).mean() + ridge * free.square().sum()
+    loss = listwise_losses((rows @ free).view(-1), label.view(-1)).mean() + ridge * free.square().sum()
     loss.backward()
     return loss
 

@@ -33,9 +33,9 @@ class TrainConfig:
     Attributes:
         embedding_optimiser: rule of tables of at least ``SPARSE_FROM_ROWS`` rows; ``dense`` treats them like the rest.
         weight_decay: decoupled, per step; of a table only on touched rows.
-        loss: ``pointwise`` judges each row, ``listwise`` where the right row stands in its list (`listwise`).
+        loss: ``pointwise`` judges each row, ``listwise`` the rank of the relevant row of each query (`listwise`).
         metric: what validation chooses by; None is AUC for clicks (logloss if a label is absent), RMSE for ratings, MRR
-            for lists.
+            for queries.
         patience: epochs without improvement after which to stop; 0 trains all epochs. The best weights are kept.
         consider_start: the weights given count as a candidate too, so that training never returns worse ones. With
             ``surely`` an epoch replaces them only if held-out rows lose less by more than a standard error over users
@@ -77,7 +77,7 @@ class TrainConfig:
             "pointwise",
             "mrr",
         ):
-            raise ValueError(f"lists are judged by mrr and single rows are not, so {self.metric} cannot choose here")
+            raise ValueError(f"queries are judged by mrr and single rows are not, so {self.metric} cannot choose here")
 
 
 @dataclass(frozen=True)

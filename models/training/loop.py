@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models import metrics
 from models.batch import Batch
 from models.intervals import surely_lower
+from models.metrics import METRICS, row_losses
 from models.training import run_state
 from models.training.config import (
     BatchSource,
@@ -75,7 +75,6 @@ __all__ = [
     "train",
 ]
 
-_HIGHER_IS_BETTER = ("auc", "gauc", "mrr")
 _FREE_TO_DIFFER = ("checkpoint_every_steps", "progress_every_steps", "prefetch", "device")
 _LARGEST_COUNTER = 4096
 
@@ -113,7 +112,7 @@ def train(
     if sample_weigher is not None and peers.world > 1:
         raise ValueError("rows are weighed by networks that train in one process only")
     if config.loss == "listwise" and peers.world > 1:
-        raise ValueError("processes share batches by rows, which would cut lists: train with loss=pointwise or alone")
+        raise ValueError("processes share batches by rows, which would cut queries: train with loss=pointwise or alone")
     from_rows = None if config.embedding_optimiser == "dense" else SPARSE_FROM_ROWS
     with peers.sharing(model, from_rows=from_rows), sparse_tables(model, config), _own_chance(device):
         run = _Run(
@@ -132,7 +131,7 @@ def train(
 
 
 @dataclass
-class _Standing:
+class _State:
     """Everything of a run that changes, but for tensors of the model and the optimisers."""
 
     step: int = 0
@@ -174,7 +173,7 @@ class _Run:
             embedding_rule="lazy_adam" if config.embedding_optimiser == "dense" else config.embedding_optimiser,
             parameters=parameters,
         )
-        self.standing = _Standing()
+        self.now = _State()
         self.best_weights: dict[str, Tensor] | None = None
         self.held_out: tuple[np.ndarray, np.ndarray] | None = None
         self.start: tuple[np.ndarray, np.ndarray] | None = None
@@ -185,10 +184,10 @@ class _Run:
         if self.folder is not None:
             self.identity = self._identity()
             self._continue_from(peers.load(self.folder))
-        self.begun, self.seconds_before, self.rows_here = time.perf_counter(), self.standing.seconds, 0.0
+        self.begun, self.seconds_before, self.rows_here = time.perf_counter(), self.now.seconds, 0.0
 
     def to_the_end(self) -> TrainResult:
-        now = self.standing
+        now = self.now
         if not now.finished and now.step == 0 and self.config.consider_start and self.validation is not None:
             self._judge(self._measure(), epoch=0)
             self.start = self.held_out if self.config.consider_start == "surely" else None
@@ -211,7 +210,7 @@ class _Run:
         return TrainResult(now.best_epoch, now.step, now.history, now.seconds, now.best, now.metric)
 
     def _step(self, batch: Batch) -> Tensor:
-        now = self.standing
+        now = self.now
         step = TrainingStep(now.step, now.epoch)
         torch.manual_seed(_mixed(self.config.seed, now.step, self.peers.rank))
         factor = None if self.weigher is None else self.weigher.weigh(batch, step)
@@ -225,7 +224,7 @@ class _Run:
         return total
 
     def _end_epoch(self) -> None:
-        now = self.standing
+        now = self.now
         if now.step_in_epoch == 0:
             raise ValueError(f"the data source promised {len(self.data)} steps and gave none in epoch {now.epoch}")
         mean_loss = float(self.loss_of_epoch) / max(now.rows, 1)
@@ -248,7 +247,7 @@ class _Run:
 
     def _measure(self) -> float:
         assert self.validation is not None
-        now, task = self.standing, self.config.task
+        now, task = self.now, self.config.task
         batches = self.peers.following(self.model, self.validation.batches(0))
         listwise = self.config.loss == "listwise"
         rows = self.peers.gathered(predict(self.model, batches, task=task, bf16=self.config.bf16, raw=listwise))
@@ -257,16 +256,16 @@ class _Run:
             return mean_reciprocal_rank(rows["label"], rows["score"])
         self.held_out = None
         if self.config.consider_start == "surely":
-            self.held_out = metrics.row_losses(task, rows["label"], rows["score"]), rows["user"]
+            self.held_out = row_losses(task, rows["label"], rows["score"]), rows["user"]
         if now.metric is None:
             both = 0 < rows["label"].mean() < 1
             now.metric = self.config.metric or ("rmse" if task == "rating" else "auc" if both else "logloss")
-        args = [rows["label"], rows["score"]] + ([rows["user"]] if now.metric == "gauc" else [])
-        return float(getattr(metrics, now.metric)(*args))
+        return METRICS[now.metric](rows["label"], rows["score"], rows["user"])
 
     def _judge(self, value: float, epoch: int) -> None:
-        now = self.standing
-        sign = 1 if now.metric in _HIGHER_IS_BETTER else -1
+        now = self.now
+        assert now.metric is not None
+        sign = METRICS[now.metric].sign
         better = now.best is None or sign * value > sign * now.best
         if better and now.best_epoch == 0 and self.start is not None and self.held_out is not None:
             better = surely_lower(self.held_out[0], *self.start)
@@ -308,17 +307,17 @@ class _Run:
     def _save(self) -> None:
         if self.folder is None:
             return
-        self.standing.seconds = self._seconds()
-        self.standing.loss_sum = float(self.loss_of_epoch)
-        done = self.standing.finished
+        self.now.seconds = self._seconds()
+        self.now.loss_sum = float(self.loss_of_epoch)
+        done = self.now.finished
         weights = self.best_weights if done and self.best_weights is not None else self._changing()
-        state: Nested = {"identity": self.identity, "standing": asdict(self.standing), "weights": dict(weights)}
+        state: Nested = {"identity": self.identity, "now": asdict(self.now), "weights": dict(weights)}
         if not done:
             state["optimisers"] = self.optimisers.state_dict()
             state["best_weights"] = self.best_weights
             state["start"] = None if self.start is None else [torch.from_numpy(part) for part in self.start]
         state["weigher"] = None if self.weigher is None else self.weigher.state_dict()
-        self.peers.save(self.folder, self.standing.step, state)
+        self.peers.save(self.folder, self.now.step, state)
 
     def _continue_from(self, state: Nested | None) -> None:
         if state is None:
@@ -326,14 +325,14 @@ class _Run:
         for part, value in self.identity.items():
             if state["identity"].get(part) != value:
                 raise CheckpointMismatch(f"{self.folder} holds another run: its {part} differ")
-        self.standing = _Standing(**state["standing"])
+        self.now = _State(**state["now"])
         self._load_weights(state["weights"])
-        if not self.standing.finished:
+        if not self.now.finished:
             self.optimisers.load_state_dict(_on(self.device, state["optimisers"]))
             self.best_weights = _on(self.device, state["best_weights"])
             start = state.get("start")
             self.start = None if start is None else (start[0].numpy(), start[1].numpy())
-            self.loss_of_epoch.fill_(self.standing.loss_sum)
+            self.loss_of_epoch.fill_(self.now.loss_sum)
         if self.weigher is not None:
             self.weigher.load_state_dict(_on(self.device, state["weigher"]))
 
@@ -345,20 +344,20 @@ class _Run:
     # Progress
 
     def _due(self, every: int) -> bool:
-        return every > 0 and self.standing.step % every == 0
+        return every > 0 and self.now.step % every == 0
 
     def _seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.begun
 
     def _check(self, loss: Tensor | float) -> None:
         if not math.isfinite(float(loss)):
-            raise TrainingDiverged(f"the loss is {float(loss)} at step {self.standing.step}: lower the learning rate")
+            raise TrainingDiverged(f"the loss is {float(loss)} at step {self.now.step}: lower the learning rate")
 
     def _report(self, loss: Tensor | float) -> None:
         self._check(loss)
         if self.on_progress is None:
             return
-        now = self.standing
+        now = self.now
         done = min(1.0, (now.epoch + now.step_in_epoch / len(self.data)) / self.config.epochs)
         rate = self.rows_here / max(time.perf_counter() - self.begun, 1e-9)
         self.on_progress(Progress(1.0 if now.finished else done, now.step, now.epoch, float(loss), rate))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.batch import Batch
 from models.training.config import Loss, Task, TrainConfig
 from models.training.distributed import Alone
-from models.training.listwise import list_losses
+from models.training.listwise import listwise_losses
 from models.training.optimisers import Optimisers
 
 ALONE = Alone()
@@ -35,13 +35,13 @@ def task_loss(
 ) -> Tensor:
     """Weighted mean of losses; ``factor`` (B,) scales rows but not the denominator, or small ones would cancel.
 
-    A list weighs as its right row does.
+    A query weighs as its relevant row does.
     """
     weight = batch.weight if factor is None else batch.weight * factor
     if loss == "listwise":
-        right = batch.label > 0
-        losses = list_losses(output, batch.label)
-        return (weight[right] * losses).sum() / batch.weight[right].sum().clamp(min=1e-12)
+        relevant = batch.label > 0
+        losses = listwise_losses(output, batch.label)
+        return (weight[relevant] * losses).sum() / batch.weight[relevant].sum().clamp(min=1e-12)
     return (weight * output_losses(output, batch.label, task)).sum() / batch.weight.sum().clamp(min=1e-12)
 
 

@@ -164,7 +164,7 @@ def train_baselines(context: RunContext) -> None:
                     recipe=launch.recipe.model_copy(update={"seed": seed}),
                     workspace=launch.workspace,
                     batch_builder=fresh.batch_builder,
-                    known=fresh.rows.take(launch.split.train),
+                    train=fresh.rows.take(launch.split.train),
                     validation=fresh.rows.take(launch.split.validation),
                     test=fresh.rows.take(launch.split.evaluation),
                     on_progress=partial(_show, context, f"{baseline}, seed {seed}", done, len(work)),

@@ -22,7 +22,14 @@ from orchestrator.evaluation.learning_curve import Curves
 from orchestrator.evaluation.plain_rows import PLAIN_ROWS
 from orchestrator.evaluation.scoring import score_rows
 from orchestrator.training.fine_tune import fit_adapter
-from orchestrator.training.fit import add_domain, new_ranker, searched_parameters, set_bands, set_means
+from orchestrator.training.fit import (
+    add_domain,
+    new_ranker,
+    searched_parameters,
+    set_bands,
+    set_means,
+    train_config,
+)
 from orchestrator.training.recipe import Recipe
 from orchestrator.training.wide_fit import fit_evidence
 from orchestrator.values import Value
@@ -193,15 +200,7 @@ class ShortRuns:
         loop.train(
             ranker,
             DomainBatchSampler(batch_builder, train, batch_size=recipe.batch_size, seed=recipe.seed),
-            config=loop.TrainConfig(
-                task=recipe.task,
-                epochs=recipe.epochs,
-                learning_rate=recipe.learning_rate,
-                patience=1,
-                consider_start=True,
-                auxiliary_weight=0.0,
-                seed=recipe.seed,
-            ),
+            config=train_config(recipe, patience=1, consider_start=True),
             validation=DomainBatchSampler(batch_builder, choosing, batch_size=4096, seed=0, shuffle=False),
             parameters=searched_parameters(ranker),
         )

@@ -2,7 +2,7 @@
 
 Two baselines share the adapter's network: ``full_fine_tune`` moves every weight of it, ``scratch`` starts from none.
 Two are networks of their own (``models/baselines``): ``single_domain`` reads this domain alone, ``shared_bottom``
-learns the sources beside it. All start from the same plain facts and stop early on the same validation users.
+learns the sources beside it. All start from the same wide features and stop early on the same validation users.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def predict(
     recipe: Recipe,
     workspace: Workspace,
     batch_builder: BatchBuilder,
-    known: Examples,
+    train: Examples,
     validation: Examples,
     test: Examples,
     on_progress: Callable[[loop.Progress], None] | None = None,
@@ -56,18 +56,19 @@ def predict(
         ValueError: no such baseline.
     """
     task = ranker.config.task
-    means = fit_target_encoding(known, len(workspace.data(known.domain).item_vocabulary), task)
-    rows = leave_one_out(known, means)
-    network: nn.Module
+    means = fit_target_encoding(train, len(workspace.data(train.domain).item_vocabulary), task)
+    rows = leave_one_out(train, means)
     parts = [(rows, slot)]
     epochs, batch_size, searched = recipe.fine_tune_epochs, recipe.fine_tune_batch_size, None
+    network: nn.Module
     if name in ("full_fine_tune", "scratch"):
         network = whole = ranker if name == "full_fine_tune" else _from_scratch(ranker, recipe.seed)
-        set_own_means(whole, slot, means.means, own_values(known, len(means.means)))
+        set_own_means(whole, slot, means.means, own_values(train, len(means.means)))
         adapters.unfreeze(whole)
-        if whole.config.wide:
-            solve = fit_own_evidence if name == "full_fine_tune" else _fit_alone
-            solve(whole, batch_builder, rows, slot, seed=recipe.seed)
+        if whole.config.wide and name == "full_fine_tune":
+            fit_own_evidence(whole, batch_builder, rows, slot, seed=recipe.seed)
+        elif whole.config.wide:  # there is no shared model to add to
+            fit_evidence(whole, batch_builder, parts, seed=recipe.seed)
         searched = searched_parameters(whole)
         rate = recipe.fine_tune_learning_rate / (3 if name == "full_fine_tune" else 1)
     elif name in ("single_domain", "shared_bottom"):
@@ -79,47 +80,49 @@ def predict(
             epochs, batch_size = recipe.epochs, recipe.batch_size
     else:
         raise ValueError(f"no baseline is called {name!r}; there are {', '.join(TRAINED)}")
-    held = DomainBatchSampler(batch_builder, [(validation, slot)], batch_size=4096, seed=0, shuffle=False)
+    held_out = DomainBatchSampler(batch_builder, [(validation, slot)], batch_size=4096, seed=0, shuffle=False)
     loop.train(
         network,
         DomainBatchSampler(batch_builder, parts, batch_size=batch_size, seed=recipe.seed),
         config=train_config(
-            recipe,
-            task=task,
-            epochs=epochs,
-            learning_rate=rate,
-            patience=max(recipe.patience, 1),
-            consider_start=True,
+            recipe, epochs=epochs, learning_rate=rate, patience=max(recipe.patience, 1), consider_start=True, task=task
         ),
-        validation=held if len(validation) else None,
+        validation=held_out if len(validation) else None,
         parameters=searched,
         on_progress=on_progress,
     )
-    network.eval()
+    return _predictions(network.eval(), ranker, batch_builder, slot, validation=validation, test=test)
+
+
+def _predictions(
+    network: nn.Module,
+    ranker: Ranker,
+    batch_builder: BatchBuilder,
+    slot: int,
+    *,
+    validation: Examples,
+    test: Examples,
+) -> np.ndarray:
+    """Calibrated where the adapter is, since a report that calibrated one side alone would flatter it."""
+    task = ranker.config.task
     score = outputs(network, batch_builder, test, slot)
     if len(validation) and not ranker.config.wide:
-        # As for the adapter: a report that calibrated one side alone would flatter it.
         scale, shift = calibration(task, outputs(network, batch_builder, validation, slot), validation.label)
         score = score * scale + shift
     return expit(score) if task == "ctr" else score
 
 
-def _fit_alone(ranker: Ranker, batch_builder: BatchBuilder, rows: Examples, slot: int, *, seed: int) -> None:
-    """The facts' weights from this domain's rows alone: there is no shared model to add to."""
-    fit_evidence(ranker, batch_builder, [(rows, slot)], seed=seed)
-
-
 def _from_scratch(ranker: Ranker, seed: int) -> Ranker:
-    """The same structure with the plain facts and none of the learning."""
+    """The same structure and wide features, and nothing that was learned."""
     torch.manual_seed(seed)
     fresh = Ranker(ranker.config, ranker.source_items.codes)
     for number in range(len(ranker.domains)):
         owned = ranker.owned(number)
         fresh.add_domain(owned.config, None if owned.items is None else owned.items.codes)
     fresh.source_items.set_means(ranker.source_items.means)
-    facts = dict(ranker.named_buffers(recurse=False))
+    buffers = dict(ranker.named_buffers(recurse=False))
     for name, value in fresh.named_buffers(recurse=False):
-        value.copy_(facts[name])
+        value.copy_(buffers[name])
     return fresh
 
 

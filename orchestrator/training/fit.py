@@ -278,8 +278,8 @@ def pyramid_of(recipe: Recipe) -> PyramidConfig:
 def _wide(workspace: Workspace, encoder: FeatureEncoder, recipe: Recipe) -> bool:
     """Whether clicks are expected from wide facts: by default where all of them come of finer values, as of stars."""
     specs = [workspace.domain(name).spec for name in encoder.slots]
-    return recipe.facts == "wide" or (
-        recipe.facts == "auto" and all(spec.interactions.positive_above is not None for spec in specs)
+    return recipe.wide_features == "many" or (
+        recipe.wide_features == "auto" and all(spec.interactions.positive_above is not None for spec in specs)
     )
 
 

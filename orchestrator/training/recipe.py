@@ -11,7 +11,7 @@ from models.ranker.config import Architecture
 
 RATING = {
     "architecture": "dacdr",
-    "facts": "wide",
+    "wide_features": "many",
     "head": (64, 32),
     "width": 16,
     "epochs": 3,
@@ -26,7 +26,7 @@ OF_THE_SHARED_MODEL = (
     "architecture",
     "pyramid",
     "width",
-    "facts",
+    "wide_features",
     "head",
     "lifelong",
     "short",
@@ -66,12 +66,11 @@ class Recipe(BaseModel):
     """Source events that a row may see."""
     short: int = Field(default=24, ge=1, le=200)
     """Latest events in the short views."""
-    facts: Literal["auto", "plain", "wide"] = "auto"
-    """What is expected before any architecture is read: from a few numbers whose weights descent finds, or from a
-    wider row of them whose weights are solved for. By itself, ratings and clicks that come of ratings take the wide
-    row."""
+    wide_features: Literal["auto", "few", "many"] = "auto"
+    """What the wide part reads, on which every architecture builds: a few features whose weights descent learns, or
+    many whose weights are solved for in closed form. ``auto`` is many for ratings and for clicks made of ratings."""
     head: tuple[int, ...] = (256, 128)
-    """Widths of the head. Beside wide facts little is left to learn, from fewer people: a small one finds it too."""
+    """Widths of the head. Beside many wide features little is left to learn, from fewer users: a small one will do."""
     user_embedding: bool = False
     """Give each user a row of their own beside the history; helps warm users only."""
     epochs: int = Field(default=3, ge=1)
@@ -138,5 +137,5 @@ class Recipe(BaseModel):
                     f"{name}={asked[name]} is a choice of the shared model, which was trained with {built[name]}; "
                     f"train it anew (graft train --set {name}={asked[name]}) or leave the choice out of the launch"
                 )
-        kept = {name: value for name, value in (before or {}).items() if name in cls.model_fields}
-        return cls.model_validate({**kept, "task": task, **asked, **built})
+        inherited = {name: value for name, value in (before or {}).items() if name in cls.model_fields}
+        return cls.model_validate({**inherited, "task": task, **asked, **built})

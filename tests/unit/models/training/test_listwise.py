@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from models.batch import Batch
-from models.training.listwise import list_losses, mean_reciprocal_rank
+from models.training.listwise import listwise_losses, mean_reciprocal_rank
 from models.training.loop import TrainConfig, task_loss, train
 
 LENGTHS = (3, 1, 5)
@@ -21,7 +21,7 @@ def ragged(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_loss_of_a_list_is_the_cross_entropy_of_its_right_row():
     """Lists of any length, against torch's own."""
     score, label = ragged()
-    mine = list_losses(score, label)
+    mine = listwise_losses(score, label)
     parts = score.split(LENGTHS)
     theirs = torch.stack([F.cross_entropy(part[None], torch.zeros(1, dtype=torch.long)) for part in parts])
     torch.testing.assert_close(mine, theirs)
@@ -33,12 +33,14 @@ def test_the_loss_of_a_list_is_the_cross_entropy_of_its_right_row():
 def test_a_constant_added_to_a_list_changes_nothing_however_large():
     score, label = ragged()
     shifted = score.detach() + torch.tensor([1e4, -1e4, 50.0]).repeat_interleave(torch.tensor(LENGTHS))
-    torch.testing.assert_close(list_losses(shifted, label), list_losses(score.detach(), label), rtol=0, atol=2e-3)
+    torch.testing.assert_close(
+        listwise_losses(shifted, label), listwise_losses(score.detach(), label), rtol=0, atol=2e-3
+    )
 
 
 def test_rows_that_begin_no_list_are_refused():
-    with pytest.raises(ValueError, match="begins with its right row"):
-        list_losses(torch.zeros(3), torch.tensor([0.0, 1.0, 0.0]))
+    with pytest.raises(ValueError, match="begins with its relevant row"):
+        listwise_losses(torch.zeros(3), torch.tensor([0.0, 1.0, 0.0]))
 
 
 def test_reciprocal_rank_counts_ties_by_the_mean_of_their_orders():
