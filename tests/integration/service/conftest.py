@@ -16,7 +16,7 @@ from domains.registry.registry import Registry
 from domains.simulation.simulator import SimulatorConfig, simulate
 from orchestrator import use_cases
 from orchestrator.settings import Settings
-from tests.integration.service.market import CONTRACT, LEFT_OUT, Market
+from tests.integration.service.fakes import CONTRACT, LEFT_OUT, Market
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from orchestrator.data.batches import Examples
 from orchestrator.data.dataset import Workspace
 from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.data.model_store import Artifacts
-from tests.integration.service.market import CONTRACT, ask, assert_is_error, eventually
+from tests.integration.service.fakes import CONTRACT, ask, assert_is_error, eventually
 
 pytestmark = pytest.mark.xdist_group("service")  # these files share one trained marketplace
 

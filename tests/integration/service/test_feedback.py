@@ -7,7 +7,7 @@ from fastapi.testclient import TestClient
 
 from deployment.engine.serving import Serving
 from deployment.http.api import create_app
-from tests.integration.service.market import ask, assert_is_error, eventually
+from tests.integration.service.fakes import ask, assert_is_error, eventually
 
 pytestmark = pytest.mark.xdist_group("service")  # these files share one trained marketplace
 

@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.data.model_store import Artifacts
 from orchestrator.servers import plan
-from tests.integration.service.market import CONTRACT, Market, ask, assert_is_error, eventually, with_one_bit_turned
+from tests.integration.service.fakes import CONTRACT, Market, ask, assert_is_error, eventually, with_one_bit_turned
 
 pytestmark = pytest.mark.xdist_group("service")  # these files share one trained marketplace
 

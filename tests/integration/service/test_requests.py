@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deployment.engine import scorer, serving
-from tests.integration.service.market import ask, assert_is_error
+from tests.integration.service.fakes import ask, assert_is_error
 
 pytestmark = pytest.mark.xdist_group("service")  # these files share one trained marketplace
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from orchestrator.data.model_store import Artifacts
-from tests.integration.service.market import ask, eventually, with_one_bit_turned
+from tests.integration.service.fakes import ask, eventually, with_one_bit_turned
 
 pytestmark = pytest.mark.xdist_group("service")  # these files share one trained marketplace
 
