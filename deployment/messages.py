@@ -97,7 +97,7 @@ class FeedbackEvent(Message):
 
 
 class FeedbackRequest(Message):
-    """What came of a ranking. Sending it again changes nothing."""
+    """What the user did with a ranking. Sending it again changes nothing."""
 
     request_id: RequestId
     """Of the ranking that it answers."""

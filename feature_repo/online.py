@@ -20,7 +20,7 @@ _DTYPES = {"item": np.int64, "domain": np.int64, "action": np.int64, "value": np
 
 
 class FeatureStoreDown(RuntimeError):
-    """The online store does not answer, or not in a form that we can read."""
+    """The online store does not answer, or its answer cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Events:
 
     Shapes:
         item: (L,) int64, index in the item vocabulary of the event's domain
-        domain: (L,) int64, number of the event's domain; empty where the domain is the question
+        domain: (L,) int64, number of the event's domain; empty where the events were read for one domain
         action: (L,) int64; value: (L,) float64; time_us: (L,) int64
     """
 
@@ -50,7 +50,7 @@ class Events:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def with_event(self, *, item: int, domain: int, action: int, value: float, time_us: int, most: int) -> Self:
-        """These events and one more at its place in time, the latest ``most``; itself if it holds it already."""
+        """The latest ``most`` of these events and a new one, by time; itself where it holds the event already."""
         same = (self.time_us == time_us) & (self.item == item) & (self.action == action)
         if len(self.domain):
             same &= self.domain == domain
@@ -173,8 +173,8 @@ def _columns(store: FeatureStore, features: Any, keys: Sequence[Mapping[str, Any
     answer = store.get_online_features(
         features=features, entity_rows=[dict(key) for key in keys], full_feature_names=True
     )
-    # Straight from the message: `to_dict` builds a Python list of every array. The order of the answer is not the
-    # order of the question, hence by name.
+    # Straight from the message: `to_dict` builds a Python list of every array. Columns come in another order than they
+    # were asked for, hence by name.
     return {
         name: column.values
         for name, column in zip(answer.proto.metadata.feature_names.val, answer.proto.results, strict=True)

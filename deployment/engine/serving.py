@@ -50,7 +50,7 @@ MOST_WAITING = 64
 
 @dataclass(frozen=True)
 class Ranking:
-    """An answer, and what it took."""
+    """An answer, and how long each part took."""
 
     answer: RankAnswer
     queue_ms: float
@@ -136,9 +136,10 @@ class Serving:
         began = time.perf_counter()
         user, down = self._read_user(domain, request.user_id)
         read = time.perf_counter()
-        scores = (
-            self._scores(domain, request, user) if down is None else scorer.prior_scores(domain, request.items, down)
-        )
+        if down is None:
+            scores = self._scores(domain, request, user)
+        else:
+            scores = scorer.prior_scores(domain, request.items, down)
         answer = rank_answer(domain.name, request, scores, began=began)
         model_ms = (time.perf_counter() - read) * 1e3
         self._metrics.answered(domain.name, answer.served_by, answer.reason)
@@ -212,7 +213,7 @@ class Serving:
     def _domain(self, name: str) -> LiveDomain:
         domain = self._find_domain(name)
         if domain is None:
-            # It may have been registered this very moment.
+            # Another process may have registered it a moment ago.
             self._watcher.look_now()
             raise UnknownDomain(f"no domain {name!r} is registered here", domain=name)
         return domain
@@ -226,7 +227,7 @@ class Serving:
         self._online.refresh()
 
     def _warm_new(self, old: Snapshot, new: Snapshot) -> None:
-        """Use each new version once, here in the watcher's thread, while the old one still answers."""
+        """Use each new version once in the watcher's thread, while the old one still answers."""
         if not self.ready:
             return
         for domain in new.domains.values():
@@ -240,7 +241,7 @@ class Serving:
             self._warm_domain(domain)
 
     def _warm_domain(self, domain: LiveDomain) -> None:
-        """A made-up request, so that no real one pays for the first use of a version."""
+        """Score a made-up request, so that no real one pays for the first use of a version."""
         if domain.model is None:
             return
         now = time.time_ns() // 1_000

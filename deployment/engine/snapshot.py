@@ -1,8 +1,8 @@
 """Which versions answer: read from the registry, loaded, checked, and swapped in whole.
 
 The request path holds one immutable ``Snapshot``. A watcher thread builds the next one beside it and replaces it in one
-assignment, so a promotion costs no request, and a version that does not load costs nothing but a line in the status:
-the domain goes on with what it had.
+assignment, so a promotion costs no request. Where a version does not load, the status says so and the domain goes on
+with the one before.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class SnapshotBuilder:
 
     def build(self, previous: Snapshot) -> Snapshot:
         """The registry as it is now; a domain whose live version does not load keeps what ``previous`` had."""
-        # The generation first: a flip between the two reads is then seen again at the next look, and never missed.
+        # The generation first: a promotion between the two reads is then seen at the next look, and never missed.
         generation = self._registry.generation()
         lives = {live.domain: live.version_id for live in self._registry.lives()}
         domains = tuple(self._registry.domains())
@@ -182,7 +182,7 @@ class SnapshotBuilder:
             table = data.popularity()
             score = np.zeros(len(table) + 1)
             score[1:] = table["score"].to_numpy()
-            # Nobody has seen item 0, so it is worth what an item without events is worth: the domain's mean.
+            # Item 0 stands for all unknown ones: they score what an item without events scores, the domain's mean.
             events, mean = table["events"].to_numpy(), table["label_mean"].to_numpy(zero_copy_only=False)
             score[0] = float(np.nansum(events * np.nan_to_num(mean)) / max(events.sum(), 1))
             index = {name: at for at, name in enumerate(table["item_id"].to_pylist(), start=1)}
@@ -235,7 +235,7 @@ class Watcher:
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
     def start(self) -> None:
-        """Build the first snapshot here, so that whoever starts a service knows it, then watch.
+        """Build the first snapshot before this returns, then watch in the thread.
 
         A registry that does not answer yet leaves the snapshot empty; the thread goes on asking.
         """
@@ -248,7 +248,7 @@ class Watcher:
         self._thread.join(5)
 
     def look_now(self) -> None:
-        """Look again before the next turn, as when a caller names a domain nobody knows."""
+        """Look again before the next turn, as when a request names a domain that nobody knows."""
         self._look_now.set()
 
     def _run(self) -> None:

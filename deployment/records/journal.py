@@ -1,4 +1,4 @@
-"""What happens beside a request: predictions written down, feedback pushed online. Bounded, and never in the way."""
+"""Work that no request waits for: predictions written down, feedback pushed online. Bounded in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Background(Generic[T]):
 
     Args:
         handle: takes a batch, oldest first.
-        linger_s: how long a batch waits for company.
+        linger_s: how long a batch waits for more entries.
     """
 
     def __init__(
@@ -48,10 +48,6 @@ class Background(Generic[T]):
     def lost(self) -> int:
         """Entries that could not be kept since the process started."""
         return self._lost
-
-    @property
-    def waiting(self) -> int:
-        return self._queue.qsize()
 
     def put(self, entry: T) -> bool:
         """Take an entry; False when there was no room for it."""

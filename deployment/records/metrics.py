@@ -13,7 +13,7 @@ class Metrics:
         self._answers, self._faults, self._generation, self._lost = _collectors()
 
     def answered(self, domain: str, served_by: str, reason: str | None) -> None:
-        """Count an answer by its level."""
+        """Count an answer by its fallback level."""
         self._answers.labels(domain, served_by, reason or "").inc()
 
     def swapped(self, generation: int, faults: int) -> None:
@@ -32,7 +32,7 @@ def _collectors() -> tuple[Any, Any, Any, Any]:
     from prometheus_client import Counter, Gauge
 
     return (
-        Counter("graft_answers", "Rank answers by level", ["domain", "served_by", "reason"]),
+        Counter("graft_answers", "Rank answers by fallback level", ["domain", "served_by", "reason"]),
         Gauge("graft_version_faults", "Domains whose live version does not load", multiprocess_mode="max"),
         Gauge("graft_generation", "Registry generation that is loaded", multiprocess_mode="min"),
         Gauge("graft_lost_records", "Predictions and pushes not kept", multiprocess_mode="sum"),
