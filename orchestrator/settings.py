@@ -54,8 +54,8 @@ class Settings(BaseSettings):
     frozen_cache_mb: int = Field(default=1024, ge=0)
     """Memory in MB for the frozen-activation cache of fine-tuning; 0 turns the cache off."""
     threads: int = Field(default=0, ge=0)
-    """Threads that training computes with, shared among the processes of a run; 0 leaves the number to OMP_NUM_THREADS,
-    or else to the number of cores. The service always computes with one thread per worker."""
+    """Threads that training computes with, shared among the processes of a run; 0 leaves the number to OMP_NUM_THREADS
+    (`graft up` sets it to 1 unless it is set), or else to the number of cores. The service uses one per worker."""
     required_baselines: Annotated[tuple[Baseline, ...], NoDecode, BeforeValidator(_split)] = (
         "popularity",
         "single_domain",

@@ -12,6 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from domains.events.readiness import Readiness
+from domains.ingestion.ingest import IngestReport
 from domains.registry.registry import Registry, Run
 from models.intervals import Interval
 from models.metrics import METRICS
@@ -171,7 +173,7 @@ def domain_metrics(measured: Mapping[str, HeldOut]) -> None:
     )
 
 
-def ingest_report(report: Any) -> None:
+def ingest_report(report: IngestReport) -> None:
     """Rows read, added, already known and set aside, with the reasons."""
     console.print(
         f"{report.rows_read:,} rows read: {report.rows_added:,} added, {report.rows_duplicate:,} known already, "
@@ -184,7 +186,7 @@ def ingest_report(report: Any) -> None:
         say(f"  each with its file and line in {report.quarantine}")
 
 
-def readiness(domain: str, found: Any) -> None:
+def readiness(domain: str, found: Readiness) -> None:
     """What a domain lacks, and other remarks on its data."""
     console.print(f"[bold]{domain} is {'not ready:' if found.missing else 'ready to launch'}[/bold]")
     for line in found.missing:
