@@ -21,10 +21,15 @@ os.environ.setdefault("GRAFT_REQUIRED_SEEDS", "1")
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process: they share its fixtures. A file may name a larger group itself."""
+    """Keep the tests of a file in one process, and those of a folder of integration tests: they share fixtures.
+
+    A file may name a larger group itself.
+    """
+    tests = Path(__file__).parent
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(Path(__file__).parent).as_posix()))
+            together = item.path if item.path.parent.parent != tests / "integration" else item.path.parent
+            item.add_marker(pytest.mark.xdist_group(together.relative_to(tests).as_posix()))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A network for a encoder, trained on the rows of its domains; what shared training, launches and benchmarks share."""
+"""A network for an encoder, trained on the rows of its domains; what shared training, launches and benchmarks share."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def fit(
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a network of a encoder learns from.
+    """What a network of an encoder learns from.
 
     ``train`` and ``validation`` are rows with their slots; training rows start from their item's mean without
     themselves. ``means`` holds each domain's mean label by local item index, ``values`` the mean value of events.
@@ -238,7 +238,7 @@ def new_baseline(
 
 
 def new_ranker(workspace: Workspace, encoder: FeatureEncoder, recipe: Recipe, *, mean_label: float) -> Ranker:
-    """A fresh network for a encoder, with a slot for each of its domains."""
+    """A fresh network for an encoder, with a slot for each of its domains."""
     torch.manual_seed(recipe.seed)
     rating = recipe.task == "rating"
     ranker = Ranker(

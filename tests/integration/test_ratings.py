@@ -58,7 +58,7 @@ def market(tmp_path_factory) -> tuple[Settings, Registry]:
 
 
 def test_a_preview_of_ratings_values_sources_by_their_rmse_and_says_how_often_it_held(market, capsys):
-    """Users who are generous with books are so with music: the source is worth borrowing from from."""
+    """Users who are generous with books are so with music: the source is worth borrowing from."""
     settings, registry = market
     run = use_cases.run("preview", "music", params=SMALLEST, registry=registry, settings=settings, by="test")
     found = PreviewReport.of(run)
