@@ -119,20 +119,11 @@ class Interactions(_Declared):
     """For click-through from ratings: a label above this is a click."""
 
 
-class Items(_Declared):
-    """The items file: its id column and the typed features of an item."""
+class Entities(_Declared):
+    """An items or users file: its id column and the typed features of each item or user."""
 
     id: Text
-    """Column of the item's id."""
-    features: Features = Field(default_factory=dict)
-    """Columns and their types; the same name in another domain is the same field."""
-
-
-class Users(_Declared):
-    """The users file: its id column and the typed features of a user."""
-
-    id: Text
-    """Column of the user's id."""
+    """Column of the id."""
     features: Features = Field(default_factory=dict)
     """Columns and their types; the same name in another domain is the same field."""
 
@@ -193,9 +184,9 @@ class DomainSpec(_Declared):
     """Team that is responsible for the domain."""
     interactions: Interactions
     """The events file."""
-    items: Items | None = None
+    items: Entities | None = None
     """The items file, if there is one."""
-    users: Users | None = None
+    users: Entities | None = None
     """The users file, if there is one."""
     domain_features: dict[Text, Annotated[str | int | float, BeforeValidator(_text_or_number)]] = Field(
         default_factory=dict

@@ -1,7 +1,7 @@
 """Ids as small integers that never change: an append-only list of names on disk.
 
 A name's index is its place in the list, so it never changes and stays valid in every later version. Index 0 means
-"unknown". The list lies in a folder as Parquet segments (columns ``index``, ``name``) that ``vocabulary.json``
+"unknown". The list is stored in a folder as Parquet segments (columns ``index``, ``name``) that ``vocabulary.json``
 names; appending writes a new segment and then replaces that file, so a crash adds all of the names or none.
 """
 

@@ -43,7 +43,7 @@ _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A readable file: where it lies, how it is written, and its columns in order.
+    """A readable file: where it is, how it is written, and its columns in order.
 
     ``types`` holds DuckDB type names for Parquet and VARCHAR for text.
     """

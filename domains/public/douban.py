@@ -1,6 +1,6 @@
 """Douban ratings as published with GA-DTCDR: one file per domain, tab-separated ``user item rating``, no time.
 
-User ids are shared by the files, item ids are not. The full set lies in the Data folder of the GA-DTCDR repository
+User ids are shared by the files, item ids are not. The full set is in the Data folder of the GA-DTCDR repository
 (``douban_book/ratings.dat``, ``douban_music/ratings.dat``, ``douban_movie/ratings.dat``); a flat folder of
 ``book_ratings.dat``, ``music_ratings.dat``, ... is read as well.
 """

@@ -1,6 +1,6 @@
 """KuaiRand logs (1K, 27K or Pure) in their original CSV form, with the app's tabs as domains.
 
-``log_standard_*.csv`` (and ``log_random_*.csv``, whose videos were shown at random) hold one row per shown video:
+``log_standard_*.csv`` hold one row per shown video (``log_random_*.csv``, shown at random, is not read):
 ``user_id,video_id,date,hourmin,time_ms,is_click,...,tab``. ``user_features_*.csv`` and ``video_features_basic_*.csv``
 hold the features. From the KuaiRand authors (Zenodo record 10439422). A video shown in two tabs is an item of both.
 """
@@ -36,21 +36,19 @@ def load(
     sources: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
     minimum_rows: int = 1_000,
-    include_random: bool = False,
 ) -> list[PreparedDomain]:
     """Write one click domain per tab: ``kuairand-tab-0``, ``kuairand-tab-1``, ...
 
     Args:
         sources, targets: tab codes as text. By default the tab with the most rows is the source, and each other tab
             with at least ``minimum_rows`` a target.
-        include_random: read the randomly exposed log too.
 
     Raises:
         InvalidData: no log, a missing column, an unknown tab, or a malformed row (file and line are named).
     """
     folder = Path(path)
     folder = folder / "data" if (folder / "data").is_dir() else folder
-    logs = _files(folder, "log_standard") + (_files(folder, "log_random") if include_random else [])
+    logs = _files(folder, "log_standard")
     if not logs:
         raise InvalidData(f"{folder}: holds no log_standard_*.csv", file=str(folder))
     videos, people = _files(folder, "video_features_basic"), _files(folder, "user_features")

@@ -47,30 +47,18 @@ ITEM_ID = "cate || '/' || coalesce(brand, 'none')"
 
 
 @loader("taobao-ads")
-def load(
-    path: Path,
-    out_dir: Path,
-    *,
-    boundary: int = 2_000,
-    user_share: float = 1.0,
-    keep_log_of_target_categories: bool = False,
-) -> list[PreparedDomain]:
+def load(path: Path, out_dir: Path, *, boundary: int = 2_000, user_share: float = 1.0) -> list[PreparedDomain]:
     """Write ``taobao-log`` (source, each row a positive) and ``taobao-ads`` (target, clicks on impressions).
 
     Args:
         boundary: first category that belongs to the source.
         user_share: share of the users to keep, chosen by a hash of the id, for a smaller run.
-        keep_log_of_target_categories: also write ``taobao-log-near``, the log below the boundary, as a second source.
-            Its behaviours reach close to the impressions, so it may know the same session.
 
     Raises:
         InvalidData: a file or column is missing, or a row is malformed (file and line are named).
     """
     folder = Path(path)
     kept = sampled("text_of(user)", user_share)
-    logs = {"taobao-log": f"cate >= {int(boundary)} AND {kept}"}
-    if keep_log_of_target_categories:
-        logs["taobao-log-near"] = f"cate < {int(boundary)} AND {kept}"
     with Staging(out_dir) as staging:
         for view, (file, columns, null) in FILES.items():
             staging.scan_text(view, find_required(folder, file), columns, header=True, null=null)
@@ -81,8 +69,7 @@ def load(
             """
         )
         users = _write_profiles(staging, folder)
-        sources = [_log(name, rows, users) for name, rows in logs.items()]
-        return staging.write_parts([*sources, _ads(staging, boundary, kept, users)])
+        return staging.write_parts([_log(boundary, kept, users), _ads(staging, boundary, kept, users)])
 
 
 def _ads(staging: Staging, boundary: int, kept: str, users: Path | None) -> Part:
@@ -113,10 +100,14 @@ def _ads(staging: Staging, boundary: int, kept: str, users: Path | None) -> Part
     )
 
 
-def _log(name: str, rows: str, users: Path | None) -> Part:
-    """The rows of the behaviour log for which the SQL ``rows`` holds."""
+def _log(boundary: int, kept: str, users: Path | None) -> Part:
+    """The behaviour log of the categories from the boundary on.
+
+    That of the lower ones reaches close to the impressions and may know the same session, so it is no source.
+    """
+    rows = f"cate >= {int(boundary)} AND {kept}"
     return Part(
-        name=name,
+        name="taobao-log",
         role="source",
         interactions=f"SELECT text_of(user) AS user_id, {ITEM_ID} AS item_id, time_stamp AS ts, btag FROM log "
         f"WHERE {rows}",

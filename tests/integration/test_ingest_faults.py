@@ -131,7 +131,7 @@ def test_a_column_of_the_wrong_type_refuses_the_file(tmp_path, rows, column, rea
 
 
 def test_a_parquet_column_of_the_wrong_type_refuses_the_file(tmp_path):
-    """Typed files are judged by the same rules, and the bad rows are shown."""
+    """Typed files are checked by the same rules, and the bad rows are shown."""
     fault = refusal(tmp_path, parquet_bytes(tmp_path, click=["yes", "no"]), name="events.parquet")
     assert fault.details["column"] == "click"
     assert '"click": "yes"' in fault.details["first_bad"][0]["row"]

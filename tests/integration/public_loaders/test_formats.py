@@ -84,13 +84,6 @@ def test_taobao_ads_are_cut_by_category_into_impressions_and_log(tmp_path: Path)
     assert_ingests_whole(ads, tmp_path / "data", 1)
 
 
-def test_taobao_ads_can_keep_the_log_of_target_categories(tmp_path: Path) -> None:
-    """As a second source, named apart because it reaches close to the impressions."""
-    prepared = load("taobao-ads", taobao_ads(tmp_path / "in"), tmp_path / "out", keep_log_of_target_categories=True)
-    assert [row["item_id"] for row in rows_of(prepared["taobao-log-near"])] == ["1999/55"]
-    assert prepared["taobao-ads"].spec.sources == ("taobao-log", "taobao-log-near")
-
-
 def test_ali_ccp_scenes_are_domains(tmp_path: Path) -> None:
     """Users come of the common features, items and scenes of the impressions; both parts of the files are read."""
     prepared = load("ali-ccp", ali_ccp(tmp_path / "in"), tmp_path / "out", minimum_rows=1)

@@ -1,4 +1,4 @@
-"""The history store against a naive loop, and the promise that no row sees its own moment or a later one."""
+"""The history store against a naive loop, and the promise that no row sees its own time or a later one."""
 
 import numpy as np
 import pytest

@@ -62,7 +62,7 @@ def test_a_draw_does_not_depend_on_the_process():
 
 
 def test_users_who_join_later_do_not_reshuffle_the_draw():
-    """A user is drawn by a hash of his own index: most of the cold users stay cold when the domain grows."""
+    """A user is drawn by a hash of their own index: most of the cold users stay cold when the domain grows."""
     small, large = np.arange(1, 1001), np.arange(1, 1101)
     draw = {"share": 0.2, "validation_share": 0.1, "seed": 3}
     before = cold_users(small, small > 0, None, **draw).cold_users
