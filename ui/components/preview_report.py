@@ -70,7 +70,7 @@ def _sources(report: PreviewReport) -> None:
 def _data_needed(report: PreviewReport) -> None:
     fewest = report.curve.rows[0]
     for baseline, needed in report.needed.items():
-        name = wording.words(wording.ROWS, baseline)
+        name = wording.row(baseline)
         low, rows, high = (_rows(part, fewest) for part in (needed.low, needed.rows, needed.high))
         st.markdown(f"An adapter beats the **{name}** baseline with **{rows}** :gray[(95% interval: {low} to {high})]")
     test = report.backtest

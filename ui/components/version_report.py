@@ -8,6 +8,7 @@ from domains.registry.records import Domain, Version
 from orchestrator import use_cases
 from orchestrator.evaluation import gate
 from orchestrator.evaluation.report import Certificate, ColdStartReport, HeldOut, metrics_of
+from orchestrator.evaluation.rows import REQUIRED_BY
 from ui import session
 from ui.components import charts, layout, source_weighting, wording
 
@@ -155,9 +156,7 @@ def _comparison(domain: Domain, version: Version, report: ColdStartReport) -> No
             [
                 {
                     "": wording.row_name(name),
-                    "Required by": ", ".join(
-                        wording.words(wording.REQUIRED_BY, who) for who in report.required.baselines.get(name, [])
-                    ),
+                    "Required by": ", ".join(REQUIRED_BY[who] for who in report.required.baselines.get(name, [])),
                     **{wording.metric_name(metric): wording.interval(value) for metric, value in measured.items()},
                 }
                 for name, measured in report.rows.items()
@@ -176,7 +175,7 @@ def _segments(domain: Domain, report: ColdStartReport) -> None:
     st.dataframe(
         [
             {
-                "Segment": wording.words(wording.SEGMENTS, name),
+                "Segment": wording.segment_name(name),
                 "Events": segment.examples,
                 "Users": segment.users,
                 **{

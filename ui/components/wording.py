@@ -10,6 +10,9 @@ from typing import Any, Literal, NamedTuple
 from domains.spec import DomainSpec
 from models.intervals import Interval
 from models.metrics import METRICS
+from orchestrator.evaluation.gate import STRONGEST
+from orchestrator.evaluation.rows import ROWS, SEGMENTS
+from orchestrator.evaluation.rows import label as label_of_row
 
 Colour = Literal["red", "orange", "yellow", "blue", "green", "violet", "gray", "grey", "primary"]
 
@@ -51,31 +54,6 @@ KINDS = {
     "preview": "Preview",
     "ingest": "Add data",
 }
-ROWS = {
-    "adapter": "this version",
-    "shared": "shared model",
-    "zero_shot": "shared model, zero-shot",
-    "popularity": "popularity",
-    "item_mean": "item mean",
-    "train_mean": "training mean",
-    "single_domain": "single-domain model",
-    "shared_bottom": "shared-bottom model",
-    "full_fine_tune": "full fine-tune",
-    "scratch": "trained from scratch",
-    "live": "version live at launch",
-    "strongest": "the strongest required baseline",
-    "best_reachable": "best reachable",
-}
-SEGMENTS = {
-    "cold_user": "Cold users (the gate looks at these)",
-    "warm_user": "Warm users (later events)",
-    "cold_item": "Items never seen in training",
-    "head_item": "Popular items",
-    "tail_item": "Rare items",
-    "short_history": "Users with under 20 source events",
-    "long_history": "Users with 20 or more source events",
-}
-REQUIRED_BY = {"policy": "policy", "gate": "the gate", "launch": "this launch"}
 REASONS = {
     "item_unknown": "Graft does not know this item",
     "user_unknown": "Graft does not know this user, so items are ranked by popularity",
@@ -125,9 +103,19 @@ def metric_name(key: str) -> str:
     return _capitalised(METRICS[key].label if key in METRICS else key.replace("_", " "))
 
 
+def row(key: str) -> str:
+    """A row of a results table, or the gate's baseline, within a sentence."""
+    return "the strongest required baseline" if key == STRONGEST else label_of_row(key)
+
+
 def row_name(key: str) -> str:
-    """A row of a results table as a heading; one that is not in the table is shown as it is."""
-    return _capitalised(words(ROWS, key))
+    """A row of a results table as a heading."""
+    return _capitalised(row(key))
+
+
+def segment_name(key: str) -> str:
+    """A segment of the users or items as a heading."""
+    return _capitalised(words(SEGMENTS, key))
 
 
 def count(number: float | None) -> str:
@@ -195,7 +183,7 @@ def sentence(reason: str) -> str:
     """A reason of the gate as a sentence: metrics and baselines by their names, not their keys."""
     names = {
         **{key: metric.label for key, metric in METRICS.items()},
-        **{key: name for key, name in ROWS.items() if key not in ("adapter", "shared", "live", "strongest")},
+        **{key: row(key) for key in ROWS if key not in ("adapter", "shared", "live")},
     }
     return _capitalised(re.sub(r"\b(" + "|".join(names) + r")\b", lambda found: names[found.group()], reason))
 
@@ -226,7 +214,7 @@ def policy(baselines: Sequence[str], seeds: int) -> str:
     """What every launch of this installation is compared with, as one sentence."""
     if not baselines:
         return f"No baseline is required of launches here; each runs under at least {plural(seeds, 'seed')}."
-    *others, last = (words(ROWS, baseline) for baseline in baselines)
+    *others, last = (row(baseline) for baseline in baselines)
     named = f"{', '.join(others)} and {last}" if others else last
     return f"Every launch here is compared with at least {named}, under {plural(seeds, 'seed')} or more."
 
@@ -236,7 +224,7 @@ def gate(spec: DomainSpec) -> str:
     rule = spec.gate
     return (
         f"A version goes live only if its {METRICS[rule.metric].label} on at least {rule.minimum_cold_users} held-out "
-        f"cold users beats **{words(ROWS, rule.baseline)}** with 95% certainty, and its predictions are off by "
+        f"cold users beats **{row(rule.baseline)}** with 95% certainty, and its predictions are off by "
         f"at most {rule.maximum_prediction_bias:.0%} on average."
     )
 
