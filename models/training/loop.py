@@ -311,7 +311,7 @@ class _Run:
         self.now.loss_sum = float(self.loss_of_epoch)
         done = self.now.finished
         weights = self.best_weights if done and self.best_weights is not None else self._changing()
-        state: Nested = {"identity": self.identity, "now": asdict(self.now), "weights": dict(weights)}
+        state: Nested = {"identity": self.identity, "run": asdict(self.now), "weights": dict(weights)}
         if not done:
             state["optimisers"] = self.optimisers.state_dict()
             state["best_weights"] = self.best_weights
@@ -325,7 +325,7 @@ class _Run:
         for part, value in self.identity.items():
             if state["identity"].get(part) != value:
                 raise CheckpointMismatch(f"{self.folder} holds another run: its {part} differ")
-        self.now = _State(**state["now"])
+        self.now = _State(**state["run"])
         self._load_weights(state["weights"])
         if not self.now.finished:
             self.optimisers.load_state_dict(_on(self.device, state["optimisers"]))

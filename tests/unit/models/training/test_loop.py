@@ -179,7 +179,7 @@ def test_a_run_killed_with_signal_9_continues_to_the_same_bits(tmp_path):
     process.wait()
     process.stdout.close()
     assert process.returncode == -signal.SIGKILL
-    assert run_state.load(tmp_path / "run.safetensors")["standing"]["step"] >= 60
+    assert run_state.load(tmp_path / "run.safetensors")["run"]["step"] >= 60
     continued, result = run(tmp_path, epochs=15)
     assert same_bits(whole, continued)
     assert result.steps == expected.steps
