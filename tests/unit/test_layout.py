@@ -103,14 +103,11 @@ LONGEST_FUNCTION, LONGEST_CLASS, LONGEST_FILE = 60, 300, 400
 LONGER = {
     "domains/registry/migrations/versions/r0001_first_tables.py": "a migration is written once, in one function",
     "tests/unit/models/ranker/test_network.py": "the network once more, written as in a textbook, in one function",
-    "domains/spec.py": "what a spec may say and the rules between its fields are read together",
     "models/layers/shared_history.py": "each forward pass stands beside its gradient",
     "models/ranker/network.py": "the network is one composition",
-    "orchestrator/training/baselines.py": "how each baseline is trained stands in one place",
     "orchestrator/training/fine_tune.py": "one sequence of steps",
     "tests/unit/models/baselines/test_self_supervised.py": "one file a module",
     "tests/unit/models/cctl/test_weigher.py": "one file a module",
-    "tests/unit/ui/test_pages.py": "every page in turn, over one marketplace",
 }
 """Files that may hold longer parts than the rest, with the reason."""
 
