@@ -1,4 +1,7 @@
-"""The rows that a report's table may hold: how people read them, and what the gate makes of a better one."""
+"""The rows that a report's table may hold: how people read them, and what the gate makes of a better one.
+
+A new baseline is named here once: the report's page, the web pages and the gate read it.
+"""
 
 from __future__ import annotations
 
