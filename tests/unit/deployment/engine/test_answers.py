@@ -7,8 +7,10 @@ import time
 from datetime import UTC, datetime
 
 import numpy as np
+import pytest
+from pydantic import ValidationError
 
-from deployment.engine import scorer
+from deployment.engine import answers, scorer
 from deployment.engine.answers import LOGGED_POSITIONS, Answered, rank_answer
 from deployment.engine.scorer import Scores
 from deployment.messages import Candidate, RankAnswer, RankRequest
@@ -51,6 +53,18 @@ def test_a_request_without_an_id_gets_one():
     first, second = an_answer([0.1]), an_answer([0.1])
     assert first.request_id != second.request_id
     assert an_answer([0.1], request_id="mine").request_id == "mine"
+
+
+def test_a_field_that_is_declared_is_sent_or_missed(monkeypatch):
+    """What the schema says and what goes out cannot drift apart."""
+
+    class Wider(RankAnswer):
+        experiment: str
+        """The experiment that the request took part in."""
+
+    monkeypatch.setattr(answers, "RankAnswer", Wider)
+    with pytest.raises(ValidationError, match="experiment"):
+        an_answer([0.1])
 
 
 def test_the_log_gets_the_first_positions_as_they_were_sent():
