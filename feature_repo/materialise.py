@@ -10,10 +10,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +26,7 @@ from domains.events.histories import Histories, HistoryStore
 from domains.events.vocabulary import Vocabulary
 from domains.registry.registry import Domain
 from feature_repo.definitions import EVENT_FIELDS, EVENT_VIEWS, HISTORY_EVENTS, RECENT_EVENTS, FeatureRepo, apply
-from feature_repo.online import read_events
+from feature_repo.online import PushedEvent, read_events
 
 logger = logging.getLogger(__name__)
 
@@ -44,29 +42,6 @@ _TIMELESS = 0
 Progress = Callable[[float, str], None]
 
 
-@dataclass(frozen=True)
-class Materialised:
-    """Rows written, by view, and how many of them kept events that had been pushed meanwhile."""
-
-    rows: dict[str, int]
-    kept_fresher: int
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"rows": dict(self.rows), "kept_fresher": self.kept_fresher}
-
-
-@dataclass(frozen=True)
-class PushedEvent:
-    """One thing a user just did."""
-
-    user_id: str
-    item: int
-    domain: int
-    action: int
-    value: float
-    time_us: int
-
-
 def materialise(
     repo: FeatureRepo,
     *,
@@ -76,8 +51,10 @@ def materialise(
     users: Vocabulary,
     before_us: int | None = None,
     on_progress: Progress | None = None,
-) -> Materialised:
+) -> int:
     """Apply the definitions, write every view's Parquet and bring the online store up to it. Safe to repeat.
+
+    Returns how many rows kept events that had been pushed meanwhile.
 
     Args:
         before_us: only events strictly before this moment; None takes all. A row's Feast timestamp is one microsecond
@@ -105,7 +82,7 @@ def materialise(
             done += len(chunk)
             progress(0.3 + 0.7 * done / total, f"{view} online")
     logger.info("features materialised", extra={"rows": rows, "kept_fresher": kept})
-    return Materialised(rows=rows, kept_fresher=kept)
+    return kept
 
 
 def push_event(repo: FeatureRepo, store: FeatureStore, event: PushedEvent, *, target: str | None) -> bool:
@@ -119,14 +96,7 @@ def push_event(repo: FeatureRepo, store: FeatureStore, event: PushedEvent, *, ta
     keys = {"user_id": event.user_id} | ({} if target is None else {"domain": target})
     with repo.online.writing():
         [held] = read_events(store, view, [keys])
-        added = held.with_event(
-            item=event.item,
-            domain=event.domain,
-            action=event.action,
-            value=event.value,
-            time_us=event.time_us,
-            most=HISTORY_EVENTS,
-        )
+        added = held.with_event(event, most=HISTORY_EVENTS)
         if added is held:
             return False
         row = keys | {name: [getattr(added, name)] for name in EVENT_VIEWS[view]}

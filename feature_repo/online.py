@@ -24,6 +24,18 @@ class FeatureStoreDown(RuntimeError):
 
 
 @dataclass(frozen=True)
+class PushedEvent:
+    """One thing that a user just did."""
+
+    user_id: str
+    item: int
+    domain: int
+    action: int
+    value: float
+    time_us: int
+
+
+@dataclass(frozen=True)
 class Events:
     """Parallel arrays of L events, oldest first.
 
@@ -49,19 +61,18 @@ class Events:
     def arrays(self) -> dict[str, np.ndarray]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def with_event(self, *, item: int, domain: int, action: int, value: float, time_us: int, most: int) -> Self:
+    def with_event(self, event: PushedEvent, *, most: int) -> Self:
         """The latest ``most`` of these events and a new one, by time; itself where it holds the event already."""
-        same = (self.time_us == time_us) & (self.item == item) & (self.action == action)
+        same = (self.time_us == event.time_us) & (self.item == event.item) & (self.action == event.action)
         if len(self.domain):
-            same &= self.domain == domain
+            same &= self.domain == event.domain
         if same.any():
             return self
-        at = int(np.searchsorted(self.time_us, time_us, side="right"))
-        new = {"item": item, "domain": domain, "action": action, "value": value, "time_us": time_us}
+        at = int(np.searchsorted(self.time_us, event.time_us, side="right"))
         held = self.arrays()
         if len(self) and not len(self.domain):
-            held["domain"] = np.full(len(self), domain, np.int64)
-        return type(self)(**{name: np.insert(array, at, new[name])[-most:] for name, array in held.items()})
+            held["domain"] = np.full(len(self), event.domain, np.int64)
+        return type(self)(**{name: np.insert(array, at, getattr(event, name))[-most:] for name, array in held.items()})
 
 
 @dataclass(frozen=True)

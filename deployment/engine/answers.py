@@ -27,18 +27,10 @@ class Answered:
 
     def log_rows(self) -> list[dict[str, Any]]:
         """Its first positions as rows of the prediction log."""
+        same = self.answer.model_dump(include={"request_id", "domain", "model_version", "served_by"})
+        same |= {"user_id": self.user_id, "at": self.at}
         return [
-            {
-                "request_id": self.answer.request_id,
-                "item_id": item.item_id,
-                "domain": self.answer.domain,
-                "user_id": self.user_id,
-                "score": item.score,
-                "position": position,
-                "model_version": self.answer.model_version,
-                "served_by": self.answer.served_by,
-                "at": self.at,
-            }
+            {**same, "item_id": item.item_id, "score": item.score, "position": position}
             for position, item in enumerate(self.answer.items[:LOGGED_POSITIONS])
         ]
 

@@ -15,7 +15,8 @@ from deployment.records.journal import Background
 from domains.events.histories import action_code
 from domains.registry.registry import Registry
 from feature_repo.definitions import FeatureRepo
-from feature_repo.materialise import PushedEvent, push_event
+from feature_repo.materialise import push_event
+from feature_repo.online import PushedEvent
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -97,15 +98,8 @@ class Feedback:
         times = [now_us if event.time_us is None else event.time_us for event in request.events]
         new = self._registry.log_feedback(
             [
-                {
-                    "request_id": request.request_id,
-                    "item_id": event.item_id,
-                    "action": event.action,
-                    "value": event.value,
-                    "user_id": user_id,
-                    "domain": domain,
-                    "at": time_us,
-                }
+                event.model_dump(exclude={"time_us"})
+                | {"request_id": request.request_id, "user_id": user_id, "domain": domain, "at": time_us}
                 for event, time_us in zip(request.events, times, strict=True)
             ]
         )

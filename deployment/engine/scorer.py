@@ -254,12 +254,8 @@ def _batch_builder(domain: LiveDomain, user: UserFeatures, profile: Mapping[str,
         user_codes=codes[None, :],
         item_codes={},
         source=OneUser(user.history.arrays()),
-        target={domain.name: OneUser(_with_domain(user.recent, domain.number).arrays())},
+        target={domain.name: OneUser(user.recent.arrays() | {"domain": np.full(len(user.recent), domain.number)})},
     )
-
-
-def _with_domain(recent: Events, number: int) -> Events:
-    return Events(recent.item, np.full(len(recent), number, np.int64), recent.action, recent.value, recent.time_us)
 
 
 def _as_text(value: Any) -> str:

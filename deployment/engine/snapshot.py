@@ -220,9 +220,9 @@ class Watcher:
         builder: SnapshotBuilder,
         registry: Registry,
         *,
-        every_s: float = 0.5,
-        before_swap: Callable[[Snapshot, Snapshot], None] | None = None,
-        on_swap: Callable[[Snapshot], None] | None = None,
+        every_s: float,
+        before_swap: Callable[[Snapshot, Snapshot], None],
+        on_swap: Callable[[Snapshot], None],
     ) -> None:
         self.snapshot = Snapshot()
         self._builder = builder
@@ -271,12 +271,10 @@ class Watcher:
             return
         if snapshot.generation == self.snapshot.generation and snapshot.faults == self.snapshot.faults:
             return
-        if self._before_swap is not None:
-            self._before_swap(self.snapshot, snapshot)
+        self._before_swap(self.snapshot, snapshot)
         self.snapshot = snapshot
         logger.info(
             "snapshot swapped",
             extra={"generation": snapshot.generation, "domains": len(snapshot.domains), "faults": snapshot.faults},
         )
-        if self._on_swap is not None:
-            self._on_swap(snapshot)
+        self._on_swap(snapshot)

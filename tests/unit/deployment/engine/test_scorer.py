@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from deployment.engine import scorer
 from deployment.engine.scorer import CodeBook, LiveDomain, LiveModel, Popularity
 from deployment.messages import Candidate
-from feature_repo.online import Events, UserFeatures
+from feature_repo.online import Events, PushedEvent, UserFeatures
 from models.ranker.network import DomainConfig, Ranker, RankerConfig
 from orchestrator.data.encoding import FeatureEncoder, Field, SourceRange
 
@@ -109,7 +109,7 @@ def test_one_candidate_scores_as_it_does_among_others(domain, user):
 def test_events_after_now_and_beyond_the_lifelong_length_are_not_seen(domain, user):
     """A clock that runs ahead somewhere, or a longer store, changes no score."""
     plain = scorer.score(domain, candidates(1, 2, 3), user=user, now_us=NOW)
-    future = user.history.with_event(item=3, domain=1, action=1, value=1.0, time_us=NOW + 1, most=2_000)
+    future = user.history.with_event(PushedEvent("ann", 3, 1, 1, 1.0, NOW + 1), most=2_000)
     np.testing.assert_array_equal(
         plain.score, scorer.score(domain, candidates(1, 2, 3), user=replace(user, history=future), now_us=NOW).score
     )
