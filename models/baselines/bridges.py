@@ -1,6 +1,6 @@
 """Bridges for cold users: CMF, EMCDR, PTUPCDR and TMCDR (SSCDR stands in ``metric_bridge.py``).
 
-Each learns what a user who is known to the source alone is worth in the target. See ``factors.py`` for the stages.
+Each learns what to expect in the target of a user who is known to the source alone. See ``factors.py`` for the stages.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def fit_map(
 
 
 class PTUPCDR(Bridge):
-    """Personalised transfer of user preferences (Zhu et al. 2022): a mapping of his own for each user.
+    """Personalised transfer of user preferences (Zhu et al. 2022): a mapping of their own for each user.
 
     p = Σ_j a_j v_j over what the user liked in the source, a = softmax(MLP(v_j)); W = reshape(MLP(p)); û^t = W u^s;
     trained on the ratings themselves, (r - û^t·v^t)², with all factors frozen. Padding is masked out of the softmax; a

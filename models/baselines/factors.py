@@ -31,7 +31,7 @@ class BridgeConfig:
     users, source_items, target_items: rows of the tables
     width: D of the factors
     target_slot: rows of this domain slot are the target's; all others are the source's
-    biases: a user's vector carries his bias as one more entry (mapped with the rest), and items have biases
+    biases: a user's vector carries their bias as one more entry (mapped with the rest), and items have biases
     source_mean, target_mean: what is answered for nobody and nothing, in the head's unit
     positive_above: events with a larger value are what the user liked
     history: latest liked source events that a bridge reads
@@ -51,7 +51,7 @@ class BridgeConfig:
 
     @property
     def user_width(self) -> int:
-        """Entries of a user's vector, his bias included."""
+        """Entries of a user's vector, their bias included."""
         return self.width + self.biases
 
 

@@ -117,7 +117,7 @@ def candidate_vectors(backbone: Ranker, batch: Batch) -> Tensor:
 
 
 class AT4CTR(AuxiliaryTask):
-    """Auxiliary match tasks (Liu et al. 2023): a user and the item he clicked, and a past and its next item.
+    """Auxiliary match tasks (Liu et al. 2023): a user and the item they clicked, and a past and its next item.
 
     UIM: InfoNCE of user and item, on clicked rows alone; other rows of one item or one user are no negatives.
     NIP: a causal encoding of the past against the next item, among the distinct items of the batch.
@@ -214,7 +214,7 @@ def uniformity(x: Tensor) -> Tensor:
 
 
 class PoolNCE(AuxiliaryTask):
-    """Plain InfoNCE given the pairs that CRP has: a user's mean target item against his mean source item.
+    """Plain InfoNCE given the pairs that CRP has: a user's mean target item against their mean source item.
 
     The fairness row: none of the other tasks sees a pair across domains. Both directions count.
     """

@@ -35,7 +35,7 @@ class BaselineConfig:
     product: also give the MLP the products of user, short views and candidate, as the ranker's head has them
     user_dropout: share of training rows whose user is hidden, so that the unknown user means something
     mean_label: mean label of the training rows; what an item of which nothing is known is expected to get
-    evidence: start from the plain facts that the ranker starts from (``layers/wide.py``): the item's mean, and what
+    wide: start from the plain features that the ranker starts from (``layers/wide.py``): the item's mean, and what
         the user's own labels say of him; without them a network starts from the mean label alone
     """
 
@@ -53,7 +53,7 @@ class BaselineConfig:
     user_dropout: float = 0.2
     dropout: float = 0.0
     mean_label: float = 0.5
-    evidence: bool = True
+    wide: bool = True
     task: Literal["ctr", "rating"] = "ctr"
 
     def __post_init__(self) -> None:
@@ -144,7 +144,7 @@ class Inputs(nn.Module):
         parts = 1 + len(config.user_fields) + bool(config.users) + len(config.context_fields) + views
         if config.product:
             parts += bool(config.users) + views
-        self.knows_user = config.evidence and reads_source
+        self.knows_user = config.wide and reads_source
         self.size = parts * width + EVIDENCE * self.knows_user
         self.evidence = nn.Parameter(torch.zeros(EVIDENCE)) if self.knows_user else None
         self.own_evidence = nn.Parameter(torch.zeros(config.domains, EVIDENCE)) if self.knows_user else None
@@ -157,9 +157,9 @@ class Inputs(nn.Module):
         self.source_values.copy_(source_values)
 
     def expected(self, batch: Batch) -> Tensor:
-        """What the plain facts say of each row, (B,), in the unit of the output."""
+        """What the wide part says of each row, (B,), in the unit of the output."""
         start = as_score(self.items.means[0], self.config.task) + self.start
-        if not self.config.evidence:
+        if not self.config.wide:
             return start.expand(len(batch))
         rows = torch.where(batch.item > 0, self.own_rows(batch.item, batch.domain), 0)
         expected = as_score(self.items.mean_of(rows), self.config.task) + self.start
@@ -261,7 +261,7 @@ class Baseline(nn.Module):
         self.inputs = Inputs(config, item_codes, reads_source=reads_source)
 
     def personal(self, batch: Batch) -> Tensor:
-        """What the mechanism adds to the plain facts and the offset, (B,)."""
+        """What the mechanism adds to the wide part and the offset, (B,)."""
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> Tensor:

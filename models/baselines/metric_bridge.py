@@ -1,13 +1,13 @@
 """SSCDR (Kang et al. 2019): users and items as points of one space for each domain, and a map between the spaces.
 
-A user stands near what he likes. Every point lies in the unit ball (e / max(1, ‖e‖)). Three stages:
+A user lies near what they like. Every point lies in the unit ball (e / max(1, ‖e‖)). Three stages:
 
     points   for each domain, [m + ‖u - v⁺‖² - ‖u - v⁻‖²]₊ over liked items v⁺ and drawn items v⁻
     map      ‖f(u^s) - u^t‖² + λ [m + ‖u^t - f(v⁺)‖² - ‖u^t - f(v⁻)‖²]₊ over shared users and their source items: the
              second term needs no target rows of the items, hence semi-supervised
     scale    a score is a negative distance, so a line is fitted that carries it to ratings or logits
 
-A cold user stands halfway between f(u^s) and the middle of f(v^s) over what he liked: the paper's inference by
+A cold user lies halfway between f(u^s) and the middle of f(v^s) over what they liked: the paper's inference by
 neighbours, with one hop.
 """
 

@@ -189,7 +189,7 @@ class SQN(SequenceTask):
         self.discount = discount
         self.encoder = SequenceEncoder(width)
         self.choose = SampledSoftmax(width, temperature)
-        self.worth = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+        self.values = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
         given = [rewards] if isinstance(rewards, int | float) else list(rewards)
         self.register_buffer("rewards", torch.tensor(given, dtype=torch.float32))
 
@@ -203,7 +203,7 @@ class SQN(SequenceTask):
         kind = side.action[taken].clamp(max=len(self.rewards) - 1)
         entropy = F.cross_entropy(self.choose(states, pool), action, reduction="none")
         coin = int(torch.rand(()) < 0.5)
-        learner, judge = self.worth[coin], self.worth[1 - coin]
+        learner, judge = self.values[coin], self.values[1 - coin]
         items = directions(pool.vectors)
         value = (learner(states) * items[action]).sum(-1)
         with torch.no_grad():
@@ -224,7 +224,7 @@ class SAC(SQN):
 
 
 class CLRec(SequenceTask):
-    """Contrast against a queue (Zhou et al. 2021): a user's past against his next item.
+    """Contrast against a queue (Zhou et al. 2021): a user's past against their next item.
 
     Negatives are the other positives of the batch and those of the batches before, kept first in, first out: drawn as
     often as they are popular, they remove the exposure bias. The queue keeps which items they were, and it is saved;

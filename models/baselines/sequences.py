@@ -57,7 +57,7 @@ class Sequences:
 
 
 def sides(backbone: Ranker, batch: Batch) -> list[Sequences]:
-    """The target and the source short histories of the batch, one of each user: that of his latest row."""
+    """The target and the source short histories of the batch, one of each user: that of their latest row."""
     rows = batch.rows(latest_row_of_each_user(batch))
     found = []
     if rows.short_target is not None:

@@ -129,7 +129,7 @@ class TransferReport:
     ``weights`` has a row per window and source: step, source, rows, mean, p10, p50, p90. ``windows`` has a row per
     window: step, gain, control_gain, fresh_loss, seen_loss, frozen. Both are plain values, ready to be plotted.
     ``parts`` are those of sources of which enough is known, the most harmful first. ``target`` says how surely the
-    target's own rows agree (t value), by which sources are judged along a path; None elsewhere.
+    target's own rows agree (t value), by which sources are judged along a path; None in other modes.
     """
 
     weights: list[dict[str, Any]]

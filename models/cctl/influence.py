@@ -323,6 +323,6 @@ def _mean(tensors: list[Tensor]) -> Tensor:
 
 
 def _drawn(batch: Batch) -> Tensor:
-    """Whether each row is kept from the target-only tower, (B,) bool; the same row always is."""
+    """Whether each row is kept from the target tower, (B,) bool; the same row always is."""
     mixed = (batch.user * 8191 + batch.item) * 8191 + batch.time % 1_000_003
     return (mixed * 2_654_435_761 % 2**32 >> 16) % _HELD_OUT_OF == 0

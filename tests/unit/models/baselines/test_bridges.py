@@ -61,7 +61,7 @@ def rows(user, item, label, slot, history):
 
 @pytest.fixture(scope="module")
 def world():
-    """A user's bias and his group's liking of half the items hold in both domains; users from 60 on are cold."""
+    """A user's bias and their group's liking of half the items hold in both domains; users from 60 on are cold."""
     generator = np.random.default_rng(0)
     taste, group = generator.normal(0, 0.5, USERS), np.arange(USERS) % 2
     user, item = (part.ravel() for part in np.meshgrid(np.arange(1, USERS), np.arange(1, ITEMS), indexing="ij"))

@@ -281,7 +281,7 @@ def test_a_baseline_starts_from_the_items_mean_and_the_users_own_evidence():
 
 
 def test_without_evidence_a_baseline_starts_from_the_mean_label_alone():
-    config = replace(CONFIG, evidence=False, mean_label=0.2)
+    config = replace(CONFIG, wide=False, mean_label=0.2)
     start = Inputs(config, item_codes()).expected(some_batch())
     torch.testing.assert_close(start.sigmoid(), torch.full((24,), 0.2))
 
