@@ -89,7 +89,7 @@ def as_json(error: BaseException) -> dict[str, Any]:
     details = dict(getattr(error, "details", None) or {})
     body: dict[str, Any] = {
         "code": getattr(error, "code", None) or re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower(),
-        "message": str(error),
+        "message": _message(error),
     }
     if "field" in details:
         body["field"] = details.pop("field")
@@ -100,11 +100,7 @@ def as_json(error: BaseException) -> dict[str, Any]:
 
 def as_line(error: BaseException) -> str:
     """An error in one line for a person, with the field, file and line that it came from where they are known."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        return f"{error.title}: {field}: {first['msg']}"
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = " ".join(_message(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror or message}"
     if http_status(error) == 500:
@@ -113,3 +109,10 @@ def as_line(error: BaseException) -> str:
     known = [(key, str(details[key])) for key in ("field", "file", "line") if key in details]
     absent = [f"{key} {value}" for key, value in known if value not in message]
     return message + (f" ({', '.join(absent)})" if absent else "")
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, ValidationError):  # its own message has several lines
+        first = error.errors()[0]
+        return f"{error.title}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return str(error)

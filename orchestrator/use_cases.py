@@ -50,11 +50,12 @@ def steps(kind: str) -> tuple[Step, ...]:
     # Imported here: the pages and the command line start runs without loading torch.
     from orchestrator.jobs import launch, preview, train_shared
 
-    if kind == "preview":
-        return preview.STEPS
-    if kind == "train-shared":
-        return train_shared.STEPS
-    return launch.RETRAIN_STEPS if kind == "retrain" else launch.STEPS
+    return {
+        "train-shared": train_shared.STEPS,
+        "launch-domain": launch.STEPS,
+        "retrain": launch.RETRAIN_STEPS,
+        "preview": preview.STEPS,
+    }[kind]
 
 
 def register(spec: DomainSpec, *, registry: Registry, by: str) -> Domain:

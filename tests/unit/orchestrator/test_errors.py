@@ -73,7 +73,9 @@ def test_a_line_names_the_field_of_an_invalid_value():
 
     with pytest.raises(ValueError) as found:  # noqa: PT011  pydantic's own
         Sizes(width="wide")
-    assert errors.as_line(found.value).startswith("Sizes: width: ")
+    line = errors.as_line(found.value)
+    assert line.startswith("Sizes: width: ")
+    assert errors.as_json(found.value)["error"]["message"] == line
 
 
 def test_a_line_of_a_bug_names_its_class():
