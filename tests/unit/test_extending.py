@@ -1,7 +1,7 @@
 """The usual additions go through a seam of one package each: docs/guide/extending.md, with a dummy of each kind."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,8 +15,11 @@ from feature_repo import online_stores
 from feature_repo.definitions import FeatureRepo
 from feature_repo.online_stores import ONLINE_STORES, OnlineStore
 from models.metrics import METRICS, Metric
+from models.ranker.config import Architecture
+from orchestrator.evaluation import rows
 from orchestrator.evaluation.measure import METRICS as MEASURED
 from orchestrator.settings import Settings
+from orchestrator.training.recipe import Recipe
 
 REQUEST = {"user_id": "u1", "items": [{"item_id": "i1"}]}
 
@@ -76,3 +79,18 @@ def test_a_field_of_the_ranking_request_is_declared_once():
     assert Wider.model_json_schema()["properties"]["device"]["description"] == "What the user holds."
     with pytest.raises(ValidationError, match="device"):
         RankRequest.model_validate({**REQUEST, "device": "phone"})
+
+
+def test_a_baseline_is_read_by_its_row(monkeypatch: pytest.MonkeyPatch):
+    """What people call it, and what a better one says, stand in one table."""
+    assert rows.label("dummy_net") == "dummy net"
+    monkeypatch.setitem(rows.ROWS, "dummy_net", rows.Row("dummy network", "own network", "which is only a dummy"))
+    assert rows.label("dummy_net") == "dummy network"
+
+
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_a_recipe_takes_every_architecture_that_models_name(architecture: str):
+    """The name stands once, beside the network."""
+    assert Recipe(architecture=architecture).architecture == architecture
+    with pytest.raises(ValidationError, match="architecture"):
+        Recipe(architecture=f"{architecture}-dummy")
