@@ -57,6 +57,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> FewRows:
 
 
 @pytest.mark.parametrize("name", model_zoo.NAMES)
+@pytest.mark.slow
 def test_every_name_trains_and_answers_each_row_of_each_domain(workspace: FewRows, name: str):
     """One probability a row, in the rows' order, whatever else is asked beside it."""
     found = model_zoo.fit(name, workspace, RECIPE, SLOTS)

@@ -42,6 +42,7 @@ def test_cold_users_are_hidden_from_training(seed, share, validation, timed):
         assert len(split.train) + len(split.validation) + len(split.test) == len(user)
 
 
+@pytest.mark.slow
 def test_a_draw_does_not_depend_on_the_process():
     """The same seed gives the same users whatever PYTHONHASHSEED, and another seed gives others."""
     program = (

@@ -104,6 +104,7 @@ def models(world):
 
 
 @pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.slow
 class TestEveryBridge:
     def test_cold_users_are_better_known_than_by_the_item_alone(self, kind, models, world):
         cold = world["cold"]
