@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from domains.errors import InvalidSpec
 from domains.spec import DomainSpec
+from orchestrator.values import Value
 
 NUMBER_BINS = 16
 MAXIMUM_CATEGORIES = 100_000
@@ -75,8 +76,7 @@ class SourceRange:
     size: int
 
 
-@dataclass(frozen=True)
-class FeatureEncoder:
+class FeatureEncoder(Value):
     """The code books of one backbone.
 
     ``slots`` are the domains of shared training in the order of their slots in the network.
@@ -134,21 +134,6 @@ class FeatureEncoder:
     def source(self, domain: str) -> SourceRange | None:
         """A source domain's range; None for a target, whose items the backbone does not hold."""
         return next((source for source in self.sources if source.domain == domain), None)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Self:
-        book = dict(value)
-        for name in ("item_fields", "user_fields", "context_fields", "domain_fields"):
-            book[name] = tuple(
-                Field(field["name"], field["kind"], tuple(field["values"]), tuple(field["edges"]))
-                for field in book[name]
-            )
-        book["sources"] = tuple(SourceRange(**source) for source in book["sources"])
-        book["slots"] = tuple(book["slots"])
-        return cls(**book)
 
     def save(self, directory: Path) -> None:
         """Write ``encoder.json`` into a version's folder."""

@@ -119,7 +119,7 @@ def lessons(workspace: Workspace, recipe: Recipe, slots: Sequence[str]) -> Train
         validation.append((rows.take(sample(split.validation, EVALUATED_ROWS)), slot))
         if len(known):
             newest_us = max(newest_us or 0, int(known.time_us.max()))
-    encoder = replace(encoder, trained_until_us=newest_us)
+    encoder = encoder.model_copy(update={"trained_until_us": newest_us})
     return TrainingSet(encoder, train, validation, {name: found.means for name, found in means.items()}, values)
 
 
