@@ -46,8 +46,8 @@ def _start(domain: Domain) -> None:
 
 def _summary(report: PreviewReport) -> str:
     return (
-        f"Measured on {report.evaluation_users:,} users, each by a run that was not trained on them; "
-        f"{report.made_at[:10]}. All sources together lower the {wording.METRICS[report.metric].label} by "
+        f"Made on {report.made_at[:10]}, on {report.evaluation_users:,} users, each measured by a run that was not "
+        f"trained on them. All sources together lower the {wording.METRICS[report.metric].label} by "
         f"**{wording.gain(report.together)}**."
     )
 
@@ -76,7 +76,7 @@ def _data_needed(report: PreviewReport) -> None:
     test = report.backtest
     if test.of:
         st.caption(
-            f"Tested on the smaller shares: {test.held} of {test.of} forecast intervals held what was measured later."
+            f"Tested on smaller shares: {test.held} of {test.of} forecast intervals contained what was then measured."
         )
     with st.expander("Error by number of training rows"):
         st.altair_chart(charts.errors_by_rows(report.curve, report.metric), width="stretch")

@@ -37,7 +37,7 @@ STATES: dict[str, Label] = {
 FALLBACK_LEVELS: dict[str, Label] = {
     "none": Label("No answers yet", "gray", "There is no data to answer from."),
     "prior": Label("Popularity", "gray", "Items are ranked by popularity; no model scores this domain yet."),
-    "zero_shot": Label("Shared model", "blue", "The shared model ranks; nothing has been trained on this domain yet."),
+    "zero_shot": Label("Shared model", "blue", "The shared model ranks; no adapter of this domain is live yet."),
     "adapter": Label("Own adapter", "green", "The domain's own adapter ranks, on top of the shared model."),
 }
 RUN_STATES: dict[str, Label] = {

@@ -117,7 +117,7 @@ def _row(domain: Domain, live: Live | None, run: Run | None) -> None:
         else:
             data.caption("no data yet")
         if live is not None:
-            _cell(since, f"`{wording.short(live.version_id)}`", f"since {wording.ago(live.since)}")
+            _cell(since, f"`{wording.short(live.version_id)}`", wording.ago(live.since))
         else:
             since.caption("–")
         if run is not None:
