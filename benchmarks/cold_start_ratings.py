@@ -49,7 +49,7 @@ from orchestrator.settings import Settings
 from orchestrator.training.fit import fit, lessons, new_ranker
 from orchestrator.training.fit import prepare as set_out
 from orchestrator.training.recipe import Recipe
-from orchestrator.training.wide_fit import fit_own_evidence
+from orchestrator.training.wide_fit import fit_own_wide_weights
 
 BOUNDS = (1.0, 5.0)
 SHARES = (20, 50, 80)
@@ -253,7 +253,7 @@ def graft(recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
     batch_builder = given.workspace.batch_builder(encoder, given.slots)
     shared = score_rows(ranker, batch_builder, given.asked, 1)
     held = score_rows(ranker, batch_builder, given.validation, 1)
-    result = fit_adapter(ranker, 1, recipe, batch_builder, given.known, given.validation)
+    result = fit_adapter(ranker, 1, recipe, batch_builder, given.known, validation=given.validation)
     tuned = score_rows(ranker, batch_builder, given.asked, 1)
     return {
         SHARED: Scored(shared, {"parameters": _count(ranker), "validation_rmse": _rmse(given.validation, held)}),
@@ -276,7 +276,7 @@ def wide_part_alone(recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
     batch_builder = given.workspace.batch_builder(learnt.encoder, given.slots)
     ranker = new_ranker(given.workspace, learnt.encoder, recipe, mean_label=learnt.mean_label)
     set_out(ranker, learnt, batch_builder, seed=seed)
-    fit_own_evidence(ranker, batch_builder, learnt.train[1][0], 1, seed=seed)
+    fit_own_wide_weights(ranker, batch_builder, learnt.train[1][0], 1, seed=seed)
     held, asked = (score_rows(ranker, batch_builder, rows, 1) for rows in (given.validation, given.asked))
     return {WIDE_PART: Scored(asked, {"validation_rmse": _rmse(given.validation, held)})}
 

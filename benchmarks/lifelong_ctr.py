@@ -112,7 +112,9 @@ def open_task(workspace: Workspace, setting: str, seed: int, *, people: int | No
         means | {target: found.means},
         {name: np.ones(size, np.float32) for name, size in sizes.items()},
     )
-    recipe = Recipe(width=WIDTH, lifelong=LIFELONG, short=SHORT, architecture="dacdr+lcn", wide_features="few", seed=seed)
+    recipe = Recipe(
+        width=WIDTH, lifelong=LIFELONG, short=SHORT, architecture="dacdr+lcn", wide_features="few", seed=seed
+    )
     test = parts.test
     setup = Setup(
         workspace,

@@ -169,7 +169,7 @@ def built(what: Network, setup: Setup, recipe: Recipe) -> nn.Module:
     elif isinstance(inner, Ranker):
         own = inner.owned(setup.slot).items
         assert own is not None
-        begin_with(inner.source_items.rows.weight, setup.vectors[:source])
+        begin_with(inner.embeddings.source_items.rows.weight, setup.vectors[:source])
         begin_with(own.rows.weight, setup.vectors[source:])
     return model
 
@@ -185,7 +185,7 @@ def _ranker(what: Network, setup: Setup, recipe: Recipe) -> nn.Module:
         setup.workspace, encoder, recipe.model_copy(update={"width": 4}), mean_label=setup.training_set.mean_label
     )
     torch.manual_seed(recipe.seed)
-    ranker = Ranker(replace(usual.config, width=recipe.width, **what.changes), usual.source_items.codes)
+    ranker = Ranker(replace(usual.config, width=recipe.width, **what.changes), usual.embeddings.source_items.codes)
     for name in encoder.slots:
         fit.add_domain(ranker, setup.workspace, encoder, name)
     fit.prepare(ranker, setup.training_set, setup.batch_builder, seed=recipe.seed)

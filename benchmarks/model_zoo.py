@@ -149,7 +149,7 @@ def build(name: str, workspace: Workspace, recipe: Recipe, learnt: TrainingSet) 
     if name not in BASELINES:
         backbone = fitting.new_ranker(workspace, encoder, recipe, mean_label=learnt.mean_label)
         make: Any = SELF_SUPERVISED[name.removeprefix(f"{OURS} + ")]
-        codes = (backbone.source_items.codes,) if name.endswith(" SSL") else ()
+        codes = (backbone.embeddings.source_items.codes,) if name.endswith(" SSL") else ()
         return WithAuxiliary(backbone, make(recipe.width, *codes))
     # Only to lay the means out as networks hold them; narrow, because nothing of it is trained.
     shape = fitting.new_ranker(
@@ -164,9 +164,9 @@ def build(name: str, workspace: Workspace, recipe: Recipe, learnt: TrainingSet) 
         BASELINES[name],
         encoder,
         recipe,
-        source=shape.source_items,
+        source=shape.embeddings.source_items,
         own=own,
-        source_values=shape.source_values,
+        source_values=shape.wide.source_values,
         mean_label=learnt.mean_label,
     )
 
@@ -184,5 +184,5 @@ def _ranker(network: nn.Module) -> Ranker | None:
 
 
 def _users(network: nn.Module) -> RowTable | None:
-    inner = _ranker(network) or network
-    return inner.inputs.users if isinstance(inner, Baseline) else inner.users  # type: ignore[return-value]
+    inner = _ranker(network)
+    return network.inputs.users if inner is None else inner.embeddings.users  # type: ignore[return-value, union-attr]

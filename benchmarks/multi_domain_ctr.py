@@ -166,9 +166,9 @@ def graft(recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
         parameters=fit.searched_parameters(ranker),
         consider_start=True,
     )
-    if ranker.users is not None:
-        fit.forget_unmet_users(ranker.users, learnt)
-    weights = [ranker.evidence, *(ranker.owned(slot).evidence for slot in range(len(given.slots)))]
+    if ranker.embeddings.users is not None:
+        fit.forget_unmet_users(ranker.embeddings.users, learnt)
+    weights = [ranker.wide.weights, *(ranker.owned(slot).wide_weights for slot in range(len(given.slots)))]
     detail = {"best_epoch": result.best_epoch, "validation": result.best}
     return {
         WIDE_PART: Scored(facts, {"parameters": sum(part.numel() for part in weights)}),

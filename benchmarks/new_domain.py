@@ -157,7 +157,7 @@ def tuned(way: str, name: str, recipe: Recipe, task: Task, seed: int) -> dict[st
     if way in (ADAPTER, FEW):
         recipe = recipe.model_copy(update={"fine_tune_items": way == ADAPTER})
         fingerprint = adapters.fingerprint(ranker, excluding=slot)
-        result = fit_adapter(ranker, slot, recipe, batch_builder, given.known, given.validation)
+        result = fit_adapter(ranker, slot, recipe, batch_builder, given.known, validation=given.validation)
         proof = adapters.certificate(fingerprint, adapters.fingerprint(ranker, excluding=slot))
         trained = sum(part.numel() for part in owned.parameters()) - (0 if recipe.fine_tune_items else rows)
         detail |= {"parameters": trained, "best_epoch": result.best_epoch, "frozen": proof.ok}

@@ -196,7 +196,7 @@ def new_network(
         ranker.add_domain(DomainConfig(items=0, feature_codes=(slot + 1,)))
     if factors is not None and factors.shape[1] == config.width:
         with torch.no_grad():
-            ranker.source_items.rows.weight.copy_(torch.from_numpy(factors) * FACTOR_SCALE)
+            ranker.embeddings.source_items.rows.weight.copy_(torch.from_numpy(factors) * FACTOR_SCALE)
     return ranker
 
 

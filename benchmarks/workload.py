@@ -16,7 +16,7 @@ from domains.events.histories import HistoryStore
 from models.batch import Batch
 from models.ranker import adapters
 from models.ranker.network import DomainConfig, Ranker, RankerConfig
-from models.ranker.precompute import keep
+from models.ranker.precompute import frozen_cache
 from models.training import loop
 from models.training.optimisers import Optimisers
 from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, EventSource, Examples
@@ -189,8 +189,14 @@ class FineTuning(Ours):
         adapters.freeze_all_but(ranker, 1)
         super().__init__(ranker, next(data.batches(0)))
         began = time.process_time()
-        ranker.kept = keep(ranker, data.each_row_once(), len(data) * len(self.batch), limit=FROZEN_CACHE_BYTES)
+        rows = len(data) * len(self.batch)
+        self.cache = frozen_cache(ranker, data.each_row_once(), rows, limit=FROZEN_CACHE_BYTES)
         self.ahead = (time.process_time() - began) / len(data) * 1e3
+        self.ranker = ranker
+
+    def step(self) -> None:
+        with self.ranker.using(self.cache):
+            super().step()
 
 
 def zipf(random: np.random.Generator, items: int, count: int) -> np.ndarray:

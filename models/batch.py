@@ -69,7 +69,7 @@ class Batch:
         time:          (B,) long, microseconds since the epoch
         label:         (B,) float, 0 or 1 for clicks, the rating otherwise
         weight:        (B,) float, the row's weight in the loss
-        offset:         (B,) float, what is expected without personalisation, in the head's unit (logit or rating);
+        offset:        (B,) float, what is expected without personalisation, in the head's unit (logit or rating);
                        0 where the network has no offset track
         lifelong:      the long source history, up to 2,000 events
         short_source:  the latest source events, or None
@@ -153,15 +153,15 @@ def arrange(batch: Batch) -> tuple[Batch, Arrangement]:
     Works for any order and any mix of users and domains. In the result, cell ``i`` reads stored history
     ``i // per_chunk`` of each of its events, and columns that no row can see are cut away.
     """
-    views = [events for events in (batch.lifelong, batch.short_source, batch.short_target) if events is not None]
+    histories = [events for events in (batch.lifelong, batch.short_source, batch.short_target) if events is not None]
     key = batch.domain
-    for events in views:
+    for events in histories:
         key = torch.unique(key * events.item.shape[0] + events.row, return_inverse=True)[1]
     rows = key.shape[0]
     size = torch.bincount(key)
     per_chunk = max(1, -(-rows // max(1, size.numel())))
     if per_chunk == 1 and rows == size.numel():
-        return _chunked(batch, batch, per_chunk), Arrangement(rows, 1, None, None)
+        return _chunked(batch, per_chunk), Arrangement(rows, 1, None, None)
     order = torch.argsort(key, stable=True)
     group = key[order]
     first_row = torch.cumsum(size, 0) - size
@@ -176,13 +176,13 @@ def arrange(batch: Batch) -> tuple[Batch, Arrangement]:
     leader = row_of_cell.view(chunks, per_chunk)[:, :1].expand(chunks, per_chunk).reshape(-1)
     row_of_cell = torch.where(row_of_cell < 0, leader, row_of_cell)
     if chunks * per_chunk == rows and torch.equal(cell, order):
-        return _chunked(batch, batch, per_chunk), Arrangement(chunks, per_chunk, None, None)
+        return _chunked(batch, per_chunk), Arrangement(chunks, per_chunk, None, None)
     cell_of_row = torch.empty_like(cell)
     cell_of_row[order] = cell
-    return _chunked(batch.rows(row_of_cell), batch, per_chunk), Arrangement(chunks, per_chunk, row_of_cell, cell_of_row)
+    return _chunked(batch.rows(row_of_cell), per_chunk), Arrangement(chunks, per_chunk, row_of_cell, cell_of_row)
 
 
-def _chunked(cells: Batch, batch: Batch, per_chunk: int) -> Batch:
+def _chunked(cells: Batch, per_chunk: int) -> Batch:
     """``cells`` with one stored history a chunk, cut to the columns that some row can see."""
     chosen: dict[str, Any] = {}
     for name in ("lifelong", "short_source", "short_target"):

@@ -7,7 +7,6 @@ with the one before.
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 import time
@@ -143,7 +142,7 @@ class SnapshotBuilder:
         adapter = checkpoint.load_adapter(folder)
         if adapter.content != version.id:
             raise CorruptCheckpoint(folder, f"holds {adapter.content[:12]}, not the version that was promoted")
-        ranker = _with_own_slots(backbone)
+        ranker = backbone.with_own_domains()
         slot = adapters.attach(ranker, adapter, backbone=version.backbone_id)
         ranker.eval()
         return _live_model(
@@ -194,17 +193,6 @@ class SnapshotBuilder:
 def _live_model(ranker: Ranker, **rest: Any) -> LiveModel:
     with torch.inference_mode():
         return LiveModel(ranker=ranker, stack=ranker.stack(range(len(ranker.domains))), **rest)
-
-
-def _with_own_slots(backbone: Ranker) -> Ranker:
-    """The same modules and tensors under a list of slots of its own.
-
-    Every domain shares the backbone, and none sees another's adapter, so the cost of a request does not grow with the
-    number of domains.
-    """
-    shared = [*backbone.children(), *backbone.domains, *backbone.parameters(recurse=False)]
-    shared += backbone.buffers(recurse=False)
-    return copy.deepcopy(backbone, {id(part): part for part in shared if part is not backbone.domains})
 
 
 class Watcher:

@@ -151,7 +151,8 @@ def fit_map(
 class PTUPCDR(Bridge):
     """Personalised transfer of user preferences (Zhu et al. 2022): a mapping of their own for each user.
 
-    p = Σ_j a_j v_j over what the user liked in the source, a = softmax(MLP(v_j)); W = reshape(MLP(p)); û^t = W u^s;
+    p = Σ_j a_j v_j over what the user liked in the source, a = softmax(MLP(v_j)); W = reshape(MLP(p)); û^t = W u^s,
+    which is DACDR eq. (5);
     trained on the ratings themselves, (r - û^t·v^t)², with all factors frozen. Padding is masked out of the softmax; a
     user who liked nothing has p = 0 and gets the common bridge that the network's biases hold.
     """

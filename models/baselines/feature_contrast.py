@@ -101,9 +101,9 @@ def distinct_items(backbone: Ranker, batch: Batch) -> tuple[Tensor, Tensor]:
     own = torch.zeros(len(lender), backbone.config.width, device=batch.item.device)
     for slot in torch.unique(rows.domain).tolist():
         mine = (rows.domain == slot).nonzero()[:, 0]
-        table = backbone.owned(slot).items or backbone.source_items
+        table = backbone.embeddings.items_of(backbone.owned(slot))
         own = own.index_copy(0, mine, table.rows(rows.item[mine]).to(own.dtype))
-    return torch.cat([own[:, None], backbone.item_fields.tokens(rows.item_features)], 1), distinct
+    return torch.cat([own[:, None], backbone.embeddings.item_fields.tokens(rows.item_features)], 1), distinct
 
 
 def candidate_vectors(backbone: Ranker, batch: Batch) -> Tensor:
@@ -111,7 +111,7 @@ def candidate_vectors(backbone: Ranker, batch: Batch) -> Tensor:
     vectors = torch.zeros(len(batch), backbone.config.width, device=batch.item.device)
     for slot in torch.unique(batch.domain).tolist():
         mine = (batch.domain == slot).nonzero()[:, 0]
-        own = backbone.item_vectors(slot, batch.item[mine], batch.item_features[mine])
+        own = backbone.embeddings.candidates(backbone.owned(slot), batch.item[mine], batch.item_features[mine])
         vectors = vectors.index_copy(0, mine, own.to(vectors.dtype))
     return vectors
 
@@ -148,7 +148,7 @@ class AT4CTR(AuxiliaryTask):
         for place, side in enumerate(sides(backbone, clicked)):
             # `sides` orders its sequences by user, as `clicked` now is.
             views[place] = views[place].index_copy(0, number, pooled(side.vectors, side.mask))
-        profile = backbone.user_fields.tokens(clicked.user_features)
+        profile = backbone.embeddings.user_fields.tokens(clicked.user_features)
         views.append(profile.mean(1) if profile.shape[1] else torch.zeros_like(views[0]))
         user = self.of_user(torch.cat(views, -1))
         item = self.of_item(candidate_vectors(backbone, clicked))
@@ -191,8 +191,9 @@ class CL4CTR(AuxiliaryTask):
     def forward(self, backbone: Ranker, batch: Batch) -> Tensor | None:
         if len(batch) < 2:
             return None
-        fields = [candidate_vectors(backbone, batch)[:, None], backbone.user_fields.tokens(batch.user_features)]
-        fields += [backbone.item_fields.tokens(batch.item_features), backbone.context_fields.tokens(batch.context)]
+        tables = backbone.embeddings
+        fields = [candidate_vectors(backbone, batch)[:, None], tables.user_fields.tokens(batch.user_features)]
+        fields += [tables.item_fields.tokens(batch.item_features), tables.context_fields.tokens(batch.context)]
         x = torch.cat(fields, 1)  # [B, fields, D]
         one, other = (self.project(self.encoder(self.drop(x)).mean(1)) for _ in range(2))
         contrast = (one - other).square().sum(-1).mean()

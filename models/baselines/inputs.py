@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from models.batch import Batch, Events
 from models.layers.embeddings import EventContext, FieldEmbedding, ItemTable, RowTable
-from models.layers.wide import EVIDENCE, as_score, history_evidence
-from models.ranker.network import TargetAttention
+from models.layers.target_attention import TargetAttention
+from models.layers.wide import PLAIN_FEATURES, as_score, plain_features
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,9 @@ class Inputs(nn.Module):
         if config.product:
             parts += bool(config.users) + views
         self.knows_user = config.wide and reads_source
-        self.size = parts * width + EVIDENCE * self.knows_user
-        self.evidence = nn.Parameter(torch.zeros(EVIDENCE)) if self.knows_user else None
-        self.own_evidence = nn.Parameter(torch.zeros(config.domains, EVIDENCE)) if self.knows_user else None
+        self.size = parts * width + PLAIN_FEATURES * self.knows_user
+        self.evidence = nn.Parameter(torch.zeros(PLAIN_FEATURES)) if self.knows_user else None
+        self.own_evidence = nn.Parameter(torch.zeros(config.domains, PLAIN_FEATURES)) if self.knows_user else None
         self.start = nn.Parameter(torch.zeros(()))
 
     def set_means(self, means: Tensor, source_values: Tensor) -> None:
@@ -165,7 +165,7 @@ class Inputs(nn.Module):
         expected = as_score(self.items.mean_of(rows), self.config.task) + self.start
         if self.evidence is not None and self.own_evidence is not None:
             weight = self.evidence + self.own_evidence[batch.domain]
-            expected = expected + (history_evidence(batch.lifelong, self.source_values) * weight).sum(-1)
+            expected = expected + (plain_features(batch.lifelong, self.source_values) * weight).sum(-1)
         return expected
 
     def own_rows(self, item: Tensor, domain: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ class Inputs(nn.Module):
         if self.config.product:
             parts += [view * candidate for view in matched]
         if self.knows_user:
-            parts.append(history_evidence(batch.lifelong, self.source_values))
+            parts.append(plain_features(batch.lifelong, self.source_values))
         return torch.cat(parts, -1)
 
     def _view(self, attention: nn.Module, events: Events, items: Tensor, batch: Batch, candidate: Tensor) -> Tensor:

@@ -88,16 +88,16 @@ def _sequences(backbone: Ranker, rows: Batch, events: Events, domain: Tensor | N
     items, action = (part[events.row].gather(1, place) * mask for part in (events.item, events.action))
     if domain is None:
         return Sequences(
-            backbone.source_item_vectors(items), mask, items, action, rows.user, backbone.source_item_vectors
+            backbone.embeddings.stored(items), mask, items, action, rows.user, backbone.embeddings.stored
         )
     identity = one_name(items, domain[:, None])
 
     def look_up(names: Tensor) -> Tensor:
         slot, item = names >> DOMAIN_BITS, names & (1 << DOMAIN_BITS) - 1
-        found = backbone.free_token.new_zeros(*names.shape, backbone.config.width)
+        found = backbone.embeddings.free_token.new_zeros(*names.shape, backbone.config.width)
         for number in torch.unique(slot).tolist():
             mine = slot == number
-            own = backbone.stored_item_vectors(number, item[mine])
+            own = backbone.embeddings.stored(item[mine], backbone.owned(number))
             found = found.masked_scatter(mine[..., None], own.to(found.dtype))
         return found
 

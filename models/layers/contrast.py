@@ -34,7 +34,7 @@ class ContrastConfig:
         negatives: M, pairs of each type shared by all positives of a batch.
         temperature: tau; the paper gives none. Below 0.1 a handful of the hardest negatives take all the gradient.
         denominator: ``seed`` is eqs. 3-5 as printed, without the positive; ``infonce`` adds it.
-        target_weight, source_weight, cross_weight: lambda of PT, PS, PC (eq. 6). A type of weight 0 is not sampled.
+        target_weight, source_weight, cross_weight: lambda of PT, PS, PC; a type of weight 0 is not sampled.
         one_table: target and source items live in one table, so equal ids are one item in cross pairs too.
     """
 
@@ -119,7 +119,7 @@ class CrossRepresentation:
         domain: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor | None:
-        """Weighted sum of the pair types that this batch allows (eq. 6); None where it allows none.
+        """Weighted sum of the pair types that this batch allows, LCN eq. (6); None where it allows none.
 
         Args:
             target, source: items (B, S) long and mask (B, S) bool of each row's short histories; None where not kept.
@@ -151,7 +151,7 @@ class CrossRepresentation:
         domain: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """The losses L_PT, L_PS and L_PC (eqs. 3-5), each a scalar, of the types that this batch allows."""
+        """L_PT: LCN eq. (3), L_PS: LCN eq. (4), L_PC: LCN eq. (5); a scalar each, of the types this batch allows."""
         sides: dict[str, ShortHistory] = {}
         if target is not None:
             sides["T"] = ShortHistory.of(*target)
@@ -165,7 +165,7 @@ class CrossRepresentation:
         }
         for name, (left, right) in _SIDES.items():
             if weights[name] and left in sides and right in sides:
-                found = self._draw(sides[left], sides[right], user, domain, generator)
+                found = self.draw(sides[left], sides[right], user, domain, generator)
                 if found is not None:
                     drawn[name] = found
         asked: dict[str, list[Tensor]] = {"T": [], "S": []}
@@ -186,7 +186,7 @@ class CrossRepresentation:
             losses[name] = pair_loss(similar, foreign, self.config.temperature, self.config.denominator)
         return losses
 
-    def _draw(
+    def draw(
         self,
         left: ShortHistory,
         right: ShortHistory,
@@ -206,13 +206,13 @@ class CrossRepresentation:
         if compare:
             apart = left.item[one] != right.item[other]
             one, other = one[apart], other[apart]
-        lenders, borrowers = (left.count >= 1).nonzero()[:, 0], (right.count >= 1).nonzero()[:, 0]
-        if len(one) == 0 or len(borrowers) == 0:
+        left_rows, right_rows = (left.count >= 1).nonzero()[:, 0], (right.count >= 1).nonzero()[:, 0]
+        if len(one) == 0 or len(right_rows) == 0:
             return None
         wanted = self.config.negatives
         tries = 2 * wanted  # most draws are good: one round finds enough but in tiny batches
-        first = lenders[_below(torch.full((tries,), len(lenders), device=user.device), generator)]
-        second = borrowers[_below(torch.full((tries,), len(borrowers), device=user.device), generator)]
+        first = left_rows[_below(torch.full((tries,), len(left_rows), device=user.device), generator)]
+        second = right_rows[_below(torch.full((tries,), len(right_rows), device=user.device), generator)]
         a, b = left.at(first, generator), right.at(second, generator)
         good = user[first] != user[second]
         if compare:

@@ -1,4 +1,4 @@
-"""DACDR's two-step domain-aware cross-attention and its domain encoder (equations 1 to 6).
+"""DACDR's two-step domain-aware cross-attention and its domain encoder (DACDR eqs. 1 to 6).
 
 A history is first read with the domain's eyes, then with the item's. The keys' projection is folded into the query and
 the values' projection is applied after pooling, so events are never projected:
@@ -31,7 +31,7 @@ class AttentionConfig:
     """Which of the paper's variants to build.
 
     domain_attention, item_attention: False for the ablations w/o DA, w/o IA.
-    ia_memory: what step 2 uses_cross_attention over. ``concat`` [T_d ; X], ``cascade`` T_d alone, ``rescale`` L *
+    ia_memory: what step 2 attends over. ``concat`` [T_d ; X], ``cascade`` T_d alone, ``rescale`` L *
     alpha_l * S_l.
     vacated: what stands in the encoder in place of an ablated step: nothing (``drop``), or the mean of the history,
         which keeps the encoder's width (``mean``).
@@ -55,7 +55,7 @@ class AttentionConfig:
 
 
 class Projections(nn.Module):
-    """W_Q, W_K, W_V of one cross-attention step, shared by all domains; no biases, no norms (equation 2).
+    """W_Q, W_K, W_V of one cross-attention step, shared by all domains; no biases, no norms: DACDR eq. (2).
 
     Shapes:
         weight: (3, D, D), in the order query, key, value; vectors are rows, Q = A W_Q
@@ -81,7 +81,7 @@ class StepWeights:
 
     @classmethod
     def fold(cls, shared: Tensor, differences: Tensor) -> StepWeights:
-        """From the shared (3, D, D) and the domains' differences (K, 3, D, D)."""
+        """From the shared (3, D, D) and the domains' differences (K, 3, D, D): W of DACDR eq. (2)."""
         query, key, value = (shared + differences).unbind(1)
         return cls(query @ key.transpose(1, 2) / math.sqrt(shared.shape[-1]), value)
 
@@ -91,7 +91,7 @@ class StepWeights:
 
 
 class DomainAwareCrossAttention(nn.Module):
-    """Read a user's source history first with the domain's eyes, then with the item's (DACDR equations 3 and 4).
+    """Read a user's source history first with the domain's eyes, then with the item's (DACDR eqs. 3 and 4).
 
     Shapes (C chunks, G cells a chunk, V views a chunk, M domain tokens, Q item tokens, P side tokens, D width):
         history:            items (C, L, D), mask (C, V, L); see History
@@ -118,11 +118,20 @@ class DomainAwareCrossAttention(nn.Module):
         domain_tokens: Tensor,
         item_tokens: Tensor,
         side_tokens: Tensor,
+        *,
         domain_weights: StepWeights | None,
         item_weights: StepWeights | None,
     ) -> Answers:
         return read(
-            history, self.reading(history, domain_tokens, item_tokens, side_tokens, domain_weights, item_weights)
+            history,
+            self.reading(
+                history,
+                domain_tokens,
+                item_tokens,
+                side_tokens,
+                domain_weights=domain_weights,
+                item_weights=item_weights,
+            ),
         )[0]
 
     def reading(
@@ -131,6 +140,7 @@ class DomainAwareCrossAttention(nn.Module):
         domain_tokens: Tensor,
         item_tokens: Tensor,
         side_tokens: Tensor,
+        *,
         domain_weights: StepWeights | None,
         item_weights: StepWeights | None,
     ) -> Reading[Answers]:
@@ -166,21 +176,21 @@ class DomainAwareCrossAttention(nn.Module):
         return domain_view, item_view, None if both else self.mean(history)
 
     def _domain_step(self, history: History, query: Tensor, scores: Tensor) -> _Step:
-        """S of equation 3, beside the null event: once for all cells that see the same."""
+        """The softmax of DACDR eq. (3) over S, beside the null event: once for all cells that see the same."""
         null = (query @ self.null)[..., None]
-        views = history.views()
-        if views is None:
+        groups = history.row_groups()
+        if groups is None:
             return _Step.over(history, history.scores(query, scores), null)
-        seen, of_row = history.seen_by(views), views.seen(history.onto_context(query))
-        return _Step.over(seen, seen.context_scores_of(of_row).add_(views.seen(scores)), views.seen(null), views)
+        seen, of_row = history.seen_by(groups), groups.seen(history.onto_context(query))
+        return _Step.over(seen, seen.context_scores_of(of_row).add_(groups.seen(scores)), groups.seen(null), groups)
 
     def _domain_view(self, step: _Step, pooled: Tensor, value: Tensor) -> Tensor:
-        """T_d of equation 3, (C, V, M, D)."""
+        """T_d = CA(E_d W_Q, S W_K, S W_V), DACDR eq. (3), (C, V, M, D)."""
         of_null, of_events = step.shares()
         pooled = of_events * step.pool(pooled) + of_null * self.null
-        if step.views is None:
+        if step.groups is None:
             return project(pooled, value)
-        return step.views.of_cells(project(pooled, value if len(value) == 1 else value[step.views.chunk]))
+        return step.groups.of_cells(project(pooled, value if len(value) == 1 else value[step.groups.chunk]))
 
     def _item_step(self, history: History, query: Tensor, scores: Tensor, domain: _Step | None = None) -> _Step:
         """The item's attention over the events; ``rescale`` reads L * alpha_l * S_l, alpha averaged over the tokens."""
@@ -189,8 +199,8 @@ class DomainAwareCrossAttention(nn.Module):
             return _Step.over(history, scores, null)
         of_null, of_events = domain.shares()
         parts = (of_null, of_events * domain.weights)
-        if domain.views is not None:
-            parts = (domain.views.of_cells(parts[0]), domain.views.of_cells(parts[1]))
+        if domain.groups is not None:
+            parts = (domain.groups.of_cells(parts[0]), domain.groups.of_cells(parts[1]))
         length = history.mask.sum(-1)[..., None, None] + 1  # valid events and the null one
         null_scale, scale = (part.mean(2, keepdim=True) * length for part in parts)  # [C, V, 1, 1 or L]
         step = _Step.over(history, scores * scale, null * null_scale)
@@ -199,7 +209,7 @@ class DomainAwareCrossAttention(nn.Module):
     def _item_view(
         self, step: _Step, pooled: Tensor, query: Tensor, side: Tensor, domain_view: Tensor | None
     ) -> Tensor:
-        """T_i of equation 4 before its values' projection, over the memory that the config asks for."""
+        """T_i = CA(E_v W_Q, M W_K, M W_V), DACDR eq. (4), before W_V; M is what the config asks for."""
         if step.null_scale is not None:
             of_null, of_events = step.shares()
             return of_events * step.pool(pooled) + of_null * step.null_scale * self.null
@@ -218,7 +228,7 @@ class DomainAwareCrossAttention(nn.Module):
 
 
 class DomainEncoder(nn.Module):
-    """û = MLP_enc([vec T_d ; vec T_i ; vec E_d]) (equation 6), one hidden layer.
+    """û = MLP_enc([vec T_d ; vec T_i ; vec E_d]), DACDR eq. (6), one hidden layer.
 
     Shapes:
         domain_view (C, V, M, D), item_view (C, G, Q, D), mean (C, V, 1, D), domain_tokens (C, M, D)
@@ -277,17 +287,17 @@ def project(x: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Step:
-    """A softmax over a history's events, which waits for what its items are pooled to.
+    """CA(Q, K, V) = softmax(Q K^T / sqrt(d) + mask) V, DACDR eq. (1), which waits for what its items are pooled to.
 
     Keys that are always there, the null event among them, come in later: beside them all events together count as one
     key whose score is ``total``.
 
-    Shapes (C chunks, or N views where cells see the same; V views a chunk, 1 of those N):
+    Shapes (C chunks, or N groups of cells that see the same; V views a chunk, 1 of those N):
         history:    as the views see it
         weights:    (C, V, Q, L), over the events alone; 0 for all where none is seen
         total:      (C, V, Q, 1), log of the sum of the exponentials of the scores
         null:       (C, V, Q, 1), the null event's score
-        views:      of the cells, where weights are those of N views
+        groups:     of the cells, where weights are those of N groups
         null_scale: (C, V, 1, 1), what the null event is multiplied with, or None
     """
 
@@ -295,14 +305,14 @@ class _Step:
     weights: Tensor
     total: Tensor
     null: Tensor
-    views: RowGroups | None = None
+    groups: RowGroups | None = None
     null_scale: Tensor | None = None
 
     @classmethod
-    def over(cls, history: History, scores: Tensor, null: Tensor, views: RowGroups | None = None) -> _Step:
+    def over(cls, history: History, scores: Tensor, null: Tensor, groups: RowGroups | None = None) -> _Step:
         """From scores of events (C, V, Q, L)."""
         weights, total = _SoftmaxOfSeen.apply(scores, history.mask[:, :, None])
-        return cls(history, weights, total, null, views)
+        return cls(history, weights, total, null, groups)
 
     def shares(self, few: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Attention over keys that are always there, by default the null event, and over all events together."""
@@ -313,11 +323,11 @@ class _Step:
 
     def asked(self) -> Tensor:
         """The weights that the chunks' items are to be pooled with."""
-        return self.weights if self.views is None else self.views.by_chunk(self.weights)
+        return self.weights if self.groups is None else self.groups.by_chunk(self.weights)
 
     def pool(self, items: Tensor) -> Tensor:
         """Whole events pooled, (C, V, Q, D), from the items pooled with `asked`."""
-        items = items if self.views is None else self.views.one_by_one(items)
+        items = items if self.groups is None else self.groups.one_by_one(items)
         return items + self.history.context_pool(self.weights)
 
 

@@ -1,4 +1,4 @@
-"""LCN's lifelong attention pyramid (section 4.2, equations 7 to 13): the whole history, then K1 events, then K2.
+"""LCN's lifelong attention pyramid (section 4.2, LCN eqs. 7 to 13): the whole history, then K1 events, then K2.
 
 Complete-scope attention (CSA) scores every event by a plain product. Median-scope attention (MSA) reads the best K1
 with their context. Focused-scope attention (FSA) reads the best K2 with several heads. The three answers are
@@ -30,9 +30,9 @@ class PyramidConfig:
     levels: which levels stand; with none a ranker has the short views alone. Without "msa" FSA reads CSA's best K2.
         Without "csa" its product still selects, but gives no answer of its own: ("fsa",) is the two-stage search that
         the paper compares with.
-    norm: how the raw weighted sums of CSA and MSA (equations 8 and 10) are held: as written (``none``), divided by the
+    norm: how the raw weighted sums of CSA and MSA (LCN eqs. 8 and 10) are held: as written (``none``), divided by the
         number of events summed (the default: no drift with the length), or a softmax of the scores.
-    reading: equations 11 to 13 clash in shape. "A" is the standard decoder, one row; "B" passes each weighted event
+    reading: LCN eqs. 11 to 13 clash in shape. "A" is the standard decoder, one row; "B" passes each weighted event
         through the feed-forward layer and averages.
     """
 
@@ -111,18 +111,19 @@ class Pyramid(nn.Module):
         if self.msa is not None:
             queries.append(self.msa.of_item(candidate))
         scores = yield [query[:, :, None] for query in queries]
-        raw, *of_items = (part.squeeze(2) for part in scores)  # [C, G, L] each
+        raw, *of_items = (part.squeeze(2) for part in scores)  # LCN eq. (7): r_k = e_k . e_v, [C, G, L]
         weights: dict[Level, Tensor] = {}
         if "csa" in config.levels:
             weights["csa"] = _weights(raw, mask, config.norm)[:, :, None]
         if self.msa is not None:
             mask = _best_mask(raw, mask, config.k1) if config.k1 < mask.shape[2] else mask
-            raw = history.context_scores_of(self.msa.of_context(candidate, history)).squeeze(2).add_(of_items[0])
+            of_context = history.context_scores_of(self.msa.of_context(candidate, history)).squeeze(2)
+            raw = history.together(of_items[0], of_context)
             weights["msa"] = _weights(raw, mask, config.norm)[:, :, None]
         pooled = yield list(weights.values())
         answers: dict[Level, Tensor] = dict(zip(weights, pooled, strict=True))
         if "csa" in weights:
-            answers["csa"] = answers["csa"].squeeze(2)
+            answers["csa"] = answers["csa"].squeeze(2)  # LCN eq. (8): sum of r_k e_k
         if self.msa is not None:
             answers["msa"] = self.msa.answer(answers["msa"], history, weights["msa"])
         selection = _best(raw if self.msa is not None else _later_first(raw, mask), mask, config.k2)
@@ -154,7 +155,7 @@ class Pyramid(nn.Module):
 
 
 class MedianScopeAttention(nn.Module):
-    """Raw scaled products with item and context, no softmax (equations 9 and 10).
+    """Raw scaled products with item and context, no softmax: LCN eq. (9) and LCN eq. (10).
 
     W_K and W_V read the concatenation (item ‖ context); they are kept as two halves, so each half folds into its query.
 
@@ -195,7 +196,7 @@ class MedianScopeAttention(nn.Module):
 
 
 class FocusedScopeAttention(nn.Module):
-    """Multi-head attention of the candidate over K2 events, then a feed-forward layer (equations 11 to 13).
+    """Multi-head attention of the candidate over K2 events, then a feed-forward layer (LCN eqs. 11 to 13).
 
     Shapes (H heads of D / H):
         history: see History; candidate (C, G, D); selection of K events; returns (C, G, D)
@@ -220,22 +221,23 @@ class FocusedScopeAttention(nn.Module):
             # All events are chosen: they are read where they lie, once for all rows of a chunk.
             chosen, real, shape = history, selection.mask(count)[:, :, None], (chunks, cells)
         else:
-            chosen, real = history.chosen(selection.position), selection.real.view(-1, 1, 1, count)
+            chosen, real = history.chosen(selection.position), selection.real.reshape(-1, 1, 1, count)
             shape = (chunks * cells, 1)
         of_item, of_context = (reading.view(*shape, self.heads, -1) for reading in self._readings(candidate, chosen))
         # [C, G, H, K], or [C * G, 1, H, K]
-        scores = chosen.context_scores_of(of_context).add_(chosen.item_scores(of_item))
-        # A row without events uses_cross_attention to nothing: its weights are 0, not undefined.
+        scores = chosen.together(chosen.item_scores(of_item), chosen.context_scores_of(of_context))
+        # LCN eq. (11). A row without events attends to nothing: its weights are 0, not undefined.
         weights = scores.masked_fill(~real, torch.finfo(scores.dtype).min).softmax(-1) * real
         if self.reading == "A":
             value_of_item, value_of_context = self.value.chunk(2)
             heads = self._each_head(chosen.item_pool(weights), value_of_item)
             heads = heads + self._each_head(chosen.context_mass(weights), chosen.from_context(value_of_context))
-            return self.feed_forward(heads).view(chunks, cells, width)
+            return self.feed_forward(heads).view(chunks, cells, width)  # LCN eq. (12); LCN eq. (13) leaves one row
         value = self.value.view(2 * width, self.heads, width // self.heads)
         events = torch.cat([chosen.items, chosen.context_vectors()[:, 0]], -1)
         rows = torch.einsum("rke,ehf->rkhf", events, value) * weights[:, 0].transpose(1, 2)[..., None]
         each = self.feed_forward(rows.flatten(2)) * real[:, 0].transpose(1, 2)  # [C*G, K, D]
+        # LCN eq. (13), the mean of the K2 rows
         return (each.sum(1) / real.sum(-1)[:, 0].clamp(min=1)).view(chunks, cells, width)
 
     def _each_head(self, pooled: Tensor, value: Tensor) -> Tensor:
@@ -275,7 +277,7 @@ def _best(scores: Tensor, mask: Tensor, count: int) -> Selection:
     tied = chosen.sum(-1) != count
     if bool(tied.any()):
         among = ranked[tied].topk(count, dim=-1, sorted=False).indices
-        chosen[tied] = torch.zeros_like(ranked[tied], dtype=torch.bool).scatter_(-1, among, True)
+        chosen[tied] = torch.zeros_like(ranked[tied], dtype=torch.bool).scatter_(-1, among, value=True)
     position = (chosen.reshape(-1).nonzero()[:, 0] % scores.shape[-1]).view(*scores.shape[:2], count)
     return Selection(position, mask.gather(-1, position))
 

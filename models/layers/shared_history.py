@@ -62,7 +62,7 @@ class _Stored(Function):
     """Item vectors of stored events, (C, L, D), and of other items, (n, D), from one look-up of their table."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 - autograd hands arguments on by position
         ctx: Any,
         weight: Tensor,
         fields: Tensor,
@@ -101,7 +101,9 @@ class _Stored(Function):
             if ctx.sparse[0]:
                 of_table = torch.sparse_coo_tensor(index[None], values, table_shape, check_invariants=False)
             else:
-                of_table = torch.ops.aten.embedding_dense_backward(values, index, table_shape[0], -1, False)
+                of_table = torch.ops.aten.embedding_dense_backward(
+                    values, index, table_shape[0], -1, scale_grad_by_freq=False
+                )
         if ctx.needs_input_grad[1] and field_rows.shape[1] and ctx.sparse[1]:
             touched, summed = pooled_by_row(field_rows, values[:count])
             of_fields = torch.sparse_coo_tensor(touched[None], summed, fields_shape, check_invariants=False)
@@ -247,17 +249,17 @@ class History:
         """The same history of which only these events, (C, G, L), are seen."""
         return replace(self, mask=mask)
 
-    def views(self) -> RowGroups | None:
+    def row_groups(self) -> RowGroups | None:
         """Which cells see the same; None where nearly all differ, and where they are written out as one already."""
         own = [part for part in (self.mask, *self.codes) if part.shape[1] > 1]
         if not own or self.joined is not None:
             return None
-        views = RowGroups.of(*own)
-        return views if 2 * len(views) <= views.of_cell.numel() else None
+        groups = RowGroups.of(*own)
+        return groups if 2 * len(groups) <= groups.of_cell.numel() else None
 
-    def seen_by(self, views: RowGroups) -> History:
-        """What each of N views sees, mask and codes (N, 1, L). Its items are still those of the chunks."""
-        return replace(self, mask=views.seen(self.mask), codes=tuple(views.seen(code) for code in self.codes))
+    def seen_by(self, groups: RowGroups) -> History:
+        """What each of N groups sees, mask and codes (N, 1, L). Its items are still those of the chunks."""
+        return replace(self, mask=groups.seen(self.mask), codes=tuple(groups.seen(code) for code in self.codes))
 
     def item_scores(self, query: Tensor) -> Tensor:
         """(C, G, Q, D) queries against item vectors: (C, G, Q, L)."""
@@ -279,9 +281,9 @@ class History:
         """The events at these positions (C, G, K), a history of K events for each row: chunks are rows, cells 1."""
         chunks, cells, count = position.shape
         first = torch.arange(chunks, device=position.device)[:, None, None] * self.items.shape[1]
-        items = self.items_at((position + first).view(-1)).view(chunks * cells, count, -1)
-        mask = self.mask.expand(-1, cells, -1).gather(2, position).view(-1, 1, count)
-        codes = [code.expand(-1, cells, -1).gather(2, position).view(-1, 1, count) for code in self.codes]
+        items = self.items_at((position + first).reshape(-1)).view(chunks * cells, count, -1)
+        mask = self.mask.expand(-1, cells, -1).gather(2, position).reshape(-1, 1, count)
+        codes = [code.expand(-1, cells, -1).gather(2, position).reshape(-1, 1, count) for code in self.codes]
         return History(items, mask, tuple(codes), self.table)
 
     def items_at(self, place: Tensor) -> Tensor:
@@ -342,6 +344,10 @@ class History:
     def scores(self, query: Tensor, items: Tensor | None = None) -> Tensor:
         """Products with whole event tokens, item plus context: (C, G or V, Q, L); ``items`` if that part is made."""
         items, context = self.item_scores(query) if items is None else items, self.context_scores(query)
+        return self.together(items, context)
+
+    def together(self, items: Tensor, context: Tensor) -> Tensor:
+        """Scores of items plus those of their context; in place where the latter were looked up for this alone."""
         return items + context if self.joined is not None else context.add_(items)
 
     def pool(self, weight: Tensor) -> Tensor:
@@ -349,8 +355,8 @@ class History:
         return self.item_pool(weight) + self.context_pool(weight)
 
 
-Answer = TypeVar("Answer", covariant=True)
-Reading = Generator[Sequence[Tensor], Sequence[Tensor], Answer]
+Answer_co = TypeVar("Answer_co", covariant=True)
+Reading = Generator[Sequence[Tensor], Sequence[Tensor], Answer_co]
 """One attention's way through a history: it yields its queries and is sent their `item_scores`, then yields weights and
 is sent what they pool of the items, and returns its answer. Several on one history go side by side."""
 
@@ -409,4 +415,4 @@ def _working_type(weight: Tensor) -> torch.dtype:
 
 def _backward_pass() -> int:
     """Which backward pass this is; torch uses the same number to keep recomputed activations apart."""
-    return torch._C._current_graph_task_id()
+    return torch._C._current_graph_task_id()  # noqa: SLF001 - torch has no public name for it

@@ -88,17 +88,17 @@ class _Groups:
     @classmethod
     def of(cls, code: Tensor, mask: Tensor) -> _Groups:
         """From codes and mask, each (C, G, S)."""
-        views = RowGroups.of(code, mask)
-        chunks, cells = views.shape
-        if len(views) == chunks:
-            return cls(views.shape, cells, views.chunk, views.first)
+        groups = RowGroups.of(code, mask)
+        chunks, cells = groups.shape
+        if len(groups) == chunks:
+            return cls(groups.shape, cells, groups.chunk, groups.first)
         index = torch.arange(chunks * cells, device=code.device)
-        if len(views) > chunks * _SPLIT_UP_TO:
-            return cls(views.shape, 1, index // cells, index)
-        cell_of_row = views.of_cell * cells + index - views.first[views.of_cell]
-        row_of_cell = views.first.repeat_interleave(cells)
+        if len(groups) > chunks * _SPLIT_UP_TO:
+            return cls(groups.shape, 1, index // cells, index)
+        cell_of_row = groups.of_cell * cells + index - groups.first[groups.of_cell]
+        row_of_cell = groups.first.repeat_interleave(cells)
         row_of_cell[cell_of_row] = index
-        return cls(views.shape, cells, views.chunk, views.first, cell_of_row, row_of_cell)
+        return cls(groups.shape, cells, groups.chunk, groups.first, cell_of_row, row_of_cell)
 
     def laid_out(self, rows: Tensor) -> Tensor:
         """(C, G, D) as (N, R, D)."""
@@ -129,7 +129,7 @@ class _InBlocks(Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 - autograd hands arguments on by position
         ctx: Any,
         shared: Tensor,
         chunk: Tensor,
@@ -189,7 +189,7 @@ class _InBlocks(Function):
                 d_shared.index_add_(0, chunk[part], d_tokens)
                 if of_table:
                     d_table += torch.ops.aten.embedding_dense_backward(
-                        d_tokens.view(-1, width), code[part].reshape(-1), len(table), -1, False
+                        d_tokens.view(-1, width), code[part].reshape(-1), len(table), -1, scale_grad_by_freq=False
                     )
         d_query = d_query.view(groups, rows, size)
         found = (d_shared, None, None, d_table, None, d_candidate, d_query, d_event.t(), d_product.t(), d_last, d_bias)

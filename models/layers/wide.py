@@ -1,11 +1,11 @@
-"""What is expected before any personalisation, and what a user's own labels say of him beside it.
+"""Wide features: how a user's own labels differ from those of the items they met (the wide part of Wide & Deep).
 
-A cold user is judged against two plain facts that a deep network is slow to find by itself: what the item gets on
-average, and whether this user's labels lie above or below those of the items he met (``mu + b_i + b_u`` of biased
-matrix factorisation). Both are given to the network, so that what it learns is what lies beyond them.
+A cold user is judged by two numbers that a deep network is slow to find by itself: what the item gets on average, and
+whether this user's labels lie above or below those of the items they met (``mu + b_i + b_u`` of biased matrix
+factorisation). Both are given to the network, so that what it learns is what lies beyond them.
 
-By default clicks read three plain numbers of a history. Ratings, and clicks whose recipe asks for it, read a wider row
-of facts, whose weights are solved for before the network trains (``wide_fit.py``): that beats descent.
+By default clicks read three plain features of a history. Ratings, and clicks whose recipe asks for it, read more, and
+their weights are solved for in closed form before the network trains: that beats descent.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from torch import Tensor
 
 from models.batch import Events
 
-EVIDENCE = 3
-"""Numbers a row's history is summed up in."""
+PLAIN_FEATURES = 3
+"""Plain features of a row's history."""
 LEVELS = 5
 """Bands of event values whose shares are told apart; as many as a five-star scale has values."""
-FIRM_FACTS = 3
-"""The first wide facts: that there is a history, its mean residual, the item's own mean. The rest are refinements."""
-WIDE = FIRM_FACTS + 2 + LEVELS + 6 + LEVELS
-"""Numbers in a row of wide facts."""
+FIRM_FEATURES = 3
+"""The first features: that there is a history, its mean residual, the item's own mean. The others refine them."""
+RATING_FEATURES = FIRM_FEATURES + 2 + LEVELS + 6 + LEVELS
+"""Wide features of a row of ratings."""
 MIXES = ((0.1, 2.0), (0.3, 5.0), (1.0, 5.0))
 """How many own events an event of another domain is worth, and how many of nothing out of the ordinary are assumed."""
-CLICK_WIDE = 1 + len(MIXES) + 4
-"""Numbers in a row of wide facts of clicks."""
+CLICK_FEATURES = 1 + len(MIXES) + 4
+"""Wide features of a row of clicks."""
 SHRINKAGE = 5.0
 """Events of nothing out of the ordinary that a user is assumed to bring."""
 
 
-def history_evidence(events: Events, mean_of_item: Tensor) -> Tensor:
-    """How a user's labels differ from those of the items he met, from the events that each row may see.
+def plain_features(events: Events, mean_of_item: Tensor) -> Tensor:
+    """How a user's labels differ from those of the items they met, from the events that each row may see.
 
     Prefix sums make it cost a look per stored event, however many rows share a history.
 
     Shapes:
         mean_of_item: (V,) mean label of each row of the table that the history's items live in; row 0 the overall mean
-        returns:      (B, EVIDENCE) float: shrunken mean residual, residual's root mean square, log of the event count
+        returns:      (B, PLAIN_FEATURES): shrunken mean residual, its root mean square, log of the event count
     """
     total, square, count = residual_sums(events, mean_of_item)
     mean, spread = total / (count + SHRINKAGE), square / (count + SHRINKAGE)
@@ -82,14 +82,14 @@ def value_shares(events: Events, edges: Tensor, usual: Tensor) -> Tensor:
     return share.to(usual.dtype)
 
 
-def wide_facts(plain: Tensor, shares: Tensor, item_bias: Tensor) -> Tensor:
-    """The row of facts that a rating is expected from; all zero for a user of whom nothing is seen.
+def rating_features(plain: Tensor, shares: Tensor, item_bias: Tensor) -> Tensor:
+    """The features that a rating is expected from; all zero for a user of whom nothing is seen.
 
     Shapes:
-        plain:     (B, EVIDENCE) of `history_evidence`; shares: (B, LEVELS) of `value_shares`
+        plain:     (B, PLAIN_FEATURES) of `plain_features`; shares: (B, LEVELS) of `value_shares`
         item_bias: (B,) the item's mean less the overall one
-        returns:   (B, WIDE): seen or not, user's bias, item's bias; spread, log count, shares; and products of these,
-            since a generous user likes the good items not by the same step as the bad ones
+        returns:   (B, RATING_FEATURES): seen or not, user's bias, item's bias; spread, log count, shares; and products
+            of these, since a generous user likes the good items not by the same step as the bad ones
     """
     bias, spread, count = plain.unbind(1)
     seen = (count > 0).to(plain.dtype)
@@ -99,23 +99,25 @@ def wide_facts(plain: Tensor, shares: Tensor, item_bias: Tensor) -> Tensor:
     return torch.cat([firm, shares, torch.stack(products, 1), shares * item[:, None]], 1)
 
 
-def click_facts(own: tuple[Tensor, Tensor, Tensor], others: tuple[Tensor, Tensor, Tensor], item_bias: Tensor) -> Tensor:
-    """The row of wide facts that a click is expected from; all zero for a user of whom nothing is seen.
+def click_features(
+    own: tuple[Tensor, Tensor, Tensor], others: tuple[Tensor, Tensor, Tensor], item_bias: Tensor
+) -> Tensor:
+    """The features that a click is expected from; all zero for a user of whom nothing is seen.
 
-    A user's leaning is told by his events in the row's own domain and, at a discount, by those in others: where he is
-    cold the others are all there is, and as own events come they take over.
+    A user's leaning is told by their events in the row's own domain and, at a discount, by those in others: where the
+    user is cold the others are all there is, and as own events come they take over.
 
     Shapes:
         own, others: `residual_sums` of the events in the row's domain and in all others, each (B,)
         item_bias:   (B,) the item's mean less the overall one, as logits
-        returns:     (B, CLICK_WIDE): seen or not; the leaning in each mix; log counts; spread; leaning x item
+        returns:     (B, CLICK_FEATURES): seen or not; the leaning in each mix; log counts; spread; leaning x item
     """
     seen = (own[2] + others[2] > 0).double()
-    mixes = [(own[0] + worth * others[0]) / (own[2] + worth * others[2] + assumed) for worth, assumed in MIXES]
+    mixes = [(own[0] + discount * others[0]) / (own[2] + discount * others[2] + assumed) for discount, assumed in MIXES]
     counts = [torch.log1p(own[2]) / 5, torch.log1p(others[2]) / 5]
     spread = ((own[1] + others[1]) / (own[2] + others[2] + SHRINKAGE)).clamp(min=0).sqrt()
-    facts = torch.stack([seen, *mixes, *counts, spread, mixes[1] * item_bias.double()], 1)
-    return facts.to(item_bias.dtype)
+    features = torch.stack([seen, *mixes, *counts, spread, mixes[1] * item_bias.double()], 1)
+    return features.to(item_bias.dtype)
 
 
 def as_score(mean: Tensor, task: str) -> Tensor:

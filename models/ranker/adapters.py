@@ -41,19 +41,17 @@ def freeze_all_but(ranker: Ranker, slot: int) -> list[nn.Parameter]:
     as in serving.
     """
     adapter = ranker.owned(slot)
-    ranker.requires_grad_(False)
-    adapter.requires_grad_(True)
+    ranker.requires_grad_(requires_grad=False)
+    adapter.requires_grad_()
     # A gradient left over from before would move a frozen tensor at the next step.
     ranker.zero_grad(set_to_none=True)
-    ranker.tuned_slot, ranker.kept = slot, None
     ranker.train()
     return list(adapter.parameters())
 
 
 def unfreeze(ranker: Ranker) -> None:
     """Everything trains again."""
-    ranker.requires_grad_(True)
-    ranker.tuned_slot, ranker.kept = None, None
+    ranker.requires_grad_()
     ranker.train()
 
 

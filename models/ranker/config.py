@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from models.layers.contrast import ContrastConfig
 from models.layers.cross_attention import Memory, Vacated
 from models.layers.pyramid import PyramidConfig
-from models.layers.wide import CLICK_WIDE, EVIDENCE, WIDE
+from models.layers.wide import CLICK_FEATURES, PLAIN_FEATURES, RATING_FEATURES
 
 Architecture = Literal["dacdr", "lcn", "dacdr+lcn", "domain_over_pyramid"]
 
@@ -28,7 +28,7 @@ class RankerConfig:
         the user's row ⊙ e_v; a multilayer perceptron is slow to find products
     user_dropout: share of training rows whose user is hidden, so that the unknown user means something
     contrast: LCN's cross representation production beside the task's loss; None for none. Training only
-    wide: expect the label from the wide facts of ``layers/wide.py`` and let the head begin at nothing beside them
+    wide: the wide part reads more features (`models.layers.wide`) and its weights are solved for in closed form
     mean_label: mean label of the training rows; what an item of which nothing is known is expected to get
     """
 
@@ -83,11 +83,29 @@ class RankerConfig:
         return self.architecture != "dacdr"
 
     @property
-    def facts(self) -> int:
-        """Numbers in a row of facts."""
+    def frozen_vectors(self) -> int:
+        """Vectors of the head that no weight of a target domain has a part in: user and context fields, the user."""
+        return len(self.user_fields) + (self.users > 0) + len(self.context_fields)
+
+    @property
+    def head_vectors(self) -> int:
+        """Vectors of width D that the head reads: the candidate, frozen ones, and what the architecture gives."""
+        vectors = 1 + self.frozen_vectors
+        if self.uses_cross_attention:
+            vectors += 2 if self.product else 1  # û, and û ⊙ e_v
+        else:
+            vectors += self.domain_tokens  # the encoder is not there to read E_d
+        if self.uses_pyramid:
+            vectors += (len(self.pyramid.levels) + 2) * (2 if self.product else 1)
+            vectors += self.product and self.users > 0  # the user's row ⊙ e_v
+        return vectors
+
+    @property
+    def wide_features(self) -> int:
+        """Numbers in a row of wide features."""
         if not self.wide:
-            return EVIDENCE
-        return WIDE if self.task == "rating" else CLICK_WIDE
+            return PLAIN_FEATURES
+        return RATING_FEATURES if self.task == "rating" else CLICK_FEATURES
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

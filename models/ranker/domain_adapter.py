@@ -34,14 +34,15 @@ class DomainAdapter(DomainOwned):
     Shapes:
         tokens:                        (M, D), added to the shared domain tokens
         domain_weights, item_weights:  (3, D, D), added to the shared W_Q, W_K, W_V of each step
-        evidence:                      (facts,), added to the shared weights of the evidence
+        wide_weights:                  (F,), added to the shared weights of the wide features
         feature_codes:                 (domain fields,) long
         items:                         the domain's own catalogue, or None
-        values:                        (items,) mean value of each own item's events, where facts of clicks are wide
+        values:                        (items,) mean value of each own item's events, where the wide part of clicks is
+                                       solved for; else None
     """
 
     feature_codes: Tensor
-    values: Tensor
+    values: Tensor | None
 
     def __init__(self, ranker: RankerConfig, config: DomainConfig, item_codes: Tensor | None) -> None:
         super().__init__()
@@ -61,22 +62,21 @@ class DomainAdapter(DomainOwned):
         )
         self.domain_weights = nn.Parameter(torch.zeros(3, width, width)) if steps[0] else None
         self.item_weights = nn.Parameter(torch.zeros(3, width, width)) if steps[1] else None
-        self.evidence = nn.Parameter(torch.zeros(ranker.facts))
+        self.wide_weights = nn.Parameter(torch.zeros(ranker.wide_features))
         self.calibrator = Calibrator()
         self.items: ItemTable | None = None
         if not config.in_backbone:
             self.items = ItemTable(
                 config.items, width, item_codes, len(ranker.item_fields), scale=0.0, mean=ranker.mean_label
             )
-
-            if ranker.wide and ranker.task == "ctr":
-                self.register_buffer("values", torch.full((config.items,), ranker.mean_label))
+        own_values = ranker.wide and ranker.task == "ctr" and not config.in_backbone
+        self.register_buffer("values", torch.full((config.items,), ranker.mean_label) if own_values else None)
 
     def start_like(self, other: DomainAdapter) -> None:
         """Take over another domain's tokens and attention; items and calibration stay the domain's own."""
         with torch.no_grad():
             self.tokens.copy_(other.tokens)
-            self.evidence.copy_(other.evidence)
+            self.wide_weights.copy_(other.wide_weights)
             for mine, theirs in ((self.domain_weights, other.domain_weights), (self.item_weights, other.item_weights)):
                 if mine is not None and theirs is not None:
                     mine.copy_(theirs)
@@ -94,3 +94,11 @@ class DomainStack:
     tokens: Tensor
     domain_weights: StepWeights | None
     item_weights: StepWeights | None
+
+    def of(self, domain: Tensor | None, chunks: int) -> DomainStack:
+        """What each chunk's domain owns, (C,) long into K; None where all chunks share the one domain."""
+        return DomainStack(
+            self.tokens.expand(chunks, -1, -1) if domain is None else self.tokens[domain],
+            self.domain_weights and self.domain_weights.of(domain),
+            self.item_weights and self.item_weights.of(domain),
+        )

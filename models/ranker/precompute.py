@@ -2,52 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from models.batch import Batch
 from models.ranker.frozen_cache import FrozenCache
 from models.ranker.network import Ranker
 
 
-@contextmanager
-def keeping(ranker: Ranker, batches: Iterable[Batch], rows: int, *, limit: int) -> Iterator[None]:
-    """While it lasts, the ranker uses what `keep` makes of these batches."""
-    ranker.kept = keep(ranker, batches, rows, limit=limit)
-    try:
-        yield
-    finally:
-        ranker.kept = None
-
-
 @torch.no_grad()
-def keep(ranker: Ranker, batches: Iterable[Batch], rows: int, *, limit: int) -> FrozenCache | None:
-    """What the ranker's frozen weights make of rows; None where that takes more than ``limit`` bytes.
+def frozen_cache(ranker: Ranker, batches: Iterable[Batch], rows: int, *, limit: int) -> FrozenCache | None:
+    """Frozen activations of rows, for `Ranker.using`; None where they take more than ``limit`` bytes.
 
     Args:
         batches: every row once, each with a key below ``rows``; rows of one user are best together.
 
     Raises:
-        ValueError: something beside one domain is trained.
+        ValueError: something beside domains' own weights is trained.
     """
-    if ranker.tuned_slot is None:
+    if not ranker.frozen:
         raise ValueError("weights that train change what is made of a row: freeze all but one domain first")
-    device = ranker.free_token.device
-    first, still = ranker.head[0], ranker.still_inputs().to(device)
-    assert isinstance(first, torch.nn.Linear)
-    kind: dict[str, Any] = {"dtype": first.weight.dtype, "device": device}
-    wide = torch.empty(rows, ranker.evidence.shape[0], **kind)
-    mean, share = torch.empty(rows, **kind), torch.empty(rows, first.out_features, **kind)
+    weight = ranker.head.first.weight
+    kind: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
+    wide, mean = torch.empty(rows, ranker.config.wide_features, **kind), torch.empty(rows, **kind)
+    share = torch.empty(rows, len(weight), **kind)
     if sum(part.nbytes for part in (wide, mean, share)) > limit:
         return None
-    weight = first.weight[:, still]
     for batch in batches:
-        here = batch.to(device)
+        here = batch.to(weight.device)
         assert here.key is not None
-        wide[here.key], mean[here.key] = ranker.facts_and_mean(here)
-        share[here.key] = F.linear(ranker.standing(here, wide[here.key]), weight, first.bias)
-    return FrozenCache(wide, mean, share, first.weight[:, ~still].contiguous())
+        wide[here.key], mean[here.key] = ranker.wide_features(here)
+        share[here.key] = ranker.frozen_share(here, wide[here.key])
+    return FrozenCache(wide, mean, share, ranker.head.moving_weight())

@@ -24,7 +24,7 @@ SPARSE_FROM_ROWS = 1024  # below, a dense gradient is cheaper than sorting ids
 
 def output_losses(output: Tensor, label: Tensor, task: Task) -> Tensor:
     """Loss of each row from the network's output, (B,): cross-entropy of logits for clicks, squared error for ratings
-    (DACDR eq. 8). Of scores, ``models.metrics.row_losses`` says the same."""
+    (DACDR eq. (8)). Of scores, ``models.metrics.row_losses`` says the same."""
     if task == "rating":
         return (output.float() - label).square()
     return F.binary_cross_entropy_with_logits(output.float(), label, reduction="none")
@@ -48,7 +48,7 @@ def task_loss(
 def objective(
     model: nn.Module, batch: Batch, config: TrainConfig, factor: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The task's loss, and what is minimised: that and the model's auxiliary loss with its weight (LCN eq. 14)."""
+    """The task's loss, and what is minimised: that and the model's auxiliary loss with its weight (LCN eq. (14))."""
     auxiliary = None
     with autocast(batch.label.device, bf16=config.bf16):
         output = model(batch)

@@ -293,7 +293,7 @@ def _fit(
         launch.recipe.model_copy(update={"seed": seed}),
         fresh.batch_builder,
         fresh.rows.take(launch.split.train),
-        fresh.rows.take(launch.split.validation),
+        validation=fresh.rows.take(launch.split.validation),
         checkpoint_dir=checkpoint_dir,
         on_progress=on_progress,
         **on_this_machine(launch.context.settings),

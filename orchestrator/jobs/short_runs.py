@@ -14,6 +14,7 @@ import numpy as np
 from domains.errors import NotEnoughData
 from models.metrics import row_losses
 from models.ranker.network import Ranker
+from models.ranker.wide_part import RatingWide
 from models.training import loop
 from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, EventSource, Examples
 from orchestrator.data.dataset import Workspace
@@ -31,7 +32,7 @@ from orchestrator.training.fit import (
     train_config,
 )
 from orchestrator.training.recipe import Recipe
-from orchestrator.training.wide_fit import fit_evidence
+from orchestrator.training.wide_fit import fit_wide_weights
 from orchestrator.values import Value
 
 SHARES = (0.1, 0.2, 0.4, 0.7, 1.0)
@@ -145,7 +146,7 @@ class ShortRuns:
                 some, some_choosing = self._share_of(train, share), self._share_of(choosing, share)
                 learned[fold, point] = len(some)
                 slot = add_domain(ranker, self.workspace, self.encoder, self.name)
-                fit_adapter(ranker, slot, self.size.recipe(self.task), batch_builder, some, some_choosing)
+                fit_adapter(ranker, slot, self.size.recipe(self.task), batch_builder, some, validation=some_choosing)
                 losses["adapter"][held, point] = self._losses(ranker, batch_builder, rows, slot)
                 # The plain rows need no early stopping, so they learn from those rows as well.
                 item, label = (np.r_[getattr(some, part), getattr(some_choosing, part)] for part in ("item", "label"))
@@ -191,11 +192,11 @@ class ShortRuns:
         if own is not None:
             rows[self.name] = own
         ranker, train = self._untrained(rows, recipe)
-        if ranker.config.wide:
-            if self.task == "rating":
-                values = [rows[name][0].value for name in chosen]
-                set_bands(ranker, np.concatenate(values) if values else np.zeros(0))
-            fit_evidence(ranker, batch_builder, train, seed=recipe.seed)
+        if isinstance(ranker.wide, RatingWide):
+            values = [rows[name][0].value for name in chosen]
+            set_bands(ranker.wide, np.concatenate(values) if values else np.zeros(0))
+        if ranker.wide.solved:
+            fit_wide_weights(ranker, batch_builder, train, seed=recipe.seed)
         choosing = [(held, self._slot(name)) for name, (_, held) in rows.items() if own is None or name == self.name]
         loop.train(
             ranker,

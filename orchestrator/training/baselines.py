@@ -28,7 +28,7 @@ from orchestrator.evaluation.scoring import outputs
 from orchestrator.training.fine_tune import calibration
 from orchestrator.training.fit import new_baseline, own_values, searched_parameters, set_own_means, train_config
 from orchestrator.training.recipe import Recipe
-from orchestrator.training.wide_fit import fit_evidence, fit_own_evidence
+from orchestrator.training.wide_fit import fit_own_wide_weights, fit_wide_weights
 
 TRAINED = ("single_domain", "shared_bottom", "full_fine_tune", "scratch")
 """The baselines that have to be trained; others are read off the rows."""
@@ -65,10 +65,10 @@ def predict(
         network = whole = ranker if name == "full_fine_tune" else _from_scratch(ranker, recipe.seed)
         set_own_means(whole, slot, means.means, own_values(train, len(means.means)))
         adapters.unfreeze(whole)
-        if whole.config.wide and name == "full_fine_tune":
-            fit_own_evidence(whole, batch_builder, rows, slot, seed=recipe.seed)
-        elif whole.config.wide:  # there is no shared model to add to
-            fit_evidence(whole, batch_builder, parts, seed=recipe.seed)
+        if whole.wide.solved and name == "full_fine_tune":
+            fit_own_wide_weights(whole, batch_builder, rows, slot, seed=recipe.seed)
+        elif whole.wide.solved:  # there is no shared model to add to
+            fit_wide_weights(whole, batch_builder, parts, seed=recipe.seed)
         searched = searched_parameters(whole)
         rate = recipe.fine_tune_learning_rate / (3 if name == "full_fine_tune" else 1)
     elif name in ("single_domain", "shared_bottom"):
@@ -115,13 +115,13 @@ def _predictions(
 def _from_scratch(ranker: Ranker, seed: int) -> Ranker:
     """The same structure and wide features, and nothing that was learned."""
     torch.manual_seed(seed)
-    fresh = Ranker(ranker.config, ranker.source_items.codes)
+    fresh = Ranker(ranker.config, ranker.embeddings.source_items.codes)
     for number in range(len(ranker.domains)):
         owned = ranker.owned(number)
         fresh.add_domain(owned.config, None if owned.items is None else owned.items.codes)
-    fresh.source_items.set_means(ranker.source_items.means)
-    buffers = dict(ranker.named_buffers(recurse=False))
-    for name, value in fresh.named_buffers(recurse=False):
+    fresh.embeddings.source_items.set_means(ranker.embeddings.source_items.means)
+    buffers = dict(ranker.wide.named_buffers())
+    for name, value in fresh.wide.named_buffers():
         value.copy_(buffers[name])
     return fresh
 
@@ -143,9 +143,9 @@ def _baseline(
         DNNSingle if name == "single_domain" else SharedBottom,
         batch_builder.encoder,
         recipe.model_copy(update={"width": ranker.config.width}),
-        source=ranker.source_items,
+        source=ranker.embeddings.source_items,
         own=[*tables[:-1], own],
-        source_values=ranker.source_values,
+        source_values=ranker.wide.source_values,
         mean_label=ranker.config.mean_label,
     )
 

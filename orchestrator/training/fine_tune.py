@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from models.ranker import adapters
 from models.ranker.network import Ranker
-from models.ranker.precompute import keeping
+from models.ranker.precompute import frozen_cache
 from models.training import loop
 from models.training.devices import device_for
 from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, Examples
@@ -22,10 +22,10 @@ from orchestrator.evaluation.scoring import outputs
 from orchestrator.settings import Settings
 from orchestrator.training.fit import own_values, searched_parameters, set_own_means, start_of, train_config
 from orchestrator.training.recipe import Recipe
-from orchestrator.training.wide_fit import fit_own_evidence
+from orchestrator.training.wide_fit import fit_own_wide_weights
 
 FROZEN_CACHE_BYTES = 1 << 30
-"""Memory for what frozen weights make of rows, where nothing else is asked for."""
+"""Room for the frozen-activation cache, where nothing else is asked for."""
 FEWEST_TO_CALIBRATE = 20
 """Held-out rows of each label from which a calibrator of clicks is fitted."""
 
@@ -36,8 +36,8 @@ def fit_adapter(
     recipe: Recipe,
     batch_builder: BatchBuilder,
     known: Examples,
-    validation: Examples,
     *,
+    validation: Examples,
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[loop.Progress], None] | None = None,
     frozen_cache_bytes: int = FROZEN_CACHE_BYTES,
@@ -46,8 +46,7 @@ def fit_adapter(
     """Train what the domain in this slot owns on its known rows, and fit its calibrator; leaves the rest frozen.
 
     Args:
-        frozen_cache_bytes: bytes for what the frozen weights make of rows, computed once for all epochs
-        (`frozen_cache`).
+        frozen_cache_bytes: room for the frozen-activation cache, which is made once for all epochs.
         device: where to train; the ranker is on the CPU afterwards.
     """
     items = ranker.owned(slot).items
@@ -58,8 +57,8 @@ def fit_adapter(
     learnt = leave_one_out(known, means)
     adapters.freeze_all_but(ranker, slot)
     items.rows.weight.requires_grad_(recipe.fine_tune_items)
-    if ranker.config.wide:
-        fit_own_evidence(ranker, batch_builder, learnt, slot, seed=recipe.seed)
+    if ranker.wide.solved:
+        fit_own_wide_weights(ranker, batch_builder, learnt, slot, seed=recipe.seed)
     data = DomainBatchSampler(
         batch_builder, [(learnt, slot)], batch_size=recipe.fine_tune_batch_size, seed=recipe.seed, first_key=0
     )
@@ -68,7 +67,8 @@ def fit_adapter(
     )
     ranker.to(device)
     every_row = chain(data.each_row_once(), held_out.each_row_once())
-    with keeping(ranker, every_row, len(learnt) + len(validation), limit=frozen_cache_bytes):
+    cache = frozen_cache(ranker, every_row, len(learnt) + len(validation), limit=frozen_cache_bytes)
+    with ranker.using(cache):
         result = loop.train(
             ranker,
             data,
@@ -87,8 +87,8 @@ def fit_adapter(
             parameters=searched_parameters(ranker),
         )
     ranker.cpu()
-    if len(validation) and not ranker.config.wide:
-        # Wide facts are solved for on many more users than are held out here: a map fitted to these adds noise.
+    if len(validation) and not ranker.wide.solved:
+        # Wide weights are solved for on many more users than are held out here: a map fitted to these adds noise.
         calibrate(ranker, slot, outputs(ranker.eval(), batch_builder, validation, slot), validation.label)
     return result
 

@@ -18,6 +18,7 @@ from models.layers.embeddings import ItemTable, RowTable
 from models.layers.pyramid import PyramidConfig
 from models.layers.wide import LEVELS
 from models.ranker.network import DomainConfig, Ranker, RankerConfig
+from models.ranker.wide_part import ClickWide, RatingWide
 from models.training import loop
 from models.training.devices import device_for
 from models.training.distributed import Alone
@@ -26,7 +27,7 @@ from orchestrator.data.dataset import Workspace
 from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.data.target_encoding import TargetEncoding, fit_target_encoding, leave_one_out
 from orchestrator.training.recipe import Recipe
-from orchestrator.training.wide_fit import fit_evidence, fit_own_evidence
+from orchestrator.training.wide_fit import fit_own_wide_weights, fit_wide_weights
 
 EVALUATED_ROWS = 50_000
 """Held-out rows of a domain that are looked at, at most."""
@@ -71,8 +72,8 @@ def fit(
         peers=peers,
         device=device_for(workspace.settings.device),
     )
-    if ranker.users is not None and peers.leads:
-        forget_unmet_users(ranker.users, learnt)
+    if ranker.embeddings.users is not None and peers.leads:
+        forget_unmet_users(ranker.embeddings.users, learnt)
     return ranker.cpu().eval(), encoder
 
 
@@ -124,16 +125,16 @@ def lessons(workspace: Workspace, recipe: Recipe, slots: Sequence[str]) -> Train
 
 
 def prepare(ranker: Ranker, learnt: TrainingSet, batch_builder: BatchBuilder, *, seed: int) -> None:
-    """Tell a fresh network the plain facts, and solve for their weights where it takes them wide."""
+    """Tell a fresh network the means that its wide part reads, and solve for its weights where they are solved for."""
     set_means(ranker, learnt.encoder, learnt.means, learnt.values)
-    if ranker.config.wide and ranker.config.task == "ctr":
-        fit_evidence(ranker, batch_builder, learnt.train, seed=seed)
+    if isinstance(ranker.wide, ClickWide):
+        fit_wide_weights(ranker, batch_builder, learnt.train, seed=seed)
         for rows, slot in learnt.train:
-            fit_own_evidence(ranker, batch_builder, rows, slot, seed=seed)
-    elif ranker.config.wide:
+            fit_own_wide_weights(ranker, batch_builder, rows, slot, seed=seed)
+    elif isinstance(ranker.wide, RatingWide):
         lent = [rows.value for rows, slot in learnt.train if learnt.encoder.source(learnt.encoder.slots[slot])]
-        set_bands(ranker, np.concatenate(lent))
-        fit_evidence(ranker, batch_builder, learnt.train, seed=seed)
+        set_bands(ranker.wide, np.concatenate(lent))
+        fit_wide_weights(ranker, batch_builder, learnt.train, seed=seed)
 
 
 def learn(
@@ -191,7 +192,7 @@ def train_config(recipe: Recipe, **changes: Any) -> loop.TrainConfig:
 
 
 def forget_unmet_users(users: RowTable, learnt: TrainingSet) -> None:
-    """A user whom training never met must be read as unknown, not as the noise his row started from."""
+    """A user whom training never met must be read as unknown, not as the noise that their row started from."""
     unmet = np.ones(learnt.encoder.users, bool)
     unmet[np.concatenate([rows.user[rows.user < learnt.encoder.users] for rows, _ in learnt.train])] = False
     with torch.no_grad():
@@ -276,7 +277,7 @@ def pyramid_of(recipe: Recipe) -> PyramidConfig:
 
 
 def _wide(workspace: Workspace, encoder: FeatureEncoder, recipe: Recipe) -> bool:
-    """Whether clicks are expected from wide facts: by default where all of them come of finer values, as of stars."""
+    """Whether the wide part of clicks is solved for: by default where all of them come of finer values, as of stars."""
     specs = [workspace.domain(name).spec for name in encoder.slots]
     return recipe.wide_features == "many" or (
         recipe.wide_features == "auto" and all(spec.interactions.positive_above is not None for spec in specs)
@@ -298,10 +299,10 @@ def set_means(
             slots[rows] = slot
         else:
             set_own_means(ranker, slot, means[name], values.get(name, np.full(len(means[name]), source[1, 0])))
-    ranker.source_items.set_means(torch.from_numpy(source[0]))
-    ranker.source_values.copy_(torch.from_numpy(source[1]))
-    if ranker.config.wide and ranker.config.task == "ctr":
-        ranker.source_slot.copy_(torch.from_numpy(slots))
+    ranker.embeddings.source_items.set_means(torch.from_numpy(source[0]))
+    ranker.wide.source_values.copy_(torch.from_numpy(source[1]))
+    if isinstance(ranker.wide, ClickWide):
+        ranker.wide.source_slot.copy_(torch.from_numpy(slots))
 
 
 def set_own_means(ranker: Ranker, slot: int, means: np.ndarray, values: np.ndarray) -> None:
@@ -309,7 +310,7 @@ def set_own_means(ranker: Ranker, slot: int, means: np.ndarray, values: np.ndarr
     owned = ranker.owned(slot)
     assert owned.items is not None, "a target domain owns its items"
     owned.items.set_means(torch.from_numpy(means))
-    if ranker.config.wide and ranker.config.task == "ctr":
+    if owned.values is not None:
         owned.values.copy_(torch.from_numpy(values))
 
 
@@ -318,8 +319,8 @@ def own_values(known: Examples, size: int) -> np.ndarray:
     return fit_target_encoding(replace(known, label=known.value), size, "rating").means
 
 
-def set_bands(ranker: Ranker, values: np.ndarray) -> None:
-    """Tell a network with wide facts which bands of values there are: each value its own, or fifths of all events."""
+def set_bands(wide: RatingWide, values: np.ndarray) -> None:
+    """Tell the wide part of ratings which bands of values there are: each value its own, or fifths of all events."""
     levels = np.unique(values)
     edges = np.full(LEVELS - 1, np.inf)
     if 1 < len(levels) <= LEVELS:
@@ -328,20 +329,21 @@ def set_bands(ranker: Ranker, values: np.ndarray) -> None:
         cuts = np.unique(np.quantile(values, np.linspace(0, 1, LEVELS + 1)[1:-1]))
         edges[: len(cuts)] = cuts
     usual = np.bincount(np.searchsorted(edges, values), minlength=LEVELS) / max(len(values), 1)
-    ranker.value_edges.copy_(torch.from_numpy(edges))
-    ranker.usual_shares.copy_(torch.from_numpy(usual))
+    wide.value_edges.copy_(torch.from_numpy(edges))
+    wide.usual_shares.copy_(torch.from_numpy(usual))
 
 
 def start_of(ranker: Ranker) -> bool | Literal["surely"]:
-    """How shared training treats the weights that a network starts with: wide facts of ratings are hard to better."""
-    return "surely" if ranker.config.wide and ranker.config.task == "rating" else ranker.config.wide
+    """How training treats the weights that a network starts with: solved weights of ratings are hard to better."""
+    return "surely" if isinstance(ranker.wide, RatingWide) else ranker.wide.solved
 
 
 def searched_parameters(ranker: Ranker) -> list[torch.nn.Parameter]:
     """What descent may move: all that asks for it, but for weights that were solved for."""
     solved: set[int] = set()
-    if ranker.config.wide:
-        solved = {id(ranker.evidence), *(id(ranker.owned(slot).evidence) for slot in range(len(ranker.domains)))}
+    if ranker.wide.solved:
+        own = (ranker.owned(slot).wide_weights for slot in range(len(ranker.domains)))
+        solved = {id(ranker.wide.weights), *map(id, own)}
     return [part for part in ranker.parameters() if part.requires_grad and id(part) not in solved]
 
 

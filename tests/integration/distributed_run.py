@@ -141,7 +141,7 @@ def run(asked: dict, peers: Alone) -> dict:
         "history": result.history,
         "shares": sorted(shares),
         "dense": run_state.fingerprint(dense),
-        "fields": ranker.user_fields.weight.detach().flatten().tolist(),
+        "fields": ranker.embeddings.user_fields.weight.detach().flatten().tolist(),
         "tables": [table.weight.detach().flatten().tolist() for table in tables] if peers.leads else None,
     }
 

@@ -102,10 +102,10 @@ def make_ranker(chance: torch.Generator) -> Callable[..., Ranker]:
         ranker.add_domain(DomainConfig(0, (2, 0)))
         ranker.add_domain(DomainConfig(OWN_ITEMS, (2, 1)), torch.randint(0, 4, (OWN_ITEMS, 2), generator=chance))
         with torch.no_grad():
-            for table in (ranker.source_items, ranker.owned(2).items):
+            for table in (ranker.embeddings.source_items, ranker.owned(2).items):
                 assert table is not None
                 table.means[1:] = 0.2 + 0.6 * torch.rand(len(table) - 1, generator=chance, dtype=torch.float64)
-            ranker.source_values.copy_(2 + torch.rand(SOURCE_ITEMS, generator=chance, dtype=torch.float64))
+            ranker.wide.source_values.copy_(2 + torch.rand(SOURCE_ITEMS, generator=chance, dtype=torch.float64))
             # Larger than a real start, so that attention is far from uniform and a mistake shows.
             for parameter in ranker.parameters():
                 parameter.mul_(4 if parameter.dim() > 1 and parameter.shape[-1] == config.width else 1)

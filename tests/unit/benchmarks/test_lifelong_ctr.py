@@ -180,7 +180,7 @@ def test_networks_start_from_the_given_vectors(task: Task) -> None:
     ranker = built(networks()["dacdr+lcn"], setup, setup.recipe)
     baseline = built(networks()["TWIN"], setup, setup.recipe)
     mine = np.concatenate(
-        [ranker.source_items.rows.weight.detach(), ranker.owned(setup.slot).items.rows.weight.detach()]  # type: ignore
+        [ranker.embeddings.source_items.rows.weight.detach(), ranker.owned(setup.slot).items.rows.weight.detach()]  # type: ignore
     )
     assert len(mine) == len(setup.vectors)
     assert own < len(mine)

@@ -79,7 +79,7 @@ def test_before_training_everybody_starts_from_the_same_item_means(workspace: Fe
     network = model_zoo.build(name, workspace, RECIPE, learnt)
     if name == "Graft":
         fit.prepare(network, learnt, workspace.batch_builder(learnt.encoder, SLOTS), seed=0)
-        source, own = network.source_items.means, network.owned(1).items.means
+        source, own = network.embeddings.source_items.means, network.owned(1).items.means
     else:
         means = network.inputs.items.means
         source, own = means[: learnt.encoder.source_rows_total], means[learnt.encoder.source_rows_total :]

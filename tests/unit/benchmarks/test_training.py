@@ -69,6 +69,6 @@ def test_baselines_train_and_a_fine_tuned_backbone_stays(work):
         {name for name, parameter in each.model.named_parameters() if not torch.equal(parameter, old[name])}
         for each, old in zip(trainers.values(), before, strict=True)
     ]
-    assert "source_items.rows.weight" in moved[0]
+    assert "embeddings.source_items.rows.weight" in moved[0]
     assert moved[1]
     assert all(name.startswith("domains.1.") for name in moved[1])

@@ -19,7 +19,7 @@ from models.baselines.multi_domain import (
     StarLinear,
 )
 from models.batch import Batch, Events
-from models.layers.wide import history_evidence
+from models.layers.wide import plain_features
 
 CONFIG = BaselineConfig(
     source_items=20,
@@ -276,7 +276,7 @@ def test_a_baseline_starts_from_the_items_mean_and_the_users_own_evidence():
     torch.testing.assert_close(inputs.expected(batch), known)
     with torch.no_grad():
         inputs.own_evidence[1, 0] = 2.0
-    evidence = history_evidence(batch.lifelong, inputs.source_values)[:, 0]
+    evidence = plain_features(batch.lifelong, inputs.source_values)[:, 0]
     torch.testing.assert_close(inputs.expected(batch), known + 2 * evidence)
 
 

@@ -142,7 +142,7 @@ class TestEveryTask:
         loss.backward()
         gradients = [p.grad for p in model.backbone.parameters() if p.grad is not None]
         assert all(torch.isfinite(g).all() for g in gradients)
-        on_source = model.backbone.source_items.rows.weight.grad
+        on_source = model.backbone.embeddings.source_items.rows.weight.grad
         on_target = model.backbone.owned(1).items.rows.weight.grad
         if kind not in (SSL, CL4CTR):  # those two read candidates alone
             assert on_source.abs().sum() > 0
@@ -196,7 +196,7 @@ class TestSequences:
         backbone = a_backbone()
         source = sides(backbone, batch)[1]
         assert source.identity[0][source.mask[0]].tolist() == [4, 6, 7]
-        torch.testing.assert_close(source.vectors[0, :3], backbone.source_item_vectors(torch.tensor([4, 6, 7])))
+        torch.testing.assert_close(source.vectors[0, :3], backbone.embeddings.stored(torch.tensor([4, 6, 7])))
 
     def test_equal_numbers_of_different_domains_are_different_items(self):
         batch = some_batch(rows=2)

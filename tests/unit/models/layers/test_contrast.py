@@ -107,7 +107,7 @@ def test_negative_pairs_come_from_different_users_and_hold_different_items():
     item, mask = histories(items=6, seed=7)
     crp = CrossRepresentation(ContrastConfig(negatives=800))
     side = ShortHistory.of(item, mask)
-    pairs = crp._draw(side, side, user, None, torch.Generator().manual_seed(0))
+    pairs = crp.draw(side, side, user, None, torch.Generator().manual_seed(0))
     assert pairs is not None
     positive, negative = pairs
     assert len(negative.left) == 800
@@ -123,7 +123,7 @@ def test_equal_ids_of_different_target_domains_are_different_items():
     item[:, 1] = 2
     side, user = ShortHistory.of(item, mask), torch.arange(4)
     crp = CrossRepresentation(ContrastConfig(negatives=300))
-    drawn = crp._draw(side, side, user, torch.tensor([0, 0, 1, 1]), None)
+    drawn = crp.draw(side, side, user, torch.tensor([0, 0, 1, 1]), None)
     assert drawn is not None
     left, right = drawn[1].left, drawn[1].right
     equal = side.item[left] == side.item[right]
@@ -138,7 +138,7 @@ def test_rows_give_positives_only_where_they_have_enough_events():
     source = torch.tensor([[0, 0, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0]]).bool()
     crp, user = CrossRepresentation(ContrastConfig(negatives=8)), torch.arange(4)
     t, s = ShortHistory.of(item, target), ShortHistory.of(item, source)
-    within, across = crp._draw(t, t, user, None, None), crp._draw(t, s, user, None, None)
+    within, across = crp.draw(t, t, user, None, None), crp.draw(t, s, user, None, None)
     assert within is not None
     assert across is not None
     assert t.row[within[0].left].tolist() == [0, 3]

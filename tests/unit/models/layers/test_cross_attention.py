@@ -54,7 +54,9 @@ class Case:
 
     def views(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         weights = [StepWeights.fold(self.shared[step], self.own[:, step]) for step in (0, 1)]
-        return self.attention(self.history, self.domain, self.item, self.side, *weights)
+        return self.attention(
+            self.history, self.domain, self.item, self.side, domain_weights=weights[0], item_weights=weights[1]
+        )
 
     def row(self, chunk: int, cell: int) -> tuple[Tensor, Tensor, Tensor]:
         """S with its null token, and the effective weights of both steps."""
@@ -187,7 +189,7 @@ def test_cells_that_see_the_same_are_read_as_if_each_were_alone(memory: str) -> 
     found = []
     for narrow in (True, False):
         history = case.history
-        assert history.views() is not None
+        assert history.row_groups() is not None
         if not narrow:
             history.__dict__["views"] = lambda: None
         domain_view, item_view, _ = case.views()

@@ -127,7 +127,7 @@ def test_views_that_do_not_differ_are_read_once() -> None:
     code[0, 2:] = 1
     mask[1, 4:, 0] = False
     history = History(stored, mask, (code,), torch.randn(2, WIDTH))
-    views = history.views()
+    views = history.row_groups()
     assert views is not None
     assert views.of_cell.view(CHUNKS, cells).tolist()[:2] == [[0, 0, 1, 1, 1, 1], [2, 2, 2, 2, 3, 3]]
     seen = history.seen_by(views)
@@ -140,7 +140,7 @@ def test_views_that_do_not_differ_are_read_once() -> None:
 def test_views_that_nearly_all_differ_are_left_as_they_are() -> None:
     code = torch.arange(4)[None, :, None].expand(CHUNKS, 4, LENGTH)
     history = History(torch.randn(CHUNKS, LENGTH, WIDTH), code >= 0, (code,), torch.randn(4, WIDTH))
-    assert history.views() is None
+    assert history.row_groups() is None
 
 
 @pytest.mark.parametrize("noted", [False, True])

@@ -70,12 +70,12 @@ def test_a_certificate_names_what_changed(make_ranker: MakeRanker) -> None:
     ranker = make_ranker()
     before = fingerprint(ranker, excluding=TARGET)
     with torch.no_grad():
-        ranker.free_token.add_(1e-12)
-        ranker.source_items.codes[3, 0] += 1
+        ranker.embeddings.free_token.add_(1e-12)
+        ranker.embeddings.source_items.codes[3, 0] += 1
     ranker.register_buffer("stranger", torch.zeros(1))
     proof = certificate(before, fingerprint(ranker, excluding=TARGET))
     assert not proof.ok
-    assert proof.changed == ("free_token", "source_items.codes", "stranger")
+    assert proof.changed == ("embeddings.free_token", "embeddings.source_items.codes", "stranger")
     assert proof.before_hash != proof.after_hash
     assert len(proof.before) == len(before)
 
@@ -156,7 +156,7 @@ def test_an_adapter_of_another_backbone_is_refused(make_ranker: MakeRanker) -> N
     ranker = make_ranker()
     adapter = extract(ranker, TARGET)
     with torch.no_grad():
-        ranker.head[0].bias[0] += 1e-9
+        ranker.head.first.bias[0] += 1e-9
     with pytest.raises(AdapterMismatch, match="trained on backbone"):
         attach(ranker, adapter)
     assert len(ranker.domains) == 3

@@ -55,7 +55,7 @@ def test_an_adapter_loads_on_no_other_backbone(tmp_path: Path, make_ranker: Make
     ranker = make_ranker()
     save_adapter(ranker, TARGET, tmp_path / "adapter")
     with torch.no_grad():
-        ranker.free_token.add_(1)
+        ranker.embeddings.free_token.add_(1)
     with pytest.raises(AdapterMismatch, match="trained on backbone"):
         load_into(ranker, tmp_path / "adapter")
 

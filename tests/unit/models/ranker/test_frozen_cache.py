@@ -1,4 +1,4 @@
-"""What frozen weights make of a row: kept once, it changes neither scores nor what an adapter becomes."""
+"""The frozen-activation cache changes neither scores nor what an adapter becomes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,7 +10,7 @@ import torch
 from models.batch import Batch
 from models.ranker import adapters
 from models.ranker.network import Ranker
-from models.ranker.precompute import keep, keeping
+from models.ranker.precompute import frozen_cache
 from models.training import loop
 
 MakeBatch = Callable[..., Batch]
@@ -30,7 +30,7 @@ def rows(make_batch: MakeBatch, request: pytest.FixtureRequest) -> Batch:
 
 @pytest.fixture(params=[("dacdr+lcn", False), ("dacdr", False), ("lcn", True), ("domain_over_pyramid", False)])
 def tuned(make_ranker: MakeRanker, request: pytest.FixtureRequest) -> Ranker:
-    """A ranker of which only the target's adapter trains; one has wide facts."""
+    """A ranker of which only the target's adapter trains; one has wide features of clicks."""
     architecture, wide = request.param
     ranker = make_ranker(architecture=architecture, wide=wide)
     adapters.freeze_all_but(ranker, TARGET)
@@ -53,7 +53,7 @@ class Shuffled:
 
 
 def test_scores_and_gradients_are_those_of_computing_all_anew(tuned: Ranker, rows: Batch) -> None:
-    """On a batch other than those that the kept numbers were made of."""
+    """On a batch other than those that the cache was made of."""
     owned = list(tuned.owned(TARGET).parameters())
     some = rows.rows(torch.tensor([5, 2, 7, 11, 3, 3]))
 
@@ -62,21 +62,21 @@ def test_scores_and_gradients_are_those_of_computing_all_anew(tuned: Ranker, row
         return [score, *torch.autograd.grad(score.sin().sum(), owned, allow_unused=True, materialize_grads=True)]
 
     anew = answer()
-    with keeping(tuned, [rows], ROWS, limit=PLENTY):
-        kept = answer()
-    for one, other in zip(kept, anew, strict=True):
+    with tuned.using(frozen_cache(tuned, [rows], ROWS, limit=PLENTY)):
+        cached = answer()
+    for one, other in zip(cached, anew, strict=True):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-9)
-    assert tuned.kept is None
+    assert tuned.cache is None
 
 
 def test_an_adapter_comes_out_the_same_with_and_without(tuned: Ranker, rows: Batch) -> None:
-    """After epochs that shuffle the rows; the kept numbers were made in another order."""
+    """After epochs that shuffle the rows; the cache was made in another order."""
     start = {name: value.clone() for name, value in tuned.state_dict().items()}
     found = []
     for limit in (PLENTY, 0):
         tuned.load_state_dict(start)
-        with keeping(tuned, [rows.rows(torch.arange(ROWS).flip(0))], ROWS, limit=limit):
-            assert (tuned.kept is None) == (limit == 0)
+        with tuned.using(frozen_cache(tuned, [rows.rows(torch.arange(ROWS).flip(0))], ROWS, limit=limit)):
+            assert (tuned.cache is None) == (limit == 0)
             loop.train(tuned, Shuffled(rows), config=loop.TrainConfig(epochs=3, learning_rate=0.01))
         found.append({name: value.clone() for name, value in tuned.state_dict().items()})
     moved = [name for name in start if not torch.equal(start[name], found[0][name])]
@@ -87,7 +87,7 @@ def test_an_adapter_comes_out_the_same_with_and_without(tuned: Ranker, rows: Bat
 
 
 def test_a_run_goes_on_from_a_checkpoint_to_the_same_bits(tuned: Ranker, rows: Batch, tmp_path: Path) -> None:
-    """What is kept is made again on the way, in the same order, so it is the very same."""
+    """The cache is made again on the way, in the same order, so it is the very same."""
     start = {name: value.clone() for name, value in tuned.state_dict().items()}
     config = loop.TrainConfig(epochs=3, checkpoint_every_steps=1, progress_every_steps=1)
     calls = iter(range(100))
@@ -96,23 +96,24 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_same_bits(tuned: Ranker, rows: B
         if next(calls) == 2:
             raise KeyboardInterrupt
 
-    with keeping(tuned, [rows], ROWS, limit=PLENTY):
+    with tuned.using(frozen_cache(tuned, [rows], ROWS, limit=PLENTY)):
         loop.train(tuned, Shuffled(rows), config=config)
     whole = {name: value.clone() for name, value in tuned.state_dict().items()}
     tuned.load_state_dict(start)
-    with keeping(tuned, [rows], ROWS, limit=PLENTY), pytest.raises(KeyboardInterrupt):
+    with tuned.using(frozen_cache(tuned, [rows], ROWS, limit=PLENTY)), pytest.raises(KeyboardInterrupt):
         loop.train(tuned, Shuffled(rows), config=config, checkpoint_dir=tmp_path, on_progress=killed)
-    with keeping(tuned, [rows], ROWS, limit=PLENTY):
+    with tuned.using(frozen_cache(tuned, [rows], ROWS, limit=PLENTY)):
         loop.train(tuned, Shuffled(rows), config=config, checkpoint_dir=tmp_path)
     assert all(torch.equal(value, whole[name]) for name, value in tuned.state_dict().items())
 
 
-def test_nothing_is_kept_of_weights_that_train(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
+def test_weights_that_train_have_no_frozen_activations(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
     ranker = make_ranker(architecture="dacdr+lcn")
     with pytest.raises(ValueError, match="freeze all but one domain"):
-        keep(ranker, [], 0, limit=PLENTY)
+        frozen_cache(ranker, [], 0, limit=PLENTY)
     adapters.freeze_all_but(ranker, TARGET)
     rows = replace(make_batch(domain=TARGET), key=torch.arange(12))
-    ranker.kept = keep(ranker, [rows], 12, limit=PLENTY)
-    adapters.unfreeze(ranker)
-    assert ranker.kept is None
+    with ranker.using(frozen_cache(ranker, [rows], 12, limit=PLENTY)):
+        assert ranker.cache is not None
+        adapters.unfreeze(ranker)
+        assert ranker.cache is None

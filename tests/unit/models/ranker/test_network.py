@@ -12,8 +12,9 @@ from models.batch import Batch, Events
 from models.layers.contrast import ContrastConfig
 from models.layers.embeddings import recency_bucket, value_code
 from models.layers.pyramid import PyramidConfig
+from models.layers.target_attention import TargetAttention
 from models.layers.wide import SHRINKAGE
-from models.ranker.network import DomainConfig, Ranker, RankerConfig, TargetAttention
+from models.ranker.network import DomainConfig, Ranker, RankerConfig
 
 MakeBatch = Callable[..., Batch]
 MakeRanker = Callable[..., Ranker]
@@ -40,7 +41,7 @@ def every_history(batch: Batch, change: Callable[[Events], Events]) -> Batch:
 def seen_by(ranker: Ranker, events: Events, row: int, now: Tensor, items: Tensor) -> Tensor:
     """Written-out tokens (item + action + value + recency) of the events that one row sees."""
     stored, visible = events.row[row], slice(int(events.start[row]), int(events.stop[row]))
-    context = ranker.event_context
+    context = ranker.embeddings.event_context
     table, values = context.weight, context.actions
     recency = values + 41 + recency_bucket(now - events.time[stored, visible])
     action, value = events.action[stored, visible], events.value[stored, visible]
@@ -49,32 +50,36 @@ def seen_by(ranker: Ranker, events: Events, row: int, now: Tensor, items: Tensor
 
 def textbook(ranker: Ranker, batch: Batch, row: int) -> Tensor:
     """One row through DACDR and LCN side by side (architecture "dacdr+lcn", concat), each event projected."""
-    assert ranker.attention is not None
-    assert ranker.attention.domain_step is not None
-    assert ranker.attention.item_step is not None
-    assert ranker.encoder is not None
+    assert ranker.dacdr is not None
+    assert ranker.dacdr.attention.domain_step is not None
+    assert ranker.dacdr.attention.item_step is not None
     assert ranker.pyramid is not None
-    assert ranker.users is not None
+    assert ranker.embeddings.users is not None
     slot = int(batch.domain[row])
     owned = ranker.owned(slot)
-    candidate = ranker.item_vectors(slot, batch.item[row], batch.item_features[row])
-    profile = torch.cat([ranker.user_fields.tokens(batch.user_features[row]), ranker.users(batch.user[row])[None]])
-    tokens = torch.cat([ranker.domain_fields.tokens(owned.feature_codes), ranker.free_token]) + owned.tokens
+    candidate = ranker.embeddings.candidates(owned, batch.item[row], batch.item_features[row])
+    profile = torch.cat(
+        [ranker.embeddings.user_fields.tokens(batch.user_features[row]), ranker.embeddings.users(batch.user[row])[None]]
+    )
+    tokens = (
+        torch.cat([ranker.embeddings.domain_fields.tokens(owned.feature_codes), ranker.embeddings.free_token])
+        + owned.tokens
+    )
 
     def source(events: Events) -> Tensor:
         visible = slice(int(events.start[row]), int(events.stop[row]))
-        return ranker.source_item_vectors(events.item[events.row[row], visible])
+        return ranker.embeddings.stored(events.item[events.row[row], visible])
 
     def attend(queries: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
         scores = (queries @ weight[0]) @ (keys @ weight[1]).T / math.sqrt(ranker.config.width)
         return scores.softmax(-1) @ (keys @ weight[2])
 
     item, context = seen_by(ranker, batch.lifelong, row, batch.time[row], source(batch.lifelong))
-    history = torch.cat([ranker.attention.null[None], item + context])
-    domain_view = attend(tokens, history, ranker.attention.domain_step.weight + owned.domain_weights)
+    history = torch.cat([ranker.dacdr.attention.null[None], item + context])
+    domain_view = attend(tokens, history, ranker.dacdr.attention.domain_step.weight + owned.domain_weights)
     memory = torch.cat([domain_view, profile, history])
-    item_view = attend(candidate[None], memory, ranker.attention.item_step.weight + owned.item_weights)
-    transferred = ranker.encoder.layers(torch.cat([domain_view, item_view, tokens]).flatten())
+    item_view = attend(candidate[None], memory, ranker.dacdr.attention.item_step.weight + owned.item_weights)
+    transferred = ranker.dacdr.encoder.layers(torch.cat([domain_view, item_view, tokens]).flatten())
 
     pyramid, config = ranker.pyramid, ranker.pyramid.config
     assert pyramid.msa is not None
@@ -108,18 +113,18 @@ def textbook(ranker: Ranker, batch: Batch, row: int) -> Tensor:
     assert batch.short_source is not None
     target = batch.short_target
     visible = slice(int(target.start[row]), int(target.stop[row]))
-    own_items = ranker.stored_item_vectors(slot, target.item[target.row[row], visible])
-    assert ranker.short_target is not None
-    assert ranker.short_source is not None
+    own_items = ranker.embeddings.stored(target.item[target.row[row], visible], owned)
+    assert ranker.short_views.target is not None
+    assert ranker.short_views.source is not None
     views = [
         *levels,
-        short(ranker.short_target, target, own_items),
-        short(ranker.short_source, batch.short_source, source(batch.short_source)),
+        short(ranker.short_views.target, target, own_items),
+        short(ranker.short_views.source, batch.short_source, source(batch.short_source)),
     ]
     parts = [
         candidate,
         profile.flatten(),
-        ranker.context_fields.tokens(batch.context[row]).flatten(),
+        ranker.embeddings.context_fields.tokens(batch.context[row]).flatten(),
         *views,
         *(view * candidate for view in views),
         profile[-1] * candidate,
@@ -128,7 +133,7 @@ def textbook(ranker: Ranker, batch: Batch, row: int) -> Tensor:
     ]
     visible = slice(int(batch.lifelong.start[row]), max(int(batch.lifelong.start[row]), int(batch.lifelong.stop[row])))
     stored = batch.lifelong.row[row]
-    residual = batch.lifelong.value[stored, visible] - ranker.source_values[batch.lifelong.item[stored, visible]]
+    residual = batch.lifelong.value[stored, visible] - ranker.wide.source_values[batch.lifelong.item[stored, visible]]
     count = torch.tensor(float(len(residual)), dtype=residual.dtype)
     evidence = torch.stack(
         [
@@ -137,9 +142,9 @@ def textbook(ranker: Ranker, batch: Batch, row: int) -> Tensor:
             torch.log1p(count) / 5,
         ]
     )
-    mean = (owned.items or ranker.source_items).mean_of(batch.item[row])
-    expected = torch.logit(mean) + evidence @ (ranker.evidence + owned.evidence)
-    return ranker.head(torch.cat([*parts, evidence]))[0] + expected + batch.offset[row]
+    mean = (owned.items or ranker.embeddings.source_items).mean_of(batch.item[row])
+    expected = torch.logit(mean) + evidence @ (ranker.wide.weights + owned.wide_weights)
+    return ranker.head.layers(torch.cat([*parts, evidence]))[0] + expected + batch.offset[row]
 
 
 def test_a_mixed_batch_equals_the_textbook(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:
@@ -327,7 +332,7 @@ def test_a_fresh_domain_scores_like_the_backbone(
     batch = replace(make_batch(20, domain=0), short_target=None)
     unknown = replace(batch, item=torch.zeros_like(batch.item))
     with torch.no_grad():
-        ranker.source_items.rows.weight[0] = 0
+        ranker.embeddings.source_items.rows.weight[0] = 0
     fresh = replace(batch, domain=torch.full_like(batch.domain, plain), item=batch.item % 3)
     assert torch.equal(ranker(fresh), ranker(unknown))
 
@@ -422,7 +427,7 @@ def test_the_contrastive_loss_is_training_only(make_ranker: MakeRanker, make_bat
     loss.backward()
     own = taught.owned(2).items
     assert own is not None
-    for table in (taught.source_items, own):
+    for table in (taught.embeddings.source_items, own):
         assert table.rows.weight.grad is not None
         assert (table.rows.weight.grad != 0).any()
     assert taught.auxiliary_loss(replace(batch, short_target=None, short_source=None)) is None

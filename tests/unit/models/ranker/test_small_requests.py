@@ -41,8 +41,9 @@ def request_of(batch: Batch, candidates: int, users: int) -> Batch:
     reading=some.sampled_from(["A", "B"]),
     training=some.booleans(),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_small_requests_score_as_in_double_precision(
+    *,
     architecture: str,
     candidates: int,
     users: int,

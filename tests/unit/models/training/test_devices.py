@@ -24,7 +24,7 @@ from models.layers import shared_history
 from models.layers.contrast import ContrastConfig
 from models.ranker import adapters
 from models.ranker.network import Ranker
-from models.ranker.precompute import keeping
+from models.ranker.precompute import frozen_cache
 from models.training import loop, step
 from models.training.devices import device_for
 from models.training.optimisers import LazyAdam, Optimisers, RowwiseAdagrad
@@ -163,7 +163,7 @@ def test_a_step_of_any_domain_stays_on_the_device(
 
 
 @pytest.mark.parametrize("architecture", ["dacdr", "dacdr+lcn"])
-def test_fine_tuning_with_kept_numbers_stays_on_the_device(
+def test_fine_tuning_with_the_frozen_cache_stays_on_the_device(
     architecture: str, make_ranker: MakeRanker, make_batch: MakeBatch, device: None
 ) -> None:
     ranker = make_ranker(architecture=architecture)
@@ -172,8 +172,8 @@ def test_fine_tuning_with_kept_numbers_stays_on_the_device(
     expected = ranker(rows).tolist()
     move(ranker)
     rows = there(rows)
-    with keeping(ranker, [rows], 24, limit=1 << 20):
-        assert ranker.kept is not None
+    with ranker.using(frozen_cache(ranker, [rows], 24, limit=1 << 20)):
+        assert ranker.cache is not None
         assert ranker(rows).tolist() == pytest.approx(expected)
         ranker(rows).sum().backward()
 

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from models.layers.wide import WIDE
+from models.layers.wide import RATING_FEATURES
 from orchestrator.training.wide_fit import PENALTIES, solve, solve_clicks
 
 
 def some_facts(people: int, rows_each: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Facts (N, WIDE) that say all users are known, and whose user each row is of."""
+    """Facts (N, RATING_FEATURES) that say all users are known, and whose user each row is of."""
     chance = np.random.default_rng(seed)
-    facts = chance.normal(size=(people * rows_each, WIDE))
+    facts = chance.normal(size=(people * rows_each, RATING_FEATURES))
     facts[:, 0] = 1.0
     return facts, np.repeat(np.arange(people), rows_each)
 
