@@ -223,7 +223,7 @@ class FocusedScopeAttention(nn.Module):
         else:
             chosen, real = history.chosen(selection.position), selection.real.reshape(-1, 1, 1, count)
             shape = (chunks * cells, 1)
-        of_item, of_context = (reading.view(*shape, self.heads, -1) for reading in self._readings(candidate, chosen))
+        of_item, of_context = (reading.reshape(*shape, self.heads, -1) for reading in self._readings(candidate, chosen))
         # [C, G, H, K], or [C * G, 1, H, K]
         scores = chosen.together(chosen.item_scores(of_item), chosen.context_scores_of(of_context))
         # LCN eq. (11). A row without events attends to nothing: its weights are 0, not undefined.
