@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import command, results_page
+from benchmarks.baselines import BRIDGES
 from benchmarks.public_pairs import Pair, amazon_reviews, offered, settle
 from benchmarks.rating_bridges import BridgeData, BridgeRows, bridge_rows, fit_bridge, ridge_cmf, ridge_emcdr
 from benchmarks.results_table import Method, Scored, Table, Task, run
@@ -30,7 +31,6 @@ from domains.events.splits import Split
 from domains.public import PreparedDomain
 from domains.registry.registry import Domain
 from domains.spec import DomainSpec
-from models.baselines import BRIDGES
 from models.baselines.plain import (
     ItemMean,
     ItemUserBias,

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from benchmarks import model_zoo
+from benchmarks.baselines import LIFELONG, SELF_SUPERVISED
+from benchmarks.baselines.self_supervised import WithAuxiliary
 from benchmarks.item_vectors import begin_with
-from models.baselines import LIFELONG, SELF_SUPERVISED
 from models.baselines.inputs import Baseline
-from models.baselines.self_supervised import WithAuxiliary
 from models.layers.contrast import ContrastConfig
 from models.layers.pyramid import PyramidConfig
 from models.ranker.network import Ranker

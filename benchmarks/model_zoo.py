@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from models.baselines import LIFELONG, MULTI_DOMAIN, SELF_SUPERVISED
+from benchmarks.baselines import LIFELONG, SELF_SUPERVISED
+from benchmarks.baselines.self_supervised import WithAuxiliary
+from models.baselines import MULTI_DOMAIN
 from models.baselines.inputs import Baseline, BaselineConfig
-from models.baselines.self_supervised import WithAuxiliary
 from models.layers.contrast import ContrastConfig
 from models.layers.embeddings import ItemTable, RowTable
 from models.ranker.network import Ranker

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.baselines import BRIDGES
-from models.baselines.factors import BridgeConfig, latest_liked
+from benchmarks.baselines import BRIDGES
+from benchmarks.baselines.factors import BridgeConfig, latest_liked
 from models.baselines.plain import BiasedFactors, Rows
 from models.batch import Batch, Events
 from models.training.loop import TrainConfig, predict

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from benchmarks import cold_start_ratings as ratings
+from benchmarks.baselines.factors import latest_liked
 from benchmarks.rating_bridges import HISTORY, LIKED_ABOVE, Ready
 from benchmarks.results_table import Method, Table
 from domains.errors import InvalidData
-from models.baselines.factors import latest_liked
 from models.baselines.plain import MappedSourceBias, Rows
 from orchestrator.training.recipe import Recipe
 

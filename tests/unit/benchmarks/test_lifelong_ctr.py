@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.baselines import LIFELONG, SELF_SUPERVISED
 from benchmarks.item_vectors import item_vectors
 from benchmarks.lifelong_ctr import FOLDER, Given, before, measure, methods, open_task, prepare
 from benchmarks.lifelong_networks import networks
@@ -15,7 +16,6 @@ from benchmarks.logged_clicks import DAY_US, TAUGHT_DAYS, cut
 from benchmarks.results_table import Task
 from benchmarks.sampled_negatives import NEVER, TESTED, draw
 from domains.errors import InvalidData
-from models.baselines import LIFELONG, SELF_SUPERVISED
 from orchestrator.data.batches import Examples
 from orchestrator.data.dataset import Workspace
 

@@ -45,9 +45,7 @@ def test_scenes_without_times_become_domains_that_lend_alike(tmp_path, monkeypat
     task = clicks.open_task(tmp_path, tmp_path / "out", "ali-ccp-twentieth", 0)
     assert {f"ali-ccp-{scene} {kind}" for scene in (10, 11) for kind in ("warm", "cold")} <= set(task.segments)
     workspace, asked = task.given.workspace, task.given.asked[0]
-    encoder = workspace.fit_encoder(
-        task="ctr", slots=task.given.slots, lifelong=20, short=5, with_users=False
-    )
+    encoder = workspace.fit_encoder(task="ctr", slots=task.given.slots, lifelong=20, short=5, with_users=False)
     batch = workspace.batch_builder(encoder, task.given.slots).batch(asked, 0)
     events = int((batch.lifelong.stop - batch.lifelong.start).max())
     assert 0 < events <= max(np.bincount(np.concatenate([rows.user for rows in task.given.known])))

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.baselines.lifelong import ETA, SDIM, TWIN, ExactSearch, SIMSoft, best
 from models.baselines.inputs import BaselineConfig
-from models.baselines.lifelong import ETA, SDIM, TWIN, ExactSearch, SIMSoft, best
 from models.batch import Batch, Events
 from models.layers.contrast import ContrastConfig
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.baselines.sequences import (
+from benchmarks.baselines.sequences import (
     Pool,
     SequenceEncoder,
     Sequences,

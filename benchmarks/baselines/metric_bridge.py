@@ -19,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.baselines.bridges import user_map
-from models.baselines.factors import Bridge, BridgeConfig, Factors, OnlySharedUsers, TrainingSet, latest_liked
+from benchmarks.baselines.bridges import user_map
+from benchmarks.baselines.factors import Bridge, BridgeConfig, Factors, OnlySharedUsers, TrainingSet, latest_liked
 from models.batch import Batch
 from models.layers.embeddings import INITIAL_SCALE, RowTable
 from models.training.loop import TrainResult

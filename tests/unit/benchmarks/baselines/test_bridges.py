@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.baselines.bridges import CMF, EMCDR, PTUPCDR, TMCDR, MetaStep, ShareWeigher, fit_map, user_map
-from models.baselines.factors import BridgeConfig, Interleaved, OnlySharedUsers, TrainingSet, latest_liked
-from models.baselines.metric_bridge import SSCDR, Points, in_unit_ball, triplet
+from benchmarks.baselines.bridges import CMF, EMCDR, PTUPCDR, TMCDR, MetaStep, ShareWeigher, fit_map, user_map
+from benchmarks.baselines.factors import BridgeConfig, Interleaved, OnlySharedUsers, TrainingSet, latest_liked
+from benchmarks.baselines.metric_bridge import SSCDR, Points, in_unit_ball, triplet
 from models.batch import Batch, Events
 from models.training.loop import TrainConfig
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.baselines.self_supervised import MOST_ASKED, MOST_CANDIDATES, AuxiliaryTask, SampledSoftmax
-from models.baselines.sequences import (
+from benchmarks.baselines.self_supervised import MOST_ASKED, MOST_CANDIDATES, AuxiliaryTask, SampledSoftmax
+from benchmarks.baselines.sequences import (
     Pool,
     SequenceEncoder,
     equal,

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.baselines.feature_contrast import (
+from benchmarks.baselines.feature_contrast import (
     AT4CTR,
     CL4CTR,
     SSL,
@@ -17,7 +17,7 @@ from models.baselines.feature_contrast import (
     mutual_information,
     uniformity,
 )
-from models.baselines.self_supervised import (
+from benchmarks.baselines.self_supervised import (
     DSS,
     SAC,
     SQN,
@@ -28,7 +28,7 @@ from models.baselines.self_supervised import (
     dss_loss,
     nt_xent,
 )
-from models.baselines.sequences import (
+from benchmarks.baselines.sequences import (
     Pool,
     SequenceEncoder,
     Sequences,

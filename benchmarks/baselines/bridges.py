@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from models.baselines.factors import Bridge, BridgeConfig, Interleaved, OnlySharedUsers, TrainingSet, latest_liked
+from benchmarks.baselines.factors import Bridge, BridgeConfig, Interleaved, OnlySharedUsers, TrainingSet, latest_liked
 from models.baselines.inputs import masked_softmax
 from models.batch import Batch
 from models.training.loop import TrainingStep, TrainResult, output_losses
