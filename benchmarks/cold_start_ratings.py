@@ -43,7 +43,7 @@ from models.baselines.plain import (
 from models.ranker.network import Ranker
 from orchestrator.data.batches import Examples
 from orchestrator.data.dataset import Workspace
-from orchestrator.evaluation.scoring import score_rows
+from orchestrator.data.scoring import score_rows
 from orchestrator.jobs.launch import fit_adapter
 from orchestrator.settings import Settings
 from orchestrator.training.fit import fit, lessons, new_ranker

@@ -36,7 +36,7 @@ from models.baselines.plain import (
     TrainMean,
 )
 from orchestrator.data.batches import Examples
-from orchestrator.evaluation.scoring import score_rows
+from orchestrator.data.scoring import score_rows
 from orchestrator.training import fit
 from orchestrator.training.recipe import Recipe
 

@@ -26,7 +26,7 @@ from models.ranker import adapters
 from models.ranker.network import Ranker
 from orchestrator.data.batches import BatchBuilder, Examples
 from orchestrator.data.encoding import FeatureEncoder
-from orchestrator.evaluation.scoring import score_rows
+from orchestrator.data.scoring import score_rows
 from orchestrator.training import baselines, fit
 from orchestrator.training.fine_tune import fit_adapter
 from orchestrator.training.recipe import Recipe

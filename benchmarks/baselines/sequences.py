@@ -87,9 +87,7 @@ def _sequences(backbone: Ranker, rows: Batch, events: Events, domain: Tensor | N
     mask = torch.arange(kept, device=order.device) < length[:, None]
     items, action = (part[events.row].gather(1, place) * mask for part in (events.item, events.action))
     if domain is None:
-        return Sequences(
-            backbone.embeddings.stored(items), mask, items, action, rows.user, backbone.embeddings.stored
-        )
+        return Sequences(backbone.embeddings.stored(items), mask, items, action, rows.user, backbone.embeddings.stored)
     identity = one_name(items, domain[:, None])
 
     def look_up(names: Tensor) -> Tensor:

@@ -81,6 +81,6 @@ def demo(
     ui: Ui = True,
 ) -> None:
     """Launch a cold domain from nothing: data, shared model, launch, comparison, promotion, a ranking by curl."""
-    from orchestrator.console import demo as demonstration
+    from orchestrator.cli import demo as demonstration
 
     demonstration.run(Settings(), data=data, path=path, size=size, local=local, leave_up=leave_up, ui=ui)

@@ -19,6 +19,7 @@ from models.ranker.network import Ranker
 from orchestrator.data.batches import Examples
 from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.data.model_store import Artifacts
+from orchestrator.data.scoring import score_rows
 from orchestrator.evaluation.gate import decide
 from orchestrator.evaluation.measure import EvaluationRows, Scores, prediction_bias, reliability
 from orchestrator.evaluation.plain_rows import plain_rows
@@ -30,7 +31,6 @@ from orchestrator.evaluation.report import (
     Segment,
     SharedReport,
 )
-from orchestrator.evaluation.scoring import score_rows
 from orchestrator.jobs.launch_state import (
     CERTIFICATE,
     FINE_TUNED,

@@ -19,8 +19,8 @@ from models.training import loop
 from orchestrator.data.batches import Examples
 from orchestrator.data.dataset import Workspace
 from orchestrator.data.encoding import FeatureEncoder
+from orchestrator.data.scoring import score_rows
 from orchestrator.evaluation.report import Certificate, ColdStartReport, Epoch
-from orchestrator.evaluation.scoring import score_rows
 from orchestrator.jobs import cold_start, results
 from orchestrator.jobs.data_steps import GATHER, REFRESH
 from orchestrator.jobs.launch_state import (

@@ -18,10 +18,10 @@ from models.ranker.wide_part import RatingWide
 from models.training import loop
 from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, EventSource, Examples
 from orchestrator.data.dataset import Workspace
+from orchestrator.data.scoring import score_rows
 from orchestrator.data.target_encoding import fit_target_encoding, leave_one_out
 from orchestrator.evaluation.learning_curve import Curves
 from orchestrator.evaluation.plain_rows import PLAIN_ROWS
-from orchestrator.evaluation.scoring import score_rows
 from orchestrator.training.fine_tune import fit_adapter
 from orchestrator.training.fit import (
     add_domain,

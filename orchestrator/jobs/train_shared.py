@@ -15,6 +15,7 @@ from models.training import loop
 from models.training.distributed import Alone
 from orchestrator.data.dataset import Workspace, domains_with_data
 from orchestrator.data.encoding import FeatureEncoder
+from orchestrator.data.scoring import score_rows
 from orchestrator.evaluation.measure import EvaluationRows
 from orchestrator.evaluation.plain_rows import plain_rows
 from orchestrator.evaluation.report import (
@@ -26,7 +27,6 @@ from orchestrator.evaluation.report import (
     SourceWeights,
     Window,
 )
-from orchestrator.evaluation.scoring import score_rows
 from orchestrator.jobs import results
 from orchestrator.jobs.data_steps import GATHER, REFRESH
 from orchestrator.jobs.runner import RESULT, RunContext, Step

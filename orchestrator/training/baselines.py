@@ -23,8 +23,8 @@ from models.ranker.network import Ranker
 from models.training import loop
 from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, Examples
 from orchestrator.data.dataset import Workspace
+from orchestrator.data.scoring import outputs
 from orchestrator.data.target_encoding import fit_target_encoding, leave_one_out
-from orchestrator.evaluation.scoring import outputs
 from orchestrator.training.fine_tune import calibration
 from orchestrator.training.fit import new_baseline, own_values, searched_parameters, set_own_means, train_config
 from orchestrator.training.recipe import Recipe

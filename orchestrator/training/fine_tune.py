@@ -17,8 +17,8 @@ from models.ranker.precompute import frozen_cache
 from models.training import loop
 from models.training.devices import device_for
 from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, Examples
+from orchestrator.data.scoring import outputs
 from orchestrator.data.target_encoding import fit_target_encoding, leave_one_out
-from orchestrator.evaluation.scoring import outputs
 from orchestrator.settings import Settings
 from orchestrator.training.fit import own_values, searched_parameters, set_own_means, start_of, train_config
 from orchestrator.training.recipe import Recipe

@@ -6,8 +6,7 @@ from typer.testing import CliRunner
 from domains.errors import NotFound, Rejected
 from domains.registry.registry import Registry
 from domains.simulation.simulator import SimulatorConfig, simulate
-from orchestrator.cli import app
-from orchestrator.console import demo
+from orchestrator.cli import app, demo
 from orchestrator.settings import Settings
 
 

@@ -15,8 +15,8 @@ from orchestrator import use_cases
 from orchestrator.data.dataset import Workspace
 from orchestrator.data.model_store import Artifacts
 from orchestrator.data.online import feature_repo
+from orchestrator.data.scoring import score_rows
 from orchestrator.evaluation.report import Certificate
-from orchestrator.evaluation.scoring import score_rows
 from orchestrator.settings import Settings
 
 QUICK = {"epochs": 1, "width": 8, "lifelong": 20, "batch_size": 512}

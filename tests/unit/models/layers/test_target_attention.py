@@ -23,7 +23,8 @@ def inputs(seed: int = 0, views: int = CHUNKS * CELLS):
     return some(CHUNKS, EVENTS, WIDTH), code, some(ROWS, WIDTH), mask, some(CHUNKS, CELLS, WIDTH)
 
 
-def laid_out(view: TargetAttention, shared, code, table, mask, candidate):
+def laid_out(view: TargetAttention, *parts: torch.Tensor) -> torch.Tensor:
+    shared, code, table, mask, candidate = parts
     return view(shared[:, None] + table[code], mask, candidate)
 
 

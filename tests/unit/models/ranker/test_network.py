@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def seen_by(ranker: Ranker, events: Events, row: int, now: Tensor, items: Tensor
     return torch.stack([items, table[action] + table[values + value_code(value)] + table[recency]])
 
 
-def textbook(ranker: Ranker, batch: Batch, row: int) -> Tensor:
+def textbook(ranker: Ranker, batch: Batch, row: int) -> Tensor:  # noqa: PLR0915 - one row, written out whole
     """One row through DACDR and LCN side by side (architecture "dacdr+lcn", concat), each event projected."""
     assert ranker.dacdr is not None
     assert ranker.dacdr.attention.domain_step is not None
@@ -228,7 +229,7 @@ def test_padding_and_its_amount_never_change_a_score(
         )
 
     for before, after in ((0, 0), (0, 7), (5, 0), (3, 30)):
-        wide = every_history(batch, lambda events: padded(events, before, after))
+        wide = every_history(batch, partial(padded, before=before, after=after))
         torch.testing.assert_close(ranker(wide), ranker(batch), **TIGHT)
 
 
@@ -279,7 +280,7 @@ def test_an_empty_history_is_scored(architecture: str, make_ranker: MakeRanker, 
     for length in (17, 0):
         nothing = every_history(
             batch,
-            lambda events: replace(
+            lambda events, length=length: replace(
                 events,
                 **{part: getattr(events, part)[:, :length] for part in ("item", "action", "value", "time")},
                 start=torch.zeros_like(events.start),
