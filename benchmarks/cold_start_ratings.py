@@ -46,7 +46,7 @@ from orchestrator.data.dataset import Workspace
 from orchestrator.data.scoring import score_rows
 from orchestrator.jobs.launch import fit_adapter
 from orchestrator.settings import Settings
-from orchestrator.training.fit import fit, lessons, new_ranker
+from orchestrator.training.fit import fit, new_ranker, training_set
 from orchestrator.training.fit import prepare as set_out
 from orchestrator.training.recipe import Recipe
 from orchestrator.training.wide_fit import fit_own_wide_weights
@@ -272,7 +272,7 @@ def wide_part_alone(recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
     """What ours says before any descent: item means and the wide part in closed form, so that no network is thanked
     for it."""
     given: Given = task.given
-    learnt = lessons(given.workspace, recipe, given.slots)
+    learnt = training_set(given.workspace, recipe, given.slots)
     batch_builder = given.workspace.batch_builder(learnt.encoder, given.slots)
     ranker = new_ranker(given.workspace, learnt.encoder, recipe, mean_label=learnt.mean_label)
     set_out(ranker, learnt, batch_builder, seed=seed)

@@ -87,7 +87,7 @@ def fit(
         auxiliary_weight: factor of the loss beside the task's, where the network has one.
         training_set: what to learn from, where it is not simply the workspace's split.
     """
-    learnt = training_set or fitting.lessons(workspace, recipe, slots)
+    learnt = training_set or fitting.training_set(workspace, recipe, slots)
     batch_builder = workspace.batch_builder(learnt.encoder, slots)
     parts = [learnt]
     if name in ALONE:

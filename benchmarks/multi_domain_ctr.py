@@ -148,7 +148,7 @@ def graft(recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
     """Ours: what the wide part expects, and the shared model, which starts from it."""
     given: Given = task.given
     recipe = recipe.model_copy(update={"seed": seed})
-    learnt = fit.lessons(given.workspace, recipe, given.slots)
+    learnt = fit.training_set(given.workspace, recipe, given.slots)
     batch_builder = given.workspace.batch_builder(learnt.encoder, given.slots)
     ranker = fit.new_ranker(given.workspace, learnt.encoder, recipe, mean_label=learnt.mean_label)
     fit.prepare(ranker, learnt, batch_builder, seed=seed)

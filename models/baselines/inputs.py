@@ -36,7 +36,7 @@ class BaselineConfig:
     user_dropout: share of training rows whose user is hidden, so that the unknown user means something
     mean_label: mean label of the training rows; what an item of which nothing is known is expected to get
     wide: start from the plain features that the ranker starts from (``layers/wide.py``): the item's mean, and what
-        the user's own labels say of him; without them a network starts from the mean label alone
+        the user's own labels say of them; without them a network starts from the mean label alone
     """
 
     source_items: int

@@ -14,7 +14,7 @@ Where each equation of the papers stands:
     DACDR eq. (1), (2)   models/layers/cross_attention.py   softmax attention; W_Q, W_K, W_V of two sequences
     DACDR eq. (3)        models/layers/cross_attention.py   T_d, the history as the domain reads it
     DACDR eq. (4)        models/layers/cross_attention.py   T_i, the same as the item reads it
-    DACDR eq. (5)        models/baselines/bridges.py        the mapping between domains that DACDR replaces (PTUPCDR)
+    DACDR eq. (5)        benchmarks/baselines/bridges.py    the mapping between domains that DACDR replaces (PTUPCDR)
     DACDR eq. (6)        models/layers/cross_attention.py   û, the domain encoder
     DACDR eq. (7)        models/layers/mlp.py               the head
     DACDR eq. (8)        models/training/step.py            the task's loss

@@ -51,8 +51,7 @@ def fit_adapter(
     """
     items = ranker.owned(slot).items
     assert items is not None, "a target domain owns its items"
-    task = ranker.config.task
-    means = fit_target_encoding(known, len(items), task)
+    means = fit_target_encoding(known, len(items), ranker.config.task)
     set_own_means(ranker, slot, means.means, own_values(known, len(items)))
     learnt = leave_one_out(known, means)
     adapters.freeze_all_but(ranker, slot)
@@ -74,7 +73,7 @@ def fit_adapter(
             data,
             config=train_config(
                 recipe,
-                task=task,
+                task=ranker.config.task,
                 epochs=recipe.fine_tune_epochs,
                 learning_rate=recipe.fine_tune_learning_rate,
                 patience=max(recipe.patience, 1),

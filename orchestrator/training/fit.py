@@ -47,16 +47,18 @@ def fit(
 
     Where ``peers`` train it together, it is whole in the first of them only.
     """
-    learnt = lessons(workspace, recipe, slots)
+    learnt = training_set(workspace, recipe, slots)
     encoder, batch_builder = learnt.encoder, workspace.batch_builder(learnt.encoder, slots)
     ranker = new_ranker(workspace, encoder, recipe, mean_label=learnt.mean_label)
     prepare(ranker, learnt, batch_builder, seed=recipe.seed)
     if isinstance(sample_weigher, CollaborativeTransfer):
         asked = [(rows, slot) for rows, slot in learnt.train if slot in sample_weigher.config.targets and len(rows)]
-        lent = [(rows, slot) for rows, slot in learnt.train if slot not in sample_weigher.config.targets and len(rows)]
+        source_rows = [
+            (rows, slot) for rows, slot in learnt.train if slot not in sample_weigher.config.targets and len(rows)
+        ]
         sample_weigher.target_tower_from(
             DomainBatchSampler(batch_builder, asked, batch_size=recipe.fine_tune_batch_size, seed=recipe.seed),
-            DomainBatchSampler(batch_builder, lent, batch_size=recipe.batch_size, seed=recipe.seed),
+            DomainBatchSampler(batch_builder, source_rows, batch_size=recipe.batch_size, seed=recipe.seed),
         )
     learn(
         ranker,
@@ -96,7 +98,7 @@ class TrainingSet:
         return float(np.concatenate([rows.label for rows, _ in self.train]).mean())
 
 
-def lessons(workspace: Workspace, recipe: Recipe, slots: Sequence[str]) -> TrainingSet:
+def training_set(workspace: Workspace, recipe: Recipe, slots: Sequence[str]) -> TrainingSet:
     """Training and held-out rows of the named domains, sources first; one slot each, in that order."""
     encoder = workspace.fit_encoder(
         task=recipe.task,
@@ -132,8 +134,8 @@ def prepare(ranker: Ranker, learnt: TrainingSet, batch_builder: BatchBuilder, *,
         for rows, slot in learnt.train:
             fit_own_wide_weights(ranker, batch_builder, rows, slot, seed=seed)
     elif isinstance(ranker.wide, RatingWide):
-        lent = [rows.value for rows, slot in learnt.train if learnt.encoder.source(learnt.encoder.slots[slot])]
-        set_bands(ranker.wide, np.concatenate(lent))
+        source_rows = [rows.value for rows, slot in learnt.train if learnt.encoder.source(learnt.encoder.slots[slot])]
+        set_bands(ranker.wide, np.concatenate(source_rows))
         fit_wide_weights(ranker, batch_builder, learnt.train, seed=seed)
 
 
@@ -152,7 +154,7 @@ def learn(
     peers: Alone = loop.ALONE,
     device: str | None = None,
 ) -> loop.TrainResult:
-    """Train a network, ours or a baseline, on its lessons as the recipe says."""
+    """Train a network, ours or a baseline, on its training set as the recipe says."""
     share = (peers.rank, peers.world)
     held = [part for part in learnt.validation if len(part[0])]
     validation = DomainBatchSampler(batch_builder, held, batch_size=4096, seed=0, shuffle=False, share=share)

@@ -104,7 +104,6 @@ LONGER = {
     "domains/registry/migrations/versions/r0001_first_tables.py": "a migration is written once, in one function",
     "tests/unit/models/ranker/test_network.py": "the network once more, written as in a textbook, in one function",
     "models/layers/shared_history.py": "each forward pass stands beside its gradient",
-    "orchestrator/training/fine_tune.py": "one sequence of steps",
     "tests/unit/benchmarks/baselines/test_self_supervised.py": "one file a module",
     "tests/unit/models/cctl/test_weigher.py": "one file a module",
 }

@@ -75,7 +75,7 @@ def test_every_name_trains_and_answers_each_row_of_each_domain(workspace: FewRow
 @pytest.mark.parametrize("name", ["MMoE", "TWIN", "Graft"])
 def test_before_training_everybody_starts_from_the_same_item_means(workspace: FewRows, name: str):
     """What differs between rows of the table is the mechanism, never what is known of the items."""
-    learnt = fit.lessons(workspace, RECIPE, SLOTS)
+    learnt = fit.training_set(workspace, RECIPE, SLOTS)
     network = model_zoo.build(name, workspace, RECIPE, learnt)
     if name == "Graft":
         fit.prepare(network, learnt, workspace.batch_builder(learnt.encoder, SLOTS), seed=0)
@@ -91,7 +91,7 @@ def test_a_baseline_of_one_domain_has_a_network_for_each(workspace: FewRows):
     """A single-domain row may not learn from the other domain's rows."""
     found = model_zoo.fit("DNN-single", workspace, RECIPE, SLOTS)
     assert found.networks[0] is not found.networks[1]
-    learnt = fit.lessons(workspace, RECIPE, SLOTS)
+    learnt = fit.training_set(workspace, RECIPE, SLOTS)
     assert {rows.domain for rows, _ in model_zoo.only(learnt, 1).train} == {"live"}
 
 
