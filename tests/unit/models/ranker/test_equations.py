@@ -8,7 +8,7 @@ import pytest
 from models.ranker import network
 
 ROOT = Path(network.__file__).parents[2]
-ROW = re.compile(r"^ +(DACDR|LCN) eqs?\. (.*?) +(models/\S+\.py)  +\S", re.MULTILINE)
+ROW = re.compile(r"^ +(DACDR|LCN) eqs?\. (.*?) +((?:models|benchmarks)/\S+\.py)  +\S", re.MULTILINE)
 
 
 def numbers(text: str) -> list[int]:
