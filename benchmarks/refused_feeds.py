@@ -154,7 +154,7 @@ def transfer_of(
     """What weighs source rows: it knows their feeds, by the bookkeeping or as their items' feature."""
     asks = None if given.workspace.by == "item" else partial(feeds_of, given)
     transfer = CollaborativeTransfer(replace(config, targets=(given.target,)), held, asks)
-    if config.mode == "influence" and config.influence == "path":
+    if config.mode == "influence":
         transfer.target_tower_from(own, epoch_of(given, list(given.training_sources), 1024))
     return transfer
 

@@ -55,11 +55,10 @@ TINY_ROWS, MANY = 1_200, 25
 ENOUGH_ROWS = {"simulator": 100_000, "amazon": 50_000}
 """Source rows that a target-only tower looks at, at most: the simulator has two sources, so twice as many feeds."""
 UNIFORM, ALONE, ORACLE = "uniform", "target only", "oracle (drops the liars; cheats)"
-INFLUENCE, GRADIENT, BANDIT = "CCTL, influence", "CCTL, policy gradient", "CCTL, bucket bandit"
-POINT = "CCTL, influence at a point"
+INFLUENCE, GRADIENT = "CCTL, influence", "CCTL, policy gradient"
 LOSSES = "CCTL, influence, on losses alone"
 CLEANED = "target only, without refused feeds"
-UNGUARDED, POINT_UNGUARDED = "CCTL, influence, no guard", "CCTL, influence at a point, no guard"
+UNGUARDED = "CCTL, influence, no guard"
 SETTINGS = (
     *("simulator-harmed", "amazon-harmed", "amazon-clean", "simulator-clean"),
     *("simulator-liar", "amazon-liar", "simulator-many-passes", "amazon-many-passes"),
@@ -144,8 +143,8 @@ def fit(
     recipe, slot = given.recipe, given.target
     model = network(given)
     target, held = given.parts[slot], []
-    if config is not None and (config.mode != "influence" or config.influence == "point"):
-        # These judge by target rows that are never trained on; the path needs none.
+    if config is not None and config.mode != "influence":
+        # These judge by target rows that are never trained on; influence needs none.
         aside = np.isin(target.user, np.unique(target.user)[recipe.seed % 7 :: 7])
         held = list(epoch_of(given, [(target.take(aside), slot)], TARGET_BATCH * 2).batches(0))
         target = target.take(~aside)
@@ -205,15 +204,11 @@ def methods(setting: str = "simulator-harmed") -> list[Method]:
     }
     if setting.endswith("many-passes"):
         rows[UNGUARDED] = {"config": replace(source_weighting, guarded=False), "refuses": True}
-        rows[POINT] = {"config": replace(source_weighting, influence="point")}
-        rows[POINT_UNGUARDED] = {"config": replace(source_weighting, influence="point", guarded=False)}
     elif setting.endswith(("harmed", "seen")):
         rows[LOSSES] = {"config": source_weighting}
         rows[CLEANED] = {"config": source_weighting, "refuses": True, "sources": False}
         rows[ORACLE] = {"honest": True}
         rows[GRADIENT] = {"config": replace(source_weighting, mode="reinforce", sync_every=8, companion=True)}
-        rows[BANDIT] = {"config": replace(source_weighting, mode="bucket", sync_every=8)}
-        rows[POINT] = {"config": replace(source_weighting, influence="point")}
     simple = {"train mean": TrainMean, "item mean": ItemMean, "item + user bias": ItemUserBias}
     found = [Method((name,), partial(plain, name, make), {"defaults": repr(make())}) for name, make in simple.items()]
     shown = {"recipe": RECIPE.model_dump(mode="json"), "target": [TARGET_BATCH, TARGET_ROWS, TINY_ROWS, MANY]}

@@ -146,8 +146,8 @@ class Inputs(nn.Module):
             parts += bool(config.users) + views
         self.knows_user = config.wide and reads_source
         self.size = parts * width + PLAIN_FEATURES * self.knows_user
-        self.evidence = nn.Parameter(torch.zeros(PLAIN_FEATURES)) if self.knows_user else None
-        self.own_evidence = nn.Parameter(torch.zeros(config.domains, PLAIN_FEATURES)) if self.knows_user else None
+        self.wide_weights = nn.Parameter(torch.zeros(PLAIN_FEATURES)) if self.knows_user else None
+        self.own_wide_weights = nn.Parameter(torch.zeros(config.domains, PLAIN_FEATURES)) if self.knows_user else None
         self.start = nn.Parameter(torch.zeros(()))
 
     def set_means(self, means: Tensor, source_values: Tensor) -> None:
@@ -163,8 +163,8 @@ class Inputs(nn.Module):
             return start.expand(len(batch))
         rows = torch.where(batch.item > 0, self.own_rows(batch.item, batch.domain), 0)
         expected = as_score(self.items.mean_of(rows), self.config.task) + self.start
-        if self.evidence is not None and self.own_evidence is not None:
-            weight = self.evidence + self.own_evidence[batch.domain]
+        if self.wide_weights is not None and self.own_wide_weights is not None:
+            weight = self.wide_weights + self.own_wide_weights[batch.domain]
             expected = expected + (plain_features(batch.lifelong, self.source_values) * weight).sum(-1)
         return expected
 

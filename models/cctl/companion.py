@@ -108,9 +108,8 @@ class GainObserver:
 
     def fresh_rows(self, target: Batch, step: TrainingStep) -> Batch:
         """These rows, which the model is about to train on, or held-out ones where they are no longer fresh."""
-        return self.next_held_out() if not self.is_fresh(step) and self.held_out else target
-
-    def next_held_out(self) -> Batch:
+        if self.is_fresh(step) or not self.held_out:
+            return target
         self.looks += 1
         return self.held_out[(self.looks - 1) % len(self.held_out)]
 

@@ -18,8 +18,6 @@ class TransferConfig:
     Attributes:
         targets: domain slots that sources are weighed for; every other slot is a source.
         mode: how the flow network learns; ``uniform`` keeps all weights at 1, to compare with.
-        influence: where ``influence`` is measured: along the ``path`` of a target tower, or at the model's present
-            ``point``.
         share: lambda_s, the weight of source losses beside target losses.
         largest: w_max; weights lie in (0, w_max).
         sync_every: k, steps between settings of the companion to the mixed tower; also the recorded window.
@@ -28,13 +26,9 @@ class TransferConfig:
         update_every: source batches between two updates of the flow network.
         start: weight of a source of which nothing is known; it is the default to which a lack of evidence leads.
         expected: value of a source of which nothing is known, where a target row's own is 1; it has weight ``start``.
-        steepness: how far a value of 1 more moves a weight, in logits (``path``).
+        steepness: how far a value of 1 more moves a weight, in logits.
         ahead_passes: passes over the target that a target tower may take ahead of the model, at most.
         enough_rows: source rows after which no more are valued, since nothing more is to be learned of sources.
-        sensitivity: how far a mean influence of one spread moves a weight, in logits (``point``).
-        centre: what influence at a point is compared with. ``target``: with that of fresh target rows themselves where
-            it is below zero, since rows once trained on push the next ones' influence down, whatever their source;
-            ``mean``: with the mean over sources; ``zero``.
         companion: keep the pure tower. Without it there is no gain to read, and a second set of weights is saved.
         control: keep a third tower that never sees a source and is never set back.
         show_scores: the flow network sees both towers' scores of a sample, at the price of two forwards.
@@ -43,8 +37,7 @@ class TransferConfig:
     """
 
     targets: tuple[int, ...]
-    mode: Literal["influence", "reinforce", "bucket", "uniform"] = "influence"
-    influence: Literal["path", "point"] = "path"
+    mode: Literal["influence", "reinforce", "uniform"] = "influence"
     share: float = 1.0
     largest: float = 1.0
     sync_every: int = 100
@@ -56,15 +49,12 @@ class TransferConfig:
     steepness: float = 16.0
     ahead_passes: int = 8
     enough_rows: int = 50_000
-    sensitivity: float = 20.0
-    centre: Literal["target", "mean", "zero"] = "target"
     companion: bool = True
     control: bool = False
     show_scores: bool = False
     overfit_gap: float = 0.2
     guarded: bool = True
     borrow_above: float = 0.35
-    direction_momentum: float = 0.9
     entropy: float = 0.01
     policy_mean: float = 0.5
 
@@ -73,8 +63,8 @@ class TransferConfig:
             raise ValueError("name at least one target slot")
         if self.sync_every < 1 or self.update_every < 1 or self.warm_up_steps < 0:
             raise ValueError("sync_every and update_every must be positive, warm_up_steps not negative")
-        if not 0 < self.start < 1 or min(self.sensitivity, self.steepness) <= 0:
-            raise ValueError("start must lie between 0 and 1, and sensitivity and steepness be positive")
+        if not 0 < self.start < 1 or self.steepness <= 0:
+            raise ValueError("start must lie between 0 and 1, and steepness be positive")
         if self.mode == "reinforce" and not self.companion:
             raise ValueError("the reinforce mode is rewarded by the companion's loss: it needs the companion")
 
@@ -83,9 +73,8 @@ class TransferConfig:
 class Verdict:
     """Whether to borrow from a source.
 
-    ``influence`` is its rows' mean: their value, where a target row's is 1, or in spreads at a ``point``; ``certainty``
-    is that mean's t value. A source of which nothing is certain is borrowed from, since nothing speaks against it, but
-    `word` does not call it useful.
+    ``influence`` is its rows' mean value, where a target row's is 1; ``certainty`` is that mean's t value. A source of
+    which nothing is certain is borrowed from, since nothing speaks against it, but `word` does not call it useful.
     """
 
     source: int
@@ -129,7 +118,7 @@ class TransferReport:
     ``weights`` has a row per window and source: step, source, rows, mean, p10, p50, p90. ``windows`` has a row per
     window: step, gain, control_gain, fresh_loss, seen_loss, frozen. Both are plain values, ready to be plotted.
     ``parts`` are those of sources of which enough is known, the most harmful first. ``target`` says how surely the
-    target's own rows agree (t value), by which sources are judged along a path; None in other modes.
+    target's own rows agree (t value), by which sources are judged; None in modes that judge none.
     """
 
     weights: list[dict[str, Any]]
@@ -155,7 +144,7 @@ def verdicts(
         late = [row for row in rows if row["step"] in settled] or rows[-1:]
         weight = sum(row["mean"] * row["rows"] for row in late) / sum(row["rows"] for row in late)
         influence, certainty = evidence.get(source, (0.0, 0.0))
-        harmful = harms(config, influence, certainty)
+        harmful = harms(influence, certainty)
         better_alone = alone < -_SURE and certainty < _SURE
         borrow = weight >= config.borrow_above * config.largest and not harmful and not better_alone
         reason = (
@@ -173,10 +162,9 @@ def verdicts(
     return found
 
 
-def harms(config: TransferConfig, influence: float, certainty: float) -> bool:
+def harms(influence: float, certainty: float) -> bool:
     """Whether rows tell the opposite for certain; chance in a target tower's path asks for more than a t value."""
-    on_path = config.mode == "influence" and config.influence == "path"
-    return certainty < -_SURE and (not on_path or influence < _HARM)
+    return certainty < -_SURE and influence < _HARM
 
 
 def _t_value(values: list[float | None]) -> float:

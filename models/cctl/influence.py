@@ -243,7 +243,7 @@ class PathInfluenceLearner(WeightLearner):
         if not self.ahead:
             self.tower.learn(target)
 
-    def learn(self, source: Batch, traits: Traits, *, warm: bool) -> None:
+    def learn(self, source: Batch, traits: Traits) -> None:
         if self.sources is None and self.source_values.rows < self.config.enough_rows:
             self._enter(source, traits)
             self._solve()
@@ -286,9 +286,7 @@ class PathInfluenceLearner(WeightLearner):
         for key, (source, group, at, code) in named.items():
             value, certainty, rows = self.source_values.evidence(key)
             if group != "source" and rows >= _ROWS_OF_A_PART and not (alone and source == ANY_SOURCE):
-                parts.append(
-                    Part(source, group, at, code, rows, value, certainty, harms(self.config, value, certainty))
-                )
+                parts.append(Part(source, group, at, code, rows, value, certainty, harms(value, certainty)))
         return tuple(sorted(parts, key=lambda part: part.certainty))
 
     def certainty(self) -> float:

@@ -36,8 +36,7 @@ from models.cctl.companion import GainObserver
 from models.cctl.config import Part, TransferConfig, TransferReport, Verdict, verdicts
 from models.cctl.influence import PathInfluenceLearner, TargetTower
 from models.cctl.information_flow import InformationFlow, Traits
-from models.cctl.learners import BucketLearner, PolicyGradient, WeightLearner
-from models.cctl.point_influence import PointInfluenceLearner
+from models.cctl.learners import PolicyGradient, WeightLearner
 from models.cctl.window import Window
 from models.training.loop import BatchSource, TrainConfig, TrainingStep
 from models.training.optimisers import Nested, Optimisers
@@ -90,17 +89,13 @@ class CollaborativeTransfer:
             torch.manual_seed(training.seed)
             flow = InformationFlow(largest=self.config.largest, start=self.config.start)
         flow.to(next(model.parameters()).device)
-        match self.config.mode, self.config.influence:
-            case "influence", "path":
+        match self.config.mode:
+            case "influence":
                 tower = TargetTower(model, optimisers, training, guarded=self.config.guarded)
                 return PathInfluenceLearner(self.config, flow, tower, target=self.target, sources=self.sources)
-            case "influence", _:
-                return PointInfluenceLearner(self.config, flow, model, optimisers.named, training=training)
-            case "reinforce", _:
+            case "reinforce":
                 return PolicyGradient(self.config, flow)
-            case "bucket", _:
-                return BucketLearner(self.config, flow, self.observer)
-            case _:
+            case "uniform":
                 return WeightLearner(self.config, flow)
 
     def weigh(self, batch: Batch, step: TrainingStep) -> Tensor | None:
@@ -149,7 +144,7 @@ class CollaborativeTransfer:
             traits = self._traits(source)
             self.source_batches += 1
             if self.source_batches % self.config.update_every == 0 and (trusted or self.learner.ahead):
-                self.learner.learn(source, traits, warm=warm or self.target is not None)
+                self.learner.learn(source, traits)
             if warm or self.target is not None:
                 act = self.learner.try_weights if warm and trusted else self.learner.weights
                 return act(traits, self.window)
@@ -161,7 +156,7 @@ class CollaborativeTransfer:
         window, self.window, self.window_due = self.window, Window(), False
         self.observer.compare(window, target)
         learning = step.number >= self.config.warm_up_steps and self.observer.is_trusted(step)
-        self.learner.close_window(window, target, learning=learning)
+        self.learner.close_window(window, learning=learning)
         self.observer.close(window, step, judges_rows=not self.learner.ahead)
         self.weight_rows += window.percentiles(step.number + 1)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from models.batch import Batch, Events
 from models.cctl.information_flow import Traits
 from models.training.optimisers import Nested
 
@@ -56,18 +55,3 @@ class Window:
             [(Traits.from_state(held["traits"]), held["action"]) for held in state["actions"]],
             state["fresh"],
         )
-
-
-def state_of(batch: Batch) -> Nested:
-    """A batch as nested tensors, for a checkpoint."""
-    parts = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return {
-        name: {f.name: getattr(part, f.name) for f in fields(part)} if isinstance(part, Events) else part
-        for name, part in parts.items()
-    }
-
-
-def batch_from(state: Nested) -> Batch:
-    """The batch of which `state_of` told."""
-    parts: dict[str, Any] = {n: Events(**part) if isinstance(part, dict) else part for n, part in state.items()}
-    return Batch(**parts)

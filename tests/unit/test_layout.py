@@ -105,7 +105,6 @@ LONGER = {
     "tests/unit/models/ranker/test_network.py": "the network once more, written as in a textbook, in one function",
     "models/layers/shared_history.py": "each forward pass stands beside its gradient",
     "tests/unit/benchmarks/baselines/test_self_supervised.py": "one file a module",
-    "tests/unit/models/cctl/test_weigher.py": "one file a module",
 }
 """Files that may hold longer parts than the rest, with the reason."""
 

@@ -268,19 +268,19 @@ def test_the_short_view_falls_back_on_the_end_of_the_long_history():
     assert latest(batch.lifelong, 2).mask().sum(1).max() == 2
 
 
-def test_a_baseline_starts_from_the_items_mean_and_the_users_own_evidence():
+def test_a_baseline_starts_from_the_items_mean_and_the_users_wide_features():
     inputs, batch = Inputs(replace(CONFIG, task="rating"), item_codes()), some_batch(domain=1)
     means = torch.arange(CONFIG.item_rows).float()
     inputs.set_means(means, torch.full((20,), 0.5))
     known = torch.where(batch.item > 0, batch.item + 20, 0).float()
     torch.testing.assert_close(inputs.expected(batch), known)
     with torch.no_grad():
-        inputs.own_evidence[1, 0] = 2.0
-    evidence = plain_features(batch.lifelong, inputs.source_values)[:, 0]
-    torch.testing.assert_close(inputs.expected(batch), known + 2 * evidence)
+        inputs.own_wide_weights[1, 0] = 2.0
+    features = plain_features(batch.lifelong, inputs.source_values)[:, 0]
+    torch.testing.assert_close(inputs.expected(batch), known + 2 * features)
 
 
-def test_without_evidence_a_baseline_starts_from_the_mean_label_alone():
+def test_without_wide_features_a_baseline_starts_from_the_mean_label_alone():
     config = replace(CONFIG, wide=False, mean_label=0.2)
     start = Inputs(config, item_codes()).expected(some_batch())
     torch.testing.assert_close(start.sigmoid(), torch.full((24,), 0.2))

@@ -39,11 +39,10 @@ def test_a_source_that_harms_or_weighs_nothing_is_not(weight, influence, certain
 
 
 def test_a_weight_that_no_evidence_moved_is_not_known_in_every_mode():
-    for mode in ("uniform", "bucket", "reinforce"):
+    for mode in ("uniform", "reinforce"):
         assert verdict_of(1.0, 0.0, 0.0, TransferConfig(targets=(0,), mode=mode)).word == "not known"
 
 
-def test_along_a_path_a_harm_that_hardly_differs_from_nothing_is_none_however_sure():
-    assert not harms(CONFIG, -0.05, -5.0)
-    assert harms(CONFIG, -0.2, -5.0)
-    assert harms(TransferConfig(targets=(0,), influence="point"), -0.05, -5.0)
+def test_a_harm_that_hardly_differs_from_nothing_is_none_however_sure():
+    assert not harms(-0.05, -5.0)
+    assert harms(-0.2, -5.0)
