@@ -232,7 +232,7 @@ class Ranker(nn.Module):
         if stack is not None:
             return stack.of(rows.domain, chunks)
         slots = torch.tensor(list(owners), device=rows.domain.device)
-        place = torch.searchsorted(slots, rows.domain) if len(owners) > 1 else None
+        place = torch.searchsorted(slots, rows.domain.contiguous()) if len(owners) > 1 else None
         return self.stack(owners).of(place, chunks)
 
     def _read_history(self, rows: Rows, domain: DomainStack) -> tuple[list[Tensor], Answers | None]:

@@ -199,7 +199,7 @@ def test_unknown_names_and_empty_domains_are_refused_by_name(tmp_path):
     settings, registry = a_workplace(tmp_path)
     with pytest.raises(UnknownDomain, match="nowhere"):
         use_cases.launch("nowhere", registry=registry, settings=settings, by="test")
-    with pytest.raises(NotEnoughData, match="no source domain"):
+    with pytest.raises(NotEnoughData, match="no domain has data yet"):
         use_cases.train_shared(registry=registry, settings=settings, by="test")
     spec = DomainSpec.from_mapping(
         {
