@@ -61,7 +61,7 @@ CATALOGUE: Mapping[str, Benchmark] = {
     ),
     "lifelong-ctr": Benchmark(
         "lifelong_ctr",
-        "clicks told from 800 events, beside lifelong and self-supervised baselines",
+        "clicks predicted from 800 events, beside lifelong and self-supervised baselines",
         ("kuairand_sequences", "kuairand", "taobao_ads"),
     ),
     "multi-domain-ctr": Benchmark(
@@ -76,7 +76,7 @@ CATALOGUE: Mapping[str, Benchmark] = {
         ("amazon_movie_tv",),
         simulated=True,
     ),
-    "training": Benchmark("training", "speed of training beside peers and the machine, goals P1 to P8"),
+    "training": Benchmark("training", "speed of training beside other libraries and the machine, goals P1 to P8"),
     "serving": Benchmark("serving", "a rank request: queue, features, model, HTTP"),
     "ingest": Benchmark("ingest", "rows a second and memory of taking data in"),
     "simulator": Benchmark("simulator", "how fast the simulated marketplace is written"),

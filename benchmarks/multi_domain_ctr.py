@@ -156,7 +156,7 @@ def graft(recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
     def score(rows: Examples, slot: int) -> np.ndarray:
         return score_rows(ranker, batch_builder, rows, slot)
 
-    facts = given.answers(score)
+    wide_part = given.answers(score)
     result = fit.learn(
         ranker,
         learnt,
@@ -171,7 +171,7 @@ def graft(recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
     weights = [ranker.wide.weights, *(ranker.owned(slot).wide_weights for slot in range(len(given.slots)))]
     detail = {"best_epoch": result.best_epoch, "validation": result.best}
     return {
-        WIDE_PART: Scored(facts, {"parameters": sum(part.numel() for part in weights)}),
+        WIDE_PART: Scored(wide_part, {"parameters": sum(part.numel() for part in weights)}),
         SHARED: Scored(
             given.answers(score), detail | {"parameters": sum(part.numel() for part in ranker.parameters())}
         ),

@@ -3,7 +3,7 @@
     u^s, u^t  a user's vector in the source and in the target      v^s, v^t  an item's
     shared users: those with training rows in both domains; no other user may shape a mapping
 
-A user whom a domain has never seen has the zero vector there, never a random one, so what is answered for him is the
+A user whom a domain has never seen has the zero vector there, never a random one, so what is answered for them is the
 offset and the item.
 """
 

@@ -148,7 +148,7 @@ class _Mapping(nn.Module):
         drawn = torch.randint(1, source.items.weight.shape[0], batch.item.shape, device=batch.item.device)
         near, far = bridge.carried(source.items(torch.stack([batch.item, drawn])))
         unsupervised = liked * triplet(own, near, far, bridge.margin)
-        # Each shared user counts once in the first term, however many rows the batch holds of him.
+        # Each shared user counts once in the first term, however many of their rows the batch holds.
         of_user = torch.unique(batch.user, return_inverse=True)[1]
         once = batch.weight / torch.bincount(of_user)[of_user]
         supervised = (once * apart).sum() / once.sum().clamp(min=1e-12)

@@ -105,9 +105,6 @@ class Adapter:
     backbone: str
     content: str
 
-    def parameter_count(self) -> int:
-        return sum(tensor.numel() for tensor in self.tensors.values() if tensor.is_floating_point())
-
 
 def backbone_tensors(ranker: Ranker) -> dict[str, Tensor]:
     """Parameters and buffers of the backbone by name."""

@@ -212,7 +212,6 @@ class DomainBatchSampler:
         self._seed = seed
         self._shuffle = shuffle
         self._share = share
-        self._session_rows = session_rows
         self._sessions = [_sessions(rows, session_rows) for rows, _ in parts]
         counts = [len(rows) for rows, _ in parts]
         self._first_keys = None if first_key is None else first_key + np.cumsum([0, *counts])[:-1]

@@ -138,7 +138,7 @@ def solve_clicks(
 
 
 def _standardised(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Facts (N, F) centred and scaled, and by what; the first, which says whether there are any, stays as it is."""
+    """Wide features (N, F) centred and scaled, and by what; the first (whether there are any) stays as it is."""
     scale = features.std(0)
     scale[0] = 1.0
     scale[scale < 1e-9] = np.inf
@@ -150,7 +150,7 @@ def _standardised(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 def _gather(
     ranker: Ranker, batch_builder: BatchBuilder, parts: Sequence[tuple[Examples, int]], seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Facts (N, F) of training rows, what is expected so far (N,), labels (N,) and users (N,)."""
+    """Wide features (N, F) of training rows, what is expected so far (N,), labels (N,) and users (N,)."""
     features, so_far, labels, users = [], [], [], []
     total = sum(len(rows) for rows, _ in parts)
     with torch.no_grad():

@@ -109,7 +109,7 @@ def test_the_gate_ships_a_rating_domain_that_names_no_baseline(launched):
 
 
 def test_no_baseline_is_handicapped_on_ratings(launched):
-    """Full fine-tuning and scratch solve for the plain facts as the adapter does, so both beat the item's mean."""
+    """Full fine-tuning and scratch solve for the wide features as the adapter does, so both beat the item's mean."""
     rows = ColdStartReport.of(launched).rows
     assert rows["full_fine_tune"]["rmse"].value < rows["item_mean"]["rmse"].value
     assert rows["scratch"]["rmse"].value < rows["item_mean"]["rmse"].value

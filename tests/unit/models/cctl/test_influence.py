@@ -111,13 +111,13 @@ def test_a_source_of_which_nothing_is_known_keeps_its_starting_weight():
 def test_weights_are_known_from_the_first_step_and_the_report_names_the_bad_feed():
     """Target tower and source values come first: the lying feed is harmful, its source as a whole is worth it."""
     feed = torch.arange(512) % 4 + 1
-    lent = [rows_of(70 + seed, 1, torch.where(feed == 3, -1.0, 1.0), feed, rows=512) for seed in range(12)]
-    data = Listed([batch for pair in zip(target().held, lent, strict=True) for batch in pair])
+    source_rows = [rows_of(70 + seed, 1, torch.where(feed == 3, -1.0, 1.0), feed, rows=512) for seed in range(12)]
+    data = Listed([batch for pair in zip(target().held, source_rows, strict=True) for batch in pair])
     transfer = CollaborativeTransfer(TransferConfig(targets=(TARGET,), sync_every=4, companion=False))
-    transfer.target_tower_from(target(), Listed(lent))
+    transfer.target_tower_from(target(), Listed(source_rows))
     train(Taste(), data, config=CONFIG, sample_weigher=transfer)
     report = transfer.report()
-    weight = transfer.weights_of(lent[0])
+    weight = transfer.weights_of(source_rows[0])
     assert float(weight[feed == 3].max()) < 0.1
     assert float(weight[feed != 3].min()) > 0.9
     assert report.weights[0]["p10"] < 0.1
@@ -129,18 +129,18 @@ def test_weights_are_known_from_the_first_step_and_the_report_names_the_bad_feed
 def lying_partner() -> tuple[CollaborativeTransfer, Listed]:
     """Rows of four partners, one of which lies: only the bookkeeping, here the user's number, knows whose they are."""
     signs = torch.where(torch.arange(512) % 4 == 2, -1.0, 1.0)
-    lent = Listed([rows_of(70 + seed, 1, signs, rows=512) for seed in range(12)])
+    source_rows = Listed([rows_of(70 + seed, 1, signs, rows=512) for seed in range(12)])
     config = TransferConfig(targets=(TARGET,), sync_every=4, companion=False)
     transfer = CollaborativeTransfer(config, provenance=lambda batch: batch.user[:, None] % 4 + 1)
-    transfer.target_tower_from(target(), lent)
-    return transfer, lent
+    transfer.target_tower_from(target(), source_rows)
+    return transfer, source_rows
 
 
 def test_rows_are_weighed_by_where_they_came_from_though_no_network_sees_it():
-    transfer, lent = lying_partner()
-    data = Listed([batch for pair in zip(target().held, lent.held, strict=True) for batch in pair])
+    transfer, source_rows = lying_partner()
+    data = Listed([batch for pair in zip(target().held, source_rows.held, strict=True) for batch in pair])
     train(Taste(), data, config=CONFIG, sample_weigher=transfer)
-    weight, lying = transfer.weights_of(lent.held[0]), torch.arange(512) % 4 == 2
+    weight, lying = transfer.weights_of(source_rows.held[0]), torch.arange(512) % 4 == 2
     assert float(weight[lying].max()) < 0.1
     assert float(weight[~lying].min()) > 0.9
     harmful = [(part.source, part.group, part.code) for part in transfer.report().parts if part.harms]
@@ -149,17 +149,17 @@ def test_rows_are_weighed_by_where_they_came_from_though_no_network_sees_it():
 
 def test_sources_are_judged_before_training_which_then_goes_on_from_there():
     """Of the model nothing changes; the weights of the training are those of the judgement, learned once."""
-    transfer, lent = lying_partner()
+    transfer, source_rows = lying_partner()
     net = Taste()
     report = transfer.judge(net, Optimisers(net, learning_rate=CONFIG.learning_rate), CONFIG)
     assert torch.equal(net.weight, torch.zeros(1, 1))
     assert report.verdicts[1].word == "borrow"
     assert report.weights[0]["p10"] < 0.1
     assert report.weights[0]["p90"] > 0.9
-    judged, tower = transfer.weights_of(lent.held[0]), transfer.learner.tower
-    train(net, Listed([target().held[0], lent.held[0]] * 4), config=CONFIG, sample_weigher=transfer)
+    judged, tower = transfer.weights_of(source_rows.held[0]), transfer.learner.tower
+    train(net, Listed([target().held[0], source_rows.held[0]] * 4), config=CONFIG, sample_weigher=transfer)
     assert transfer.learner.tower is tower
-    assert torch.equal(transfer.weights_of(lent.held[0]), judged)
+    assert torch.equal(transfer.weights_of(source_rows.held[0]), judged)
 
 
 def test_a_target_tower_that_is_not_sure_of_its_target_judges_only_where_nobody_guards_it():

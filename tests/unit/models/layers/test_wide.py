@@ -82,14 +82,14 @@ def test_shares_say_how_much_more_often_than_usual_each_value_was_given():
 def test_of_a_user_of_whom_nothing_is_seen_every_wide_feature_is_zero():
     """He gets the item's mean and nothing beside it."""
     plain = plain_features(some_events(), MEANS)
-    facts = rating_features(plain, value_shares(some_events(), EDGES, USUAL), torch.tensor([0.5, 0.5, -0.5]))
-    assert facts.shape == (3, RATING_FEATURES)
-    assert not facts[1].any()
-    assert facts[0, :3].tolist() == [1.0, plain[0, 0].item(), 0.5]
+    features = rating_features(plain, value_shares(some_events(), EDGES, USUAL), torch.tensor([0.5, 0.5, -0.5]))
+    assert features.shape == (3, RATING_FEATURES)
+    assert not features[1].any()
+    assert features[0, :3].tolist() == [1.0, plain[0, 0].item(), 0.5]
 
 
 def test_wide_features_stand_beside_a_network_that_begins_at_nothing():
-    """A fresh rating network answers with its facts alone; the offset of a training row leaves it out of its facts."""
+    """A fresh rating network answers with its wide part alone; a training row is left out of its own features."""
     torch.manual_seed(0)
     ranker = Ranker(RankerConfig(source_items=4, task="rating", width=8, wide=True, mean_label=3.0)).eval()
     slot = ranker.add_domain(DomainConfig(items=3))
@@ -133,8 +133,8 @@ def test_a_leaning_is_told_by_other_domains_until_own_events_take_over():
     def leaning(own_count: float, other_sum: float) -> float:
         own = (torch.zeros(1), torch.zeros(1), torch.tensor([own_count]))
         others = (torch.tensor([other_sum]), torch.tensor([1.0]), torch.tensor([10.0]))
-        facts = click_features(tuple(p.double() for p in own), tuple(p.double() for p in others), torch.zeros(1))
-        return float(facts[0, 2])
+        features = click_features(tuple(p.double() for p in own), tuple(p.double() for p in others), torch.zeros(1))
+        return float(features[0, 2])
 
     assert leaning(0, 10) > 0.3
     assert leaning(200, 10) < 0.02
@@ -149,7 +149,7 @@ def test_of_a_user_of_whom_nothing_is_seen_every_feature_of_clicks_is_zero():
 
 @pytest.fixture
 def of_clicks(make_ranker: Callable[..., Ranker], chance: torch.Generator) -> Ranker:
-    """A ranker of clicks with wide facts: items of two source domains, and one domain's own."""
+    """A ranker of clicks with wide features: items of two source domains, and one domain's own."""
     ranker = make_ranker(wide=True)
     with torch.no_grad():
         ranker.wide.source_slot[1:30], ranker.wide.source_slot[30:] = 0, 1

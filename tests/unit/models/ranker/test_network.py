@@ -136,7 +136,7 @@ def textbook(ranker: Ranker, batch: Batch, row: int) -> Tensor:  # noqa: PLR0915
     stored = batch.lifelong.row[row]
     residual = batch.lifelong.value[stored, visible] - ranker.wide.source_values[batch.lifelong.item[stored, visible]]
     count = torch.tensor(float(len(residual)), dtype=residual.dtype)
-    evidence = torch.stack(
+    features = torch.stack(
         [
             residual.sum() / (count + SHRINKAGE),
             (residual.square().sum() / (count + SHRINKAGE)).sqrt(),
@@ -144,8 +144,8 @@ def textbook(ranker: Ranker, batch: Batch, row: int) -> Tensor:  # noqa: PLR0915
         ]
     )
     mean = (owned.items or ranker.embeddings.source_items).mean_of(batch.item[row])
-    expected = torch.logit(mean) + evidence @ (ranker.wide.weights + owned.wide_weights)
-    return ranker.head.layers(torch.cat([*parts, evidence]))[0] + expected + batch.offset[row]
+    expected = torch.logit(mean) + features @ (ranker.wide.weights + owned.wide_weights)
+    return ranker.head.layers(torch.cat([*parts, features]))[0] + expected + batch.offset[row]
 
 
 def test_a_mixed_batch_equals_the_textbook(make_ranker: MakeRanker, make_batch: MakeBatch) -> None:

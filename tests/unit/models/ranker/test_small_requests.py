@@ -34,7 +34,7 @@ def request_of(batch: Batch, candidates: int, users: int) -> Batch:
 @given(
     candidates=some.integers(1, 3),
     users=some.integers(1, 3),
-    length=some.integers(1, 12),
+    length=some.integers(0, 12),
     k2=some.integers(1, 3),
     levels=some.sampled_from(LEVELS),
     norm=some.sampled_from(["none", "1/n_valid", "softmax"]),
@@ -56,7 +56,7 @@ def test_small_requests_score_as_in_double_precision(
     make_ranker: Callable[..., Ranker],
     make_batch: Callable[..., Batch],
 ) -> None:
-    """Of any size, with any pyramid, in training and in evaluation; gradients are finite."""
+    """Of any size, with empty histories, any pyramid, in training and in evaluation; gradients are finite."""
     pyramid = PyramidConfig(k1=5, k2=k2, heads=2, levels=levels, norm=norm, reading=reading)  # type: ignore[arg-type]
     ranker = make_ranker(architecture=architecture, pyramid=pyramid, user_dropout=0.0).train(training)
     batch = request_of(
