@@ -33,12 +33,12 @@ def show(domain: Domain) -> None:
         _sources(readiness)
         preview_report.show(domain)
     else:
-        borrowers = [
+        learners = [
             other.name
             for other in session.registry().domains()
             if other.role == "target" and (not other.spec.sources or domain.name in other.spec.sources)
         ]
-        st.markdown(f"**Targets that learn from it:** {', '.join(borrowers) or 'none yet'}")
+        st.markdown(f"**Targets that learn from it:** {', '.join(learners) or 'none yet'}")
     if readiness.notes:
         with st.expander("Notes on the data", expanded=domain.role == "source"):
             st.markdown("\n".join(f"- {note}" for note in readiness.notes))
