@@ -126,7 +126,7 @@ class Given:
     slots: tuple[str, str]
     source: Examples
     source_validation: Examples
-    known: Examples
+    train: Examples
     validation: Examples
     asked: Examples
     bridges: BridgeData
@@ -139,7 +139,7 @@ class Given:
                 self.bridges,
                 source=self.source,
                 source_validation=self.source_validation,
-                known=self.known,
+                train=self.train,
                 validation=self.validation,
                 asked=self.asked,
                 seed=seed,
@@ -197,15 +197,15 @@ def plain(make: type[PlainBaseline], task: Task, _seed: int) -> dict[str, Scored
         np.concatenate(part)
         for part in zip(*(_triple(r) for r in (given.source, given.source_validation)), strict=True)
     ]
-    baseline = make().fit(*_triple(given.known), source=Rows.of(*source_rows))
+    baseline = make().fit(*_triple(given.train), source=Rows.of(*source_rows))
     return {"": Scored(baseline.predict(given.asked.user, given.asked.item))}
 
 
 def tuned_bias(task: Task, _seed: int) -> dict[str, Scored]:
     """The mapped source bias at its best: both smoothings chosen on held-out cold users."""
     given: Given = task.given
-    source_rows, learnt, held = Rows.of(*_triple(given.source)), Rows.of(*_triple(given.known)), given.validation
-    items = {smoothing: ItemMean(smoothing).fit(*_triple(given.known)) for smoothing in SMOOTHINGS}
+    source_rows, learnt, held = Rows.of(*_triple(given.source)), Rows.of(*_triple(given.train)), given.validation
+    items = {smoothing: ItemMean(smoothing).fit(*_triple(given.train)) for smoothing in SMOOTHINGS}
     biases = {ridge: source_bias(source_rows, ridge) for ridge in SMOOTHINGS}
     found = []
     for smoothing, ridge in product(SMOOTHINGS, SMOOTHINGS):
@@ -236,7 +236,7 @@ def solved_bridge(name: str, make: Any, task: Task, seed: int) -> dict[str, Scor
     given: Given = task.given
     score, detail = make(
         source=given.source,
-        known=given.known,
+        train=given.train,
         validation=given.validation,
         asked=given.asked,
         seed=seed,
@@ -253,7 +253,7 @@ def graft(recipe: Recipe, task: Task, seed: int) -> dict[str, Scored]:
     batch_builder = given.workspace.batch_builder(encoder, given.slots)
     shared = score_rows(ranker, batch_builder, given.asked, 1)
     held = score_rows(ranker, batch_builder, given.validation, 1)
-    result = fit_adapter(ranker, 1, recipe, batch_builder, given.known, validation=given.validation)
+    result = fit_adapter(ranker, 1, recipe, batch_builder, given.train, validation=given.validation)
     tuned = score_rows(ranker, batch_builder, given.asked, 1)
     return {
         SHARED: Scored(shared, {"parameters": _count(ranker), "validation_rmse": _rmse(given.validation, held)}),

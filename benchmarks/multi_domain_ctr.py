@@ -70,7 +70,7 @@ class Given:
 
     workspace: TwoDomains
     slots: tuple[str, ...]
-    known: tuple[Examples, ...]
+    train: tuple[Examples, ...]
     asked: tuple[Examples, ...]
 
     def answers(self, score: Callable[[Examples, int], np.ndarray]) -> np.ndarray:
@@ -85,14 +85,14 @@ def open_task(data: Path, folder: Path, setting: str, seed: int) -> Task:
     settings, domains = prepare(data, folder, setting)
     workspace = TwoDomains(settings, domains, split_seed=seed)
     slots = tuple(domain.name for domain in domains)
-    known, asked, label, user, segments = [], [], [], [], {}
+    train, asked, label, user, segments = [], [], [], [], {}
     total = sum(len(workspace.split(workspace.examples(workspace.encoder, name)).test) for name in slots)
     begin = 0
     for name in slots:
         rows = workspace.examples(workspace.encoder, name)
         split = workspace.split(rows)
         test, cold = rows.take(split.test), workspace.cold(rows)[split.test]
-        known.append(rows.take(split.train))
+        train.append(rows.take(split.train))
         asked.append(without_answers(test))
         label.append(test.label)
         user.append(test.user)
@@ -101,7 +101,7 @@ def open_task(data: Path, folder: Path, setting: str, seed: int) -> Task:
             mask[begin : begin + len(test)] = chosen
             segments[PAIRS[setting].segment(name) + kind] = mask
         begin += len(test)
-    given = Given(workspace, slots, tuple(known), tuple(asked))
+    given = Given(workspace, slots, tuple(train), tuple(asked))
     return Task(given, np.concatenate(label), np.concatenate(user), segments=segments)
 
 
@@ -119,8 +119,8 @@ def plain(name: str, make: Callable[[], PlainBaseline], task: Task, _seed: int, 
         return rows.user, rows.item, rows.value if stars else rows.label
 
     fitted = []
-    for slot, rows in enumerate(given.known):
-        others = [learnt(other) for number, other in enumerate(given.known) if number != slot]
+    for slot, rows in enumerate(given.train):
+        others = [learnt(other) for number, other in enumerate(given.train) if number != slot]
         source_rows = Rows.of(*(np.concatenate(part) for part in zip(*others, strict=True)))
         fitted.append(make().fit(*learnt(rows), source=source_rows))
     return {

@@ -67,7 +67,7 @@ class Given:
 
     workspace: TwoDomains
     old: str
-    known: Examples
+    train: Examples
     validation: Examples
     asked: Examples
     source_rows: Examples
@@ -120,7 +120,7 @@ def plain(name: str, make: Callable[[], PlainBaseline], task: Task, _seed: int) 
     """A row without a network, of the stars behind the clicks."""
     given: Given = task.given
     source_rows = Rows.of(given.source_rows.user, given.source_rows.item, given.source_rows.value)
-    found = make().fit(given.known.user, given.known.item, given.known.value, source=source_rows)
+    found = make().fit(given.train.user, given.train.item, given.train.value, source=source_rows)
     stars = found.predict(given.asked.user, given.asked.item)
     return {name: Scored(1 / (1 + np.exp(-2 * (stars - 3.5))))}
 
@@ -143,9 +143,9 @@ def tuned(way: str, name: str, recipe: Recipe, task: Task, seed: int) -> dict[st
     given: Given = task.given
     recipe = recipe.model_copy(update={"seed": seed})
     shared = shared_model(given, recipe)
-    batch_builder = given.workspace.batch_builder(shared.encoder, [given.old, given.known.domain])
+    batch_builder = given.workspace.batch_builder(shared.encoder, [given.old, given.train.domain])
     ranker = copy.deepcopy(shared.ranker)
-    slot = fit.add_domain(ranker, given.workspace, shared.encoder, given.known.domain, like=0)
+    slot = fit.add_domain(ranker, given.workspace, shared.encoder, given.train.domain, like=0)
     before = _old(ranker, batch_builder, shared)
     whole = sum(part.numel() for part in ranker.parameters())
     owned = ranker.owned(slot)
@@ -157,7 +157,7 @@ def tuned(way: str, name: str, recipe: Recipe, task: Task, seed: int) -> dict[st
     if way in (ADAPTER, FEW):
         recipe = recipe.model_copy(update={"fine_tune_items": way == ADAPTER})
         fingerprint = adapters.fingerprint(ranker, excluding=slot)
-        result = fit_adapter(ranker, slot, recipe, batch_builder, given.known, validation=given.validation)
+        result = fit_adapter(ranker, slot, recipe, batch_builder, given.train, validation=given.validation)
         proof = adapters.certificate(fingerprint, adapters.fingerprint(ranker, excluding=slot))
         trained = sum(part.numel() for part in owned.parameters()) - (0 if recipe.fine_tune_items else rows)
         detail |= {"parameters": trained, "best_epoch": result.best_epoch, "frozen": proof.ok}
@@ -170,7 +170,7 @@ def tuned(way: str, name: str, recipe: Recipe, task: Task, seed: int) -> dict[st
             recipe=recipe,
             workspace=given.workspace,
             batch_builder=batch_builder,
-            train=given.known,
+            train=given.train,
             validation=given.validation,
             test=given.asked,
         )

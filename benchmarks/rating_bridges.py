@@ -26,7 +26,7 @@ LIKED_ABOVE = 3.0
 HISTORY = 20
 """Liked source events that a bridge reads, as in PTUPCDR's own protocol."""
 WARM_SHARE = 0.05
-"""Of the known target rows, held out to choose the epochs of the target's factors."""
+"""Of the target rows that teach, held out to choose the epochs of the target's factors."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def bridge_rows(
     *,
     source: Examples,
     source_validation: Examples,
-    known: Examples,
+    train: Examples,
     validation: Examples,
     asked: Examples,
     seed: int,
@@ -112,7 +112,7 @@ def bridge_rows(
     batch_size: int,
 ) -> BridgeRows:
     """Make the batches; no label of ``asked`` is in them."""
-    warm = np.random.default_rng(seed).random(len(known)) < WARM_SHARE
+    warm = np.random.default_rng(seed).random(len(train)) < WARM_SHARE
     config = BridgeConfig(
         users=data.encoder.users,
         source_items=data.encoder.source_rows_total,
@@ -120,7 +120,7 @@ def bridge_rows(
         width=width,
         target_slot=TARGET_SLOT,
         source_mean=float(source.label.mean()),
-        target_mean=float(known.label.mean()),
+        target_mean=float(train.label.mean()),
         positive_above=LIKED_ABOVE,
         history=HISTORY,
     )
@@ -128,10 +128,10 @@ def bridge_rows(
     return BridgeRows(
         config,
         Ready(data, source, 0, size=batch_size, seed=seed),
-        Ready(data, known.take(~warm), 1, size=batch_size, seed=seed),
+        Ready(data, train.take(~warm), 1, size=batch_size, seed=seed),
         {
             "source": Ready(data, source_validation, 0, size=4096, seed=0),
-            "target": Ready(data, known.take(warm), 1, size=4096, seed=0),
+            "target": Ready(data, train.take(warm), 1, size=4096, seed=0),
             "cold": Ready(data, validation, 1, size=4096, seed=0),
         },
         Ready(data, queries, 1, size=4096, seed=0, shuffle=False),
@@ -169,21 +169,21 @@ MAP_RIDGES = (1.0, 10.0, 100.0, 1000.0)
 
 
 def ridge_cmf(
-    *, source: Examples, known: Examples, validation: Examples, asked: Examples, seed: int, width: int
+    *, source: Examples, train: Examples, validation: Examples, asked: Examples, seed: int, width: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """CMF by ridge regressions: source items are further columns. The ridge is chosen on ``validation``."""
     source_rows = Rows.of(source.user, source.item, source.label)
     found = []
     for ridge in RIDGES:
         model = BiasedFactors(width=width, ridge=ridge, seed=seed, pool_source=True)
-        model.fit(known.user, known.item, known.label, source=source_rows)
+        model.fit(train.user, train.item, train.label, source=source_rows)
         found.append((_rmse(model.predict(validation.user, validation.item), validation), ridge, model))
     error, ridge, model = min(found, key=lambda one: one[0])
     return model.predict(asked.user, asked.item), {"validation_rmse": error, "ridge": ridge}
 
 
 def ridge_emcdr(
-    *, source: Examples, known: Examples, validation: Examples, asked: Examples, seed: int, width: int
+    *, source: Examples, train: Examples, validation: Examples, asked: Examples, seed: int, width: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """EMCDR by ridge regressions: the factors of each domain, and a linear map of users' biases and factors.
 
@@ -194,13 +194,13 @@ def ridge_emcdr(
     found = []
     for ridge in RIDGES:
         source_rows = BiasedFactors(width=width, ridge=ridge, seed=seed).fit(source.user, source.item, source.label)
-        own = BiasedFactors(width=width, ridge=ridge, seed=seed).fit(known.user, known.item, known.label)
-        users = int(max(part.user.max() for part in (source, known, validation, asked))) + 1
+        own = BiasedFactors(width=width, ridge=ridge, seed=seed).fit(train.user, train.item, train.label)
+        users = int(max(part.user.max() for part in (source, train, validation, asked))) + 1
         # Users without source rows are nobody: their vector is zero, and so is what it is mapped to.
         seen = np.isin(np.arange(users), source.user)[:, None] * np.hstack(
             [np.ones((users, 1)), _vectors(source_rows, users)]
         )
-        shared = known.take(np.isin(known.user, source.user))
+        shared = train.take(np.isin(train.user, source.user))
         x = _pairs(own, seen, shared)
         gram, moment = x.T @ x, x.T @ (shared.label - _item_part(own, shared))
         for penalty in MAP_RIDGES:

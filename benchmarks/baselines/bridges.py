@@ -99,15 +99,15 @@ class EMCDR(Bridge):
         if not len(shared):
             raise ValueError("no user has training rows in both domains: there is nothing to fit a mapping on")
         with torch.no_grad():
-            borrowed, own = self.source.users(shared), self.target.users(shared)
+            from_source, own = self.source.users(shared), self.target.users(shared)
         if isinstance(self.map, nn.Linear):
-            self._solve(self.map, borrowed, own)
+            self._solve(self.map, from_source, own)
         else:
-            fit_map(self.map, borrowed, own, seed=given.config.seed)
+            fit_map(self.map, from_source, own, seed=given.config.seed)
 
     @torch.no_grad()
-    def _solve(self, linear: nn.Linear, borrowed: Tensor, own: Tensor) -> None:
-        x, y = borrowed.double(), own.double()
+    def _solve(self, linear: nn.Linear, from_source: Tensor, own: Tensor) -> None:
+        x, y = from_source.double(), own.double()
         gram = x.T @ x / len(x)
         gram += self.ridge * gram.diagonal().mean() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
         linear.weight.copy_(torch.linalg.solve(gram, x.T @ y / len(x)).T)
@@ -121,13 +121,13 @@ def user_map(kind: Literal["linear", "mlp"], width: int) -> nn.Linear | nn.Seque
 
 
 def fit_map(
-    module: nn.Module, borrowed: Tensor, own: Tensor, *, seed: int, steps: int = 2000, patience: int = 100
+    module: nn.Module, from_source: Tensor, own: Tensor, *, seed: int, steps: int = 2000, patience: int = 100
 ) -> None:
-    """Fit ``module`` to carry ``borrowed`` (N, W) onto ``own`` (N, W) by full-batch Adam; deterministic.
+    """Fit ``module`` to carry ``from_source`` (N, W) onto ``own`` (N, W) by full-batch Adam; deterministic.
 
     Vectors are brought to unit scale for the fit, so that the learning rate does not depend on theirs.
     """
-    order = torch.randperm(len(borrowed), generator=torch.Generator().manual_seed(seed)).to(borrowed.device)
+    order = torch.randperm(len(from_source), generator=torch.Generator().manual_seed(seed)).to(from_source.device)
     held = order[: len(order) // 10] if len(order) >= 20 else order
     learnt = order[len(order) // 10 :] if len(order) >= 20 else order
     scale = own.square().mean().sqrt().clamp(min=1e-8)
@@ -136,14 +136,14 @@ def fit_map(
     kept = {name: part.detach().clone() for name, part in module.state_dict().items()}
     for step in range(steps):
         with torch.no_grad():
-            error = float(((module(borrowed[held]) - own[held]) / scale).square().sum(-1).mean())
+            error = float(((module(from_source[held]) - own[held]) / scale).square().sum(-1).mean())
         if error < best - 1e-7:
             best, best_step = error, step
             kept = {name: part.detach().clone() for name, part in module.state_dict().items()}
         if step - best_step > patience:
             break
         optimiser.zero_grad()
-        ((module(borrowed[learnt]) - own[learnt]) / scale).square().sum(-1).mean().backward()
+        ((module(from_source[learnt]) - own[learnt]) / scale).square().sum(-1).mean().backward()
         optimiser.step()
     module.load_state_dict(kept)
 

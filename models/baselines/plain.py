@@ -161,18 +161,18 @@ class MappedSourceBias:
     def fit_line(self, rows: Rows, items: ItemMean, bias: Floats) -> Self:
         """Fit the line alone, between item means and source biases (NaN for the unknown) that are there already."""
         self._items, self._source_bias = items, bias
-        borrowed = looked_up(bias, rows.user, np.nan)
-        shared = ~np.isnan(borrowed)
+        from_source = looked_up(bias, rows.user, np.nan)
+        shared = ~np.isnan(from_source)
         self.slope = self.intercept = 0.0
-        if np.unique(borrowed[shared]).size > 1:  # a line needs two points
+        if np.unique(from_source[shared]).size > 1:  # a line needs two points
             residual = rows.label - items.predict(rows.user, rows.item)
-            line = LinearRegression().fit(borrowed[shared, None], residual[shared])
+            line = LinearRegression().fit(from_source[shared, None], residual[shared])
             self.slope, self.intercept = float(line.coef_[0]), float(line.intercept_)
         return self
 
     def predict(self, user: NDArray, item: NDArray) -> Floats:
-        borrowed = looked_up(self._source_bias, user, np.nan)
-        personal = np.where(np.isnan(borrowed), 0.0, self.intercept + self.slope * borrowed)
+        from_source = looked_up(self._source_bias, user, np.nan)
+        personal = np.where(np.isnan(from_source), 0.0, self.intercept + self.slope * from_source)
         return self._items.predict(user, item) + personal
 
 

@@ -49,11 +49,11 @@ def test_cold_users_are_hidden_and_queries_are_bare(task):
     assert cold
     assert held
     assert not cold & held
-    assert not (cold | held) & set(given.known.user)
+    assert not (cold | held) & set(given.train.user)
     assert np.isnan(given.asked.label).all()
     assert np.isnan(given.asked.value).all()
     assert len(given.source) + len(given.source_validation) == REVIEWS
-    assert len(given.known) + len(given.validation) + len(task.label) == REVIEWS
+    assert len(given.train) + len(given.validation) + len(task.label) == REVIEWS
     assert cold <= set(given.source.user) | set(given.source_validation.user)
 
 
@@ -62,14 +62,14 @@ def test_in_time_everything_learnt_from_lies_before_what_is_asked(data, out):
     """The timed setting tests the last rows and lends no later source row."""
     given = ratings.open_task(data, out, "amazon-movies-to-cds-timed-50", 0).given
     first = given.asked.time_us.min()
-    for rows in (given.known, given.validation, given.source, given.source_validation):
+    for rows in (given.train, given.validation, given.source, given.source_validation):
         assert rows.time_us.max() < first
 
 
 def test_bridges_read_the_same_likes_from_less(task):
     """Batches that keep the latest likes alone say what the whole history says of them."""
     given = task.given
-    rows = given.known.take(np.arange(100))
+    rows = given.train.take(np.arange(100))
     whole = given.bridges.batch_builder.batch(rows, 1)
     kept = next(Ready(given.bridges, rows, 1, size=100, seed=0, shuffle=False).batches(0))
     wanted, real = latest_liked(whole.lifelong, LIKED_ABOVE, HISTORY)
@@ -87,7 +87,7 @@ def test_the_tuned_bias_is_the_best_of_all_that_were_tried(task):
     for smoothing in ratings.SMOOTHINGS:
         for ridge in ratings.SMOOTHINGS:
             baseline = MappedSourceBias(smoothing, ridge)
-            baseline.fit(given.known.user, given.known.item, given.known.label, source=source_rows)
+            baseline.fit(given.train.user, given.train.item, given.train.label, source=source_rows)
             told = np.clip(baseline.predict(held.user, held.item), 1, 5)
             errors[smoothing, ridge] = float(np.sqrt(np.square(told - held.label).mean()))
     assert found.detail["validation_rmse"] == pytest.approx(min(errors.values()), abs=1e-9)

@@ -46,12 +46,12 @@ def test_a_case_holds_no_answer_of_the_test_rows(task: Task):
     given = task.given
     assert all(np.isnan(rows.label).all() and np.isnan(rows.value).all() for rows in given.asked)
     events = given.workspace.histories.source
-    assert len(events.item) == sum(len(rows) for rows in given.known)
+    assert len(events.item) == sum(len(rows) for rows in given.train)
 
 
 def test_a_cold_user_has_no_training_row_in_the_domain_and_some_in_the_other(task: Task):
     """A user is cold here because they are known there."""
-    book, music = task.given.known
+    book, music = task.given.train
     for segment, here, there in (("book cold", book, music), ("music cold", music, book)):
         cold = np.unique(task.user[task.segments[segment]])
         assert len(cold)
@@ -72,14 +72,14 @@ def test_a_training_row_never_sees_itself_and_a_judged_one_sees_all_of_its_user(
     """The random order stands in for time: what comes before is seen, the row itself is not."""
     given = task.given
     events = EventSource(given.workspace.histories.source)
-    for known, asked in zip(given.known, given.asked, strict=True):
+    for known, asked in zip(given.train, given.asked, strict=True):
         start, stop = events.window(known.user, known.time_us, 1000)
         for row in range(len(known)):
             seen = slice(start[row], stop[row])
             same = (events.arrays["domain"][seen] == known.number) & (events.arrays["item"][seen] == known.item[row])
             assert not same.any()
         start, stop = events.window(asked.user, asked.time_us, 1000)
-        every = sum(np.bincount(rows.user, minlength=200) for rows in given.known)
+        every = sum(np.bincount(rows.user, minlength=200) for rows in given.train)
         assert np.array_equal(stop - start, every[asked.user])
 
 
@@ -122,5 +122,5 @@ def test_a_share_of_the_new_domain_is_all_there_is_of_it(data: Path, out: Path):
     """Rows that were taken away are in no history either."""
     given = open_task(data, out, "douban-new-music-10", 0).given
     whole = open_task(data, out, "douban-new-music-100", 0).given
-    assert len(given.known) == round(0.1 * len(whole.known))
-    assert len(given.workspace.histories.target["douban-music"].item) == len(given.known)
+    assert len(given.train) == round(0.1 * len(whole.train))
+    assert len(given.workspace.histories.target["douban-music"].item) == len(given.train)

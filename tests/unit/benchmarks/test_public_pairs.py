@@ -48,4 +48,4 @@ def test_scenes_without_times_become_domains_that_lend_alike(tmp_path, monkeypat
     encoder = workspace.fit_encoder(task="ctr", slots=task.given.slots, lifelong=20, short=5, with_users=False)
     batch = workspace.batch_builder(encoder, task.given.slots).batch(asked, 0)
     events = int((batch.lifelong.stop - batch.lifelong.start).max())
-    assert 0 < events <= max(np.bincount(np.concatenate([rows.user for rows in task.given.known])))
+    assert 0 < events <= max(np.bincount(np.concatenate([rows.user for rows in task.given.train])))

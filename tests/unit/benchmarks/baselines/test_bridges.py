@@ -188,12 +188,12 @@ def test_emcdr_solves_least_squares_over_shared_users_only(models):
 
 def test_emcdr_with_a_network_learns_what_no_matrix_can():
     torch.manual_seed(0)
-    borrowed = torch.randn(300, 3)
-    own = borrowed.abs()
+    from_source = torch.randn(300, 3)
+    own = from_source.abs()
     network = user_map("mlp", 3)
-    fit_map(network, borrowed, own, seed=0)
-    matrix = torch.linalg.lstsq(borrowed, own).solution
-    assert (network(borrowed) - own).square().mean() < 0.2 * (borrowed @ matrix - own).square().mean()
+    fit_map(network, from_source, own, seed=0)
+    matrix = torch.linalg.lstsq(from_source, own).solution
+    assert (network(from_source) - own).square().mean() < 0.2 * (from_source @ matrix - own).square().mean()
 
 
 def test_ptupcdr_by_hand():
