@@ -1,4 +1,4 @@
-# Every routine of Graft starts here. Two commands need nothing but Python 3.11 and make: `make demo` and `make test`.
+# Every routine of Graft starts here. Two commands need nothing but Python 3.11 or 3.12 and make: `make demo` and `make test`.
 
 # `make demo DATA=amazon PATH=/folder` gives the data's folder in a variable that is also the shell's search path: take
 # it as the folder, and give the recipes back the search path that make itself was started with.
@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
 # Tests run in this many processes; those that share a server or an expensive fixture stay together (tests/conftest.py).
-WORKERS ?= 2
+WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 .PHONY: help setup demo fast test tests check lint format types contracts docs docs-reference up down lock clean
@@ -30,8 +30,8 @@ setup: $(READY) ## Create .venv with every dependency at its pinned version
 
 # The stamp is the last thing written: an interrupted install starts again and finds its downloads.
 $(READY): constraints.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
-		|| { echo "Graft needs Python 3.11; name it with make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+		|| { echo "Graft needs Python 3.11 or 3.12; name it with make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@echo "installing about 200 packages into $(VENV): some minutes the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt

@@ -377,7 +377,9 @@ def rank(
     try:
         answer = httpx.post(f"{settings.service_url}/v1/domains/{name}/rank", json=body, timeout=timeout_s)
     except httpx.HTTPError as fault:
-        raise Unavailable(f"the prediction service at {settings.service_url} does not answer: {fault}") from fault
+        raise Unavailable(
+            f"the prediction service at {settings.service_url} does not answer; `graft up` starts it ({fault})"
+        ) from fault
     if answer.status_code >= 400:
         error = answer.json()["error"]
         raise Refused(error["message"], code=error["code"], details=error.get("details"), field=error.get("field"))

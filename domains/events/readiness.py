@@ -206,7 +206,8 @@ def _missing_history(spec: DomainSpec, filled: Mapping[str, Observed], users: in
     if with_history >= needed:
         return []
     return [
-        f"only {with_history:,} of its {users:,} users have source history from before they came; {needed:,} are "
+        f"only {with_history:,} of its {users:,} users have source history before their first event here; "
+        f"{needed:,} are "
         f"needed to hold out {spec.gate.minimum_cold_users} cold users at a share of {spec.gate.cold_share:g}"
     ]
 

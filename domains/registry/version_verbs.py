@@ -179,7 +179,9 @@ class VersionVerbs(Verbs):
                 )
             below = row_of(connection, promotions, pointer.rests_on).rests_on
             if below is None:
-                raise NoLiveVersion(f"no version was live in {where} before {pointer.version_id}", domain=domain)
+                raise NoLiveVersion(
+                    f"{where} has no earlier version to go back to (live: {pointer.version_id[:12]})", domain=domain
+                )
             earlier = row_of(connection, promotions, below).to_version
             return _set_live(
                 connection,

@@ -7,6 +7,7 @@ names the field, the file and the line, and exit status 1; ``--traceback`` shows
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -49,6 +50,8 @@ def graft(
 ) -> None:
     """Launch a new recommendation domain in minutes."""
     ctx.obj = SHOW_TRACEBACK if traceback else None
+    # BentoML reads ignore files with a pattern that its own dependency has deprecated: nothing a user can act on.
+    warnings.filterwarnings("ignore", "GitWildMatchPattern", DeprecationWarning)
     logging.basicConfig(
         level=logging.INFO if verbose else logging.ERROR, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

@@ -27,7 +27,7 @@ def register(
 ) -> None:
     """Register a domain; with files, ingest them too."""
     domain = use_cases.register(DomainSpec.from_yaml(spec), registry=use_cases.open_registry(Settings()), by=by)
-    say(f"{domain.name} is registered as {domain.role} domain number {domain.number}")
+    say(f"{domain.name} is registered as a {domain.role} domain")
     if interactions:
         ingest(domain.name, interactions=interactions, items=items, users=users, by=by)
 

@@ -85,7 +85,8 @@ def cold_start(domain: str, report: ColdStartReport) -> None:
     console.print(f"gate: [bold]{decision.verdict}[/bold]; {escape('; '.join(decision.reasons))}", highlight=False)
     money = "" if cost.money is None else f", {cost.money:.4f} {cost.currency}".rstrip()
     minutes = cost.processor_seconds / 60
-    say(f"compared under {report.required.seeds} seeds; {minutes:.1f} processor minutes{money}")
+    seeds = report.required.seeds
+    say(f"compared under {seeds} seed{'s' * (seeds > 1)}; {minutes:.1f} processor minutes{money}")
 
 
 @contextmanager

@@ -32,6 +32,8 @@ from orchestrator.training.wide_fit import fit_own_wide_weights, fit_wide_weight
 
 TRAINED = ("single_domain", "shared_bottom", "full_fine_tune", "scratch")
 """The baselines that have to be trained; others are read off the rows."""
+NETWORKS: dict[str, type[Baseline]] = {"single_domain": DNNSingle, "shared_bottom": SharedBottom}
+"""Those among them that are networks of their own."""
 
 
 def predict(
@@ -140,7 +142,7 @@ def _baseline(
     own = ItemTable(len(means), 1, _own_items(ranker, slot).codes, len(ranker.config.item_fields), scale=0.0)
     own.set_means(torch.from_numpy(means))
     return new_baseline(
-        DNNSingle if name == "single_domain" else SharedBottom,
+        NETWORKS[name],
         batch_builder.encoder,
         recipe.model_copy(update={"width": ranker.config.width}),
         source=ranker.embeddings.source_items,

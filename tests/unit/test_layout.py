@@ -77,19 +77,6 @@ def test_every_package_has_a_place_among_the_layers():
 
 
 @pytest.mark.slow
-def test_imports_obey_the_contracts():
-    """Arrows point down, and the inner packages know no framework."""
-    done = subprocess.run(
-        [Path(sys.executable).with_name("lint-imports")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_every_test_file_says_what_it_tests():
     """One file a module or story, by name; a program that a test starts ends in _run."""
     assert [
