@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
 # Tests run in this many processes; those that share a server or an expensive fixture stay together (tests/conftest.py).
-WORKERS ?= 3
+WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 .PHONY: help setup demo fast test tests check lint format types contracts docs docs-reference up down lock clean

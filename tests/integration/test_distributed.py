@@ -187,7 +187,7 @@ def test_shared_training_in_two_processes_has_the_curve_of_one(marketplace, in_t
     version, two = in_two
     assert one.keys() == two.keys()
     np.testing.assert_allclose(list(two.values()), list(one.values()), atol=2e-3)
-    assert not _members("run-two")
+    _all_end("run-two")
     metrics = Registry(marketplace.registry_url).version(version).metrics
     assert metrics["video"]["rows"]["shared"]["auc"]["value"] > 0.5
 
@@ -212,7 +212,7 @@ def test_shared_training_survives_kill_minus_nine_of_one_of_its_processes(market
     killer.join()
     assert killed
     assert survived == in_two[0]
-    assert not _members("run-hurt")
+    _all_end("run-hurt")
 
 
 def test_a_fault_that_every_process_meets_is_told_in_its_words(marketplace):
@@ -240,10 +240,15 @@ def test_the_processes_end_when_the_one_that_started_them_is_killed(marketplace)
     finally:
         starter.kill()
         starter.wait()
+    _all_end("run-orphan")
+
+
+def _all_end(run_id: str) -> None:
+    """No training process of a run is left; the operating system may take a moment to end them."""
     deadline = time.monotonic() + 15
-    while _members("run-orphan") and time.monotonic() < deadline:
+    while _members(run_id) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not _members("run-orphan")
+    assert not _members(run_id)
 
 
 def _members(run_id: str) -> list[psutil.Process]:
