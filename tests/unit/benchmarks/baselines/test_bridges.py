@@ -152,6 +152,7 @@ class TestEveryBridge:
         assert all(part.requires_grad for part in models[kind].parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [EMCDR, PTUPCDR, TMCDR, SSCDR])
 def test_warm_users_keep_their_own_vector_and_cold_users_are_mapped(kind, models, world):
     model = models[kind]
