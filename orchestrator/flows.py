@@ -21,7 +21,7 @@ from prefect import flow, get_client, runtime, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, FlowRun, State, StateType
 from prefect.deployments.runner import EntrypointType
 from prefect.events import EventTrigger
@@ -29,7 +29,6 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import Posture
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.flows import Flow
-from prefect.workers.process import ProcessWorker
 from sqlalchemy.exc import OperationalError
 
 from domains.registry.registry import Registry
@@ -47,6 +46,13 @@ RETRY_DELAYS_S = (2, 10, 60)
 """Waits before a step's second, third and fourth try."""
 SILENT_AFTER_S = 65
 """A run without a heartbeat for this long has lost its process; it sends one every 30 s."""
+
+JOB_TEMPLATE: dict[str, Any] = {
+    "job_configuration": {"stream_output": True},
+    "variables": {"type": "object", "properties": {}, "additionalProperties": False},
+}
+"""What a flow run may choose of its process: nothing. Prefect's own template lets whoever starts a run name the
+command, the environment and the folder, which is a shell for them."""
 
 TRANSIENT = (Unavailable, ConnectionError, TimeoutError, OperationalError, httpx.TransportError)
 """Faults that may be temporary: only these are retried."""
@@ -161,12 +167,12 @@ def deploy(settings: Settings) -> list[str]:
                 WorkPoolCreate(
                     name=WORK_POOL,
                     type="process",
-                    base_job_template=ProcessWorker.get_default_base_job_template(),
+                    base_job_template=JOB_TEMPLATE,
                     concurrency_limit=RUNS_AT_ONCE,
                 )
             )
         except ObjectAlreadyExists:
-            logger.debug("work pool exists already")
+            client.update_work_pool(WORK_POOL, WorkPoolUpdate(base_job_template=JOB_TEMPLATE))
         _write_automation(client)
     names = []
     for name, flow_function in DEPLOYED.items():
@@ -186,7 +192,7 @@ def deploy(settings: Settings) -> list[str]:
         deployment.apply()
         names.append(f"{name}/{name}")
     for domain in _registry(settings).domains():
-        prefect_client.schedule_retrain(domain.name, domain.spec.schedule, api_url=settings.prefect_url)
+        prefect_client.schedule_retrain(domain.name, domain.spec.schedule, api_url=settings.prefect_api)
         if domain.spec.schedule:
             names.append(f"retrain/{domain.name}")
     return names

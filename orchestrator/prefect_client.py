@@ -64,7 +64,7 @@ def create_flow_run(
     Args:
         deployment_name: ``flow/deployment``, or one word when both have the same name (``train-shared``).
         parameters: The flow's arguments.
-        api_url: Prefect's API, ``Settings.prefect_url``.
+        api_url: Prefect's API with its credentials, ``Settings.prefect_api``.
         name: The run's name on Prefect's pages; Prefect invents one otherwise.
         idempotency_key: A second call with the same key returns the first call's run and starts nothing.
 
@@ -230,7 +230,10 @@ def healthy(api_url: str, *, timeout_s: float = 2.0) -> bool:
 
 
 def _client(api_url: str) -> httpx.Client:
-    return httpx.Client(base_url=api_url, timeout=TIMEOUT_S)
+    # The credentials leave the URL here, so that no error text and no log can show them.
+    url = httpx.URL(api_url)
+    auth = (url.username, url.password) if url.username else None
+    return httpx.Client(base_url=url.copy_with(userinfo=b""), auth=auth, timeout=TIMEOUT_S)
 
 
 def _deployment(client: httpx.Client, name: str) -> dict[str, Any]:
@@ -254,6 +257,11 @@ def _send(client: httpx.Client, method: str, path: str, body: dict[str, Any] | N
             raise NotFound(f"Prefect knows nothing at {path}")
         answer.raise_for_status()
     except httpx.HTTPStatusError as fault:
+        if fault.response.status_code == 401:
+            raise FlowsUnavailable(
+                f"the Prefect server at {client.base_url} refuses Graft's credentials; the setting prefect_auth "
+                "(GRAFT_PREFECT_AUTH=user:password) names them"
+            ) from fault
         reason = f"{fault.response.status_code}: {fault.response.text[:300]}"
         raise FlowsUnavailable(f"Prefect refused {method} {path}: {reason}") from fault
     except httpx.HTTPError as fault:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from feature_repo.online_stores import ONLINE_STORES
+from orchestrator.credentials import read_secret
 
 Baseline = Literal["popularity", "single_domain", "shared_bottom", "full_fine_tune", "scratch"]
 
@@ -22,6 +24,12 @@ def _online_store(name: str) -> str:
     if name not in ONLINE_STORES:
         raise ValueError(f"no online store is called {name!r}; there are {', '.join(ONLINE_STORES)}")
     return name
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 class Settings(BaseSettings):
@@ -49,6 +57,9 @@ class Settings(BaseSettings):
     """Port of the Prefect server."""
     prefect_api_url: str = ""
     """API of the Prefect server to use; empty means the one that `graft up` starts."""
+    prefect_auth: SecretStr = SecretStr("")
+    """The `user:password` that Prefect's API asks for (basic authentication); empty for the server that `graft up`
+    starts, which gets one of its own, kept in the file `prefect-auth` of the home folder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that training computes on; auto takes a GPU when there is one."""
     frozen_cache_mb: int = Field(default=1024, ge=0)
@@ -75,10 +86,7 @@ class Settings(BaseSettings):
 
     def as_environment(self) -> dict[str, str]:
         """Environment variables that give another process these settings."""
-        return {
-            f"GRAFT_{name.upper()}": ",".join(value) if isinstance(value, tuple) else str(value)
-            for name, value in self.model_dump().items()
-        }
+        return {f"GRAFT_{name.upper()}": _as_text(value) for name, value in self.model_dump().items()}
 
     @property
     def registry_url(self) -> str:
@@ -111,6 +119,24 @@ class Settings(BaseSettings):
     @property
     def prefect_url(self) -> str:
         return self.prefect_api_url or f"http://{self.bind_host}:{self.prefect_port}/api"
+
+    @property
+    def prefect_auth_file(self) -> Path:
+        """Where the stack keeps the secret of the Prefect server that it starts."""
+        return self.home / "prefect-auth"
+
+    @property
+    def prefect_credentials(self) -> str:
+        """``user:password`` for Prefect's API; empty where it asks for none."""
+        own = "" if self.prefect_api_url else read_secret(self.prefect_auth_file)
+        return self.prefect_auth.get_secret_value() or (f"graft:{own}" if own else "")
+
+    @property
+    def prefect_api(self) -> str:
+        """Prefect's API with the credentials in the URL: for ``prefect_client``, never for a person to see."""
+        user, _, password = self.prefect_credentials.partition(":")
+        scheme, _, rest = self.prefect_url.partition("://")
+        return f"{scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{rest}" if user else self.prefect_url
 
     @property
     def service_url(self) -> str:

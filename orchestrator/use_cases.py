@@ -248,7 +248,7 @@ def start(
         arguments["domain"] = domain
     try:
         flow_run_id = prefect_client.create_flow_run(
-            f"{kind}/{kind}", arguments, api_url=settings.prefect_url, name=started.id, idempotency_key=started.id
+            f"{kind}/{kind}", arguments, api_url=settings.prefect_api, name=started.id, idempotency_key=started.id
         )
     except Unavailable as error:
         registry.finish_run(started.id, state="failed", error=as_line(error))
@@ -325,7 +325,7 @@ def cancel(run_id: str, *, registry: Registry, settings: Settings) -> Run:
         return run
     if run.flow_run_id is None:
         raise Conflict(f"run {run_id} is running in the process that started it; stop that process", run=run_id)
-    prefect_client.cancel(run.flow_run_id, api_url=settings.prefect_url)
+    prefect_client.cancel(run.flow_run_id, api_url=settings.prefect_api)
     return registry.run(run_id)
 
 

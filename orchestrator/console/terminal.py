@@ -141,7 +141,7 @@ def _watch(run: Run, registry: Registry, settings: Settings) -> Run:
             if run.flow_run_id is None or time.monotonic() - looked_at < 5 or run.state not in ("queued", "running"):
                 continue
             looked_at = time.monotonic()
-            state = prefect_client.state(run.flow_run_id, api_url=settings.prefect_url)
+            state = prefect_client.state(run.flow_run_id, api_url=settings.prefect_api)
             # The supervisor starts a crashed run again: only one that stays ended is lost.
             lost_since = (lost_since or looked_at) if state.final else None
             if lost_since is not None and looked_at - lost_since > RESUME_LIMIT_S:

@@ -35,7 +35,7 @@ class Chores:
         self._due = time.monotonic() + EVERY_S
         try:
             self._hand_over_schedules()
-            for flow_run in prefect_client.resume_crashed(api_url=self._settings.prefect_url):
+            for flow_run in prefect_client.resume_crashed(api_url=self._settings.prefect_api):
                 self._say(f"the process of flow run {flow_run} died; the run continues where it stopped")
             self._close_lost_runs()
             close_dead(self._registry, self._settings)
@@ -58,7 +58,7 @@ class Chores:
         for domain in self._registry.domains():
             cron = domain.spec.schedule
             if self._schedules.get(domain.name) != cron:
-                prefect_client.schedule_retrain(domain.name, cron, api_url=self._settings.prefect_url)
+                prefect_client.schedule_retrain(domain.name, cron, api_url=self._settings.prefect_api)
                 self._schedules[domain.name] = cron
 
     def _close_lost_runs(self) -> None:
@@ -66,7 +66,7 @@ class Chores:
         for run in self._registry.runs():
             if run.state not in ("queued", "running") or run.flow_run_id is None:
                 continue
-            state = prefect_client.state(run.flow_run_id, api_url=self._settings.prefect_url)
+            state = prefect_client.state(run.flow_run_id, api_url=self._settings.prefect_api)
             since = self._ended_since.setdefault(run.id, time.monotonic()) if state.final else None
             if since is None:
                 self._ended_since.pop(run.id, None)

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from orchestrator import prefect_client
+from orchestrator.credentials import kept_secret
 from orchestrator.errors import ServersUnavailable, Unavailable
 from orchestrator.settings import Settings
 
@@ -39,14 +40,23 @@ class Server:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Environment of every server: these settings, no usage statistics, and one thread per process unless set."""
+    """Environment of every server: these settings, no usage statistics, and one thread per process unless set.
+
+    Makes the secret that guards Prefect's API, if the stack starts that server and has none yet.
+    """
     home = settings.home.absolute()
+    if not settings.prefect_api_url:
+        kept_secret(settings.prefect_auth_file)
+    guard = settings.prefect_credentials
     return {
         **os.environ,
         **settings.as_environment(),
         "GRAFT_HOME": str(home),
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_API_URL": settings.prefect_url,
+        **({"PREFECT_SERVER_API_AUTH_STRING": guard, "PREFECT_API_AUTH_STRING": guard} if guard else {}),
+        # Its own pages need no other origin; with Prefect's default any page in a person's browser may ask.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": settings.prefect_url.removesuffix("/api"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_LOGGING_LEVEL": "WARNING",
@@ -106,7 +116,7 @@ def servers(settings: Settings, *, ui: bool = True) -> list[Server]:
                 *(python, "-m", "prefect", "worker", "start", "--type", "process"),
                 *("--pool", prefect_client.WORK_POOL, "--name", name, "--install-policy", "never"),
             ),
-            check=lambda: _quietly(lambda: prefect_client.worker_online(name, api_url=settings.prefect_url)),
+            check=lambda: _quietly(lambda: prefect_client.worker_online(name, api_url=settings.prefect_api)),
         )
     )
     return planned

@@ -151,7 +151,7 @@ class Supervisor:
             return
         self.deploy_flows()
         if first[0].name == "prefect":
-            abandoned = prefect_client.resume_abandoned(api_url=self._settings.prefect_url)
+            abandoned = prefect_client.resume_abandoned(api_url=self._settings.prefect_api)
             if abandoned:
                 self._say(f"{abandoned} runs were interrupted by the last stop and continue now")
         self._start(worker)

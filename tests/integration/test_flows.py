@@ -11,6 +11,7 @@ os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
 
 import pytest
 from prefect import get_client
+from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 from sqlalchemy.exc import OperationalError
@@ -204,6 +205,9 @@ def test_deploying_twice_leaves_one_of_each(settings, registry):
     registry.register_domain(DomainSpec.from_yaml(SPEC.format(name="nightly", more='schedule: "0 3 * * *"')), by="t")
     registry.register_domain(DomainSpec.from_yaml(SPEC.format(name="by-hand", more="")), by="t")
     names = flows.deploy(settings)
+    with get_client(sync_client=True) as client:
+        wide = {"job_configuration": {"command": "{{ command }}"}, "variables": {"properties": {"command": {}}}}
+        client.update_work_pool(prefect_client.WORK_POOL, WorkPoolUpdate(base_job_template=wide))
     assert flows.deploy(settings) == names
     assert set(names) == {
         *("train-shared/train-shared", "launch-domain/launch-domain", "retrain/retrain"),
@@ -212,6 +216,8 @@ def test_deploying_twice_leaves_one_of_each(settings, registry):
     with get_client(sync_client=True) as client:
         deployed = {deployment.name: deployment for deployment in client.read_deployments()}
         automations = client.read_automations_by_name("graft: a run that went silent has crashed")
+        template = client.read_work_pool(prefect_client.WORK_POOL).base_job_template
+    assert template == flows.JOB_TEMPLATE, "what a run may choose of its process is put back"
     assert len(deployed) == 6
     assert len(automations) == 1
     for name, deployment in deployed.items():

@@ -262,6 +262,27 @@ def test_all_four_answer_on_loopback_only(running):
     assert listening == {"127.0.0.1"}
 
 
+def test_prefects_api_is_closed_to_strangers_and_runs_no_command_for_anybody(running):
+    """Without the stack's secret 401, in any content type; with it a run cannot choose what its process executes."""
+    settings, _ = running
+    assert settings.prefect_auth_file.stat().st_mode & 0o777 == 0o600
+    with httpx.Client(base_url=settings.prefect_api, timeout=10) as ours:
+        path = f"/deployments/{ours.get('/deployments/name/train-shared/train-shared').json()['id']}/create_flow_run"
+        before = ours.post("/flow_runs/count", json={}).json()
+        for variables in ({"command": "id"}, {"env": {"LD_PRELOAD": "x"}}, {"working_dir": "/"}, {"env.PATH": "/tmp"}):
+            refused = ours.post(path, json={"job_variables": variables})
+            assert refused.status_code == 422, refused.text
+        body = json.dumps({"job_variables": {"command": "id"}})
+        with httpx.Client(base_url=settings.prefect_url, timeout=10) as stranger:
+            for kind in ("application/json", "text/plain"):
+                assert stranger.post(path, content=body, headers={"content-type": kind}).status_code == 401
+            assert stranger.post("/flow_runs/filter", json={}).status_code == 401
+            assert stranger.post("/flow_runs/filter", json={}, auth=("graft", "guess")).status_code == 401
+            page = {"Origin": "http://elsewhere.example", "Access-Control-Request-Method": "POST"}
+            assert "access-control-allow-origin" not in stranger.options(path, headers=page).headers
+        assert ours.post("/flow_runs/count", json={}).json() == before
+
+
 def test_status_shows_each_server_with_its_address(running):
     """From another shell."""
     settings, _ = running
@@ -304,7 +325,7 @@ def test_a_run_whose_process_is_killed_continues_where_it_stopped(running, tmp_p
     ended = registry.run(run.id)
     assert ended.state == "succeeded", ended.error
     assert registry.live(None).version_id == ended.result["version"]
-    with httpx.Client(base_url=settings.prefect_url, timeout=10) as prefect:
+    with httpx.Client(base_url=settings.prefect_api, timeout=10) as prefect:
         states = prefect.get("/flow_run_states/", params={"flow_run_id": ended.flow_run_id}).json()
     assert "CRASHED" in {one["type"] for one in states}
     assert states[-1]["type"] in ("COMPLETED", "RUNNING")
@@ -321,7 +342,7 @@ def test_the_clock_starts_a_retrain_until_its_schedule_is_removed(running):
         return [run for run in registry.runs("live") if (run.kind, run.started_by) == ("retrain", "schedule")]
 
     def deployed() -> bool:
-        with httpx.Client(base_url=settings.prefect_url, timeout=10) as prefect:
+        with httpx.Client(base_url=settings.prefect_api, timeout=10) as prefect:
             return prefect.get("/deployments/name/retrain/live").status_code == 200
 
     assert scheduled() == []
