@@ -97,13 +97,17 @@ class Adapter:
 
     tensors: owned parameters and buffers by their name inside the adapter
     backbone: content hash of the backbone they were trained on
-    content: hash of the tensors, the config and ``backbone``; the adapter's identity
+    name: of the domain, and ``level`` what made the weights: two domains, or two levels, never share an identity,
+        however equal their weights are
+    content: hash of the tensors, the config, ``backbone``, ``name`` and ``level``; the adapter's identity
     """
 
     config: DomainConfig
     tensors: Mapping[str, Tensor]
     backbone: str
     content: str
+    name: str = ""
+    level: str = ""
 
 
 def backbone_tensors(ranker: Ranker) -> dict[str, Tensor]:
@@ -129,18 +133,20 @@ def backbone_hash(ranker: Ranker) -> str:
     return content_hash(backbone_tensors(ranker), backbone_config(ranker))
 
 
-def adapter_config(config: DomainConfig, backbone: str) -> dict[str, Any]:
-    """An adapter's config as JSON."""
+def adapter_config(config: DomainConfig, backbone: str, *, name: str = "", level: str = "") -> dict[str, Any]:
+    """An adapter's config as JSON; those made before name and level counted have neither."""
     codes = list(config.feature_codes)
-    return {"kind": "adapter", "domain": {"items": config.items, "feature_codes": codes}, "backbone": backbone}
+    found = {"kind": "adapter", "domain": {"items": config.items, "feature_codes": codes}, "backbone": backbone}
+    return found | ({"name": name} if name else {}) | ({"level": level} if level else {})
 
 
-def extract(ranker: Ranker, slot: int, *, backbone: str | None = None) -> Adapter:
+def extract(ranker: Ranker, slot: int, *, name: str = "", level: str = "", backbone: str | None = None) -> Adapter:
     """A copy of what the domain in this slot owns. ``backbone`` spares computing the hash where it is known."""
     owned = ranker.owned(slot)
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in _named_tensors(owned)}
     backbone = backbone or backbone_hash(ranker)
-    return Adapter(owned.config, tensors, backbone, content_hash(tensors, adapter_config(owned.config, backbone)))
+    content = content_hash(tensors, adapter_config(owned.config, backbone, name=name, level=level))
+    return Adapter(owned.config, tensors, backbone, content, name, level)
 
 
 def attach(ranker: Ranker, adapter: Adapter, *, backbone: str | None = None) -> int:
@@ -153,7 +159,8 @@ def attach(ranker: Ranker, adapter: Adapter, *, backbone: str | None = None) -> 
     mine = backbone or backbone_hash(ranker)
     if adapter.backbone != mine:
         raise AdapterMismatch(f"the adapter was trained on backbone {adapter.backbone[:12]}, this one is {mine[:12]}")
-    if content_hash(adapter.tensors, adapter_config(adapter.config, adapter.backbone)) != adapter.content:
+    config = adapter_config(adapter.config, adapter.backbone, name=adapter.name, level=adapter.level)
+    if content_hash(adapter.tensors, config) != adapter.content:
         raise AdapterMismatch(f"the adapter's tensors are not those of its content hash {adapter.content[:12]}")
     if adapter.config.in_backbone:
         raise AdapterMismatch("the adapter of a source domain is part of the backbone and is not attached on its own")

@@ -112,10 +112,12 @@ def load_backbone(directory: Path | str) -> Ranker:
     return ranker.eval()
 
 
-def save_adapter(ranker: Ranker, slot: int, directory: Path | str, *, backbone: str | None = None) -> str:
-    """Publish what the domain in this slot owns; returns its content hash."""
-    adapter = extract(ranker, slot, backbone=backbone)
-    return save(directory, adapter.tensors, adapter_config(adapter.config, adapter.backbone))
+def save_adapter(
+    ranker: Ranker, slot: int, directory: Path | str, *, name: str, level: str, backbone: str | None = None
+) -> str:
+    """Publish what the domain in this slot owns, under its name and fallback level; returns its content hash."""
+    adapter = extract(ranker, slot, name=name, level=level, backbone=backbone)
+    return save(directory, adapter.tensors, adapter_config(adapter.config, adapter.backbone, name=name, level=level))
 
 
 def load_adapter(directory: Path | str) -> Adapter:
@@ -130,7 +132,8 @@ def load_adapter(directory: Path | str) -> Adapter:
         raise CorruptCheckpoint(path / CONFIG, f"describes {config.get('kind')!r}, not an adapter")
     try:
         domain = DomainConfig(config["domain"]["items"], tuple(config["domain"]["feature_codes"]))
-        return Adapter(domain, tensors, config["backbone"], content)
+        named = {"name": config.get("name", ""), "level": config.get("level", "")}
+        return Adapter(domain, tensors, config["backbone"], content, **named)
     except (KeyError, TypeError) as fault:
         raise CorruptCheckpoint(path / CONFIG, f"not an adapter's config: {fault}") from fault
 

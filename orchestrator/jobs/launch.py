@@ -110,7 +110,8 @@ def fine_tune(context: RunContext) -> None:
     moved = [name for name, scores in before.scores.items() if not np.array_equal(scores, after.scores[name])]
     building = context.folder / "adapter.building"
     shutil.rmtree(building, ignore_errors=True)
-    checkpoint.save_adapter(ranker, fresh.slot, building, backbone=launch.backbone.id)
+    named = {"name": launch.name, "level": "adapter"}
+    checkpoint.save_adapter(ranker, fresh.slot, building, **named, backbone=launch.backbone.id)
     fresh.encoder.save(building)
     certificate = Certificate(
         ok=proof.ok and not moved,

@@ -107,7 +107,7 @@ def train_here(
     encoder.save(building / "backbone")
     for slot, name in enumerate(slots):
         if encoder.source(name) is None:
-            checkpoint.save_adapter(ranker, slot, building / name, backbone=backbone_id)
+            checkpoint.save_adapter(ranker, slot, building / name, name=name, level="adapter", backbone=backbone_id)
             encoder.save(building / name)
     building.rename(context.folder / "trained")
 

@@ -44,7 +44,8 @@ def offer_zero_shot(
     if not folder.is_dir():
         building = context.folder / f"zero-shot-{domain.name}.building"
         shutil.rmtree(building, ignore_errors=True)
-        checkpoint.save_adapter(ranker, slot, building, backbone=backbone_id)
+        named = {"name": domain.name, "level": "zero_shot"}
+        checkpoint.save_adapter(ranker, slot, building, **named, backbone=backbone_id)
         encoder.save(building)
         building.rename(folder)
     version = publish_version(

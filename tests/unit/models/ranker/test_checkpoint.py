@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.batch import Batch
-from models.ranker.adapters import AdapterMismatch, backbone_hash, extract
+from models.ranker.adapters import AdapterMismatch, adapter_config, backbone_hash, extract
 from models.ranker.checkpoint import (
     CorruptCheckpoint,
     load,
@@ -24,6 +24,7 @@ from models.ranker.network import Ranker
 MakeBatch = Callable[..., Batch]
 MakeRanker = Callable[..., Ranker]
 TARGET = 2
+NAMED = {"name": "live-rooms", "level": "adapter"}
 
 
 @pytest.mark.parametrize("architecture", ["dacdr", "dacdr+lcn"])
@@ -34,7 +35,7 @@ def test_a_published_domain_answers_as_it_did(
     ranker, batch = make_ranker(architecture=architecture).float(), make_batch(30)
     batch = batch.to("cpu")
     backbone = save_backbone(ranker, tmp_path / "backbone")
-    save_adapter(ranker, TARGET, tmp_path / "adapter")
+    save_adapter(ranker, TARGET, tmp_path / "adapter", **NAMED)
     loaded = load_backbone(tmp_path / "backbone")
     assert backbone == backbone_hash(ranker) == backbone_hash(loaded)
     assert not loaded.training
@@ -46,14 +47,36 @@ def test_a_published_domain_answers_as_it_did(
 def test_an_adapter_keeps_its_identity(tmp_path: Path, make_ranker: MakeRanker) -> None:
     """Its content hash is the same in memory, on disk and back."""
     ranker = make_ranker()
-    content = save_adapter(ranker, TARGET, tmp_path / "adapter")
-    assert content == extract(ranker, TARGET).content == load_adapter(tmp_path / "adapter").content
+    content = save_adapter(ranker, TARGET, tmp_path / "adapter", **NAMED)
+    assert content == extract(ranker, TARGET, **NAMED).content == load_adapter(tmp_path / "adapter").content
+
+
+def test_equal_weights_of_two_domains_are_two_adapters(tmp_path: Path, make_ranker: MakeRanker) -> None:
+    """Surfaces over one catalogue start from the same weights, and so do the levels of one domain."""
+    ranker = make_ranker()
+    owners = [("feed", "zero_shot"), ("search", "zero_shot"), ("feed", "adapter")]
+    made = {
+        save_adapter(ranker, TARGET, tmp_path / f"{name}-{level}", name=name, level=level) for name, level in owners
+    }
+    assert len(made) == len(owners)
+    for name, level in owners:
+        assert load_into(ranker, tmp_path / f"{name}-{level}") > TARGET
+        assert load_adapter(tmp_path / f"{name}-{level}").name == name
+
+
+def test_an_adapter_that_names_no_domain_still_loads(tmp_path: Path, make_ranker: MakeRanker) -> None:
+    """Artifacts that were published before the name counted keep their hash."""
+    ranker = make_ranker()
+    old = extract(ranker, TARGET)
+    save(tmp_path / "old", old.tensors, adapter_config(old.config, old.backbone))
+    assert load_adapter(tmp_path / "old").content == old.content
+    assert load_into(ranker, tmp_path / "old") == TARGET + 1
 
 
 def test_an_adapter_loads_on_no_other_backbone(tmp_path: Path, make_ranker: MakeRanker) -> None:
     """The mismatch is found at loading."""
     ranker = make_ranker()
-    save_adapter(ranker, TARGET, tmp_path / "adapter")
+    save_adapter(ranker, TARGET, tmp_path / "adapter", **NAMED)
     with torch.no_grad():
         ranker.embeddings.free_token.add_(1)
     with pytest.raises(AdapterMismatch, match="trained on backbone"):
@@ -147,7 +170,7 @@ def test_a_backbone_is_not_an_adapter(tmp_path: Path, make_ranker: MakeRanker) -
     """Each loader says what it found instead."""
     ranker = make_ranker()
     save_backbone(ranker, tmp_path / "backbone")
-    save_adapter(ranker, TARGET, tmp_path / "adapter")
+    save_adapter(ranker, TARGET, tmp_path / "adapter", **NAMED)
     with pytest.raises(CorruptCheckpoint, match="describes 'backbone', not an adapter"):
         load_adapter(tmp_path / "backbone")
     with pytest.raises(CorruptCheckpoint, match="describes 'adapter', not a backbone"):
