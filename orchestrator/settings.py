@@ -20,6 +20,10 @@ def _split(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _none_if_empty(value: Any) -> Any:
+    return None if value == "" else value
+
+
 def _online_store(name: str) -> str:
     if name not in ONLINE_STORES:
         raise ValueError(f"no online store is called {name!r}; there are {', '.join(ONLINE_STORES)}")
@@ -29,7 +33,9 @@ def _online_store(name: str) -> str:
 def _as_text(value: Any) -> str:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return "" if value is None else str(value)
 
 
 class Settings(BaseSettings):
@@ -39,6 +45,8 @@ class Settings(BaseSettings):
 
     home: Path = Path(".graft")
     """Folder of everything that Graft writes: registry, events, features, artifacts, logs."""
+    import_dir: Annotated[Path | None, BeforeValidator(_none_if_empty)] = None
+    """Folder whose files the pages of the UI may read, links out of it excluded; empty: they take uploads alone."""
     database_url: str = ""
     """Registry database; empty means SQLite inside the home folder. PostgreSQL: postgresql+psycopg://user@host/name."""
     online_store: Annotated[str, AfterValidator(_online_store)] = "sqlite"

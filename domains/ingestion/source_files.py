@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from domains.errors import InvalidData
+from domains.ingestion.bounds import check_line, decompressed, line_of, refuse_swollen
 
 BLOCK_BYTES = 1 << 23
 LONGEST_FIELD = 1 << 17
@@ -98,6 +99,7 @@ def _open_parquet(path: Path) -> SourceFile:
     except duckdb.Error as fault:
         reason = str(fault).replace(str(path), path.name).split("\n")[0]
         raise InvalidData(f"{path.name}: is truncated or no Parquet file: {reason}", file=path.name) from None
+    refuse_swollen(path)
     return SourceFile(path, "parquet", tuple(row[0] for row in described), tuple(row[1] for row in described))
 
 
@@ -157,6 +159,7 @@ def text_records(source: SourceFile) -> Iterator[pa.RecordBatch]:
                     yield _plain_records(data[:cut], line, source)
                     line += data.count(b"\n", 0, cut)
                 rest = data[cut:]
+                check_line(source.path, len(rest))
             if rest:
                 yield _plain_records(rest + b"\n", line, source)
     except _DAMAGED as fault:
@@ -213,7 +216,7 @@ def quoted(name: str) -> str:
 def _stream(path: Path) -> BinaryIO:
     with open(path, "rb") as stream:
         compressed = stream.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if compressed else open(path, "rb")  # type: ignore[return-value]
+    return decompressed(path) if compressed else open(path, "rb")
 
 
 def _damaged(path: Path, fault: BaseException) -> InvalidData:
@@ -269,7 +272,7 @@ def _quoted_records(stream: io.BufferedReader, first_line: int, source: SourceFi
 
     def lines() -> Iterator[str]:
         while True:
-            text = pending.popleft() if pending else stream.readline().decode("utf-8", "surrogateescape")
+            text = pending.popleft() if pending else line_of(stream, source.path).decode("utf-8", "surrogateescape")
             if not text:
                 return
             taken.append(text)

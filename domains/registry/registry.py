@@ -15,7 +15,7 @@ from domains.registry import migrations
 from domains.registry.database import Database
 from domains.registry.domain_verbs import DomainVerbs
 from domains.registry.prediction_log import PredictionLog
-from domains.registry.records import Domain, Live, Promotion, Run, Version
+from domains.registry.records import Domain, Live, Promotion, Run, Version, note
 from domains.registry.run_verbs import RunVerbs
 from domains.registry.tables import audit
 from domains.registry.version_verbs import VersionVerbs
@@ -49,6 +49,11 @@ class Registry(DomainVerbs, RunVerbs, VersionVerbs, PredictionLog):
         changed, a state, new data. Servers poll it, one indexed read, and read the rest only when it has grown."""
         with self._database.read() as connection:
             return int(connection.execute(_GENERATION).scalar_one())
+
+    def note(self, who: str, what: str, domain: str | None = None, why: str = "", **details: Any) -> None:
+        """Write an entry of the audit log that belongs to no other verb, such as a refusal."""
+        with self._database.write() as connection:
+            note(connection, who, what, domain, why, **details)
 
     def audit(self, domain: str | None = None, limit: int = 1000) -> list[dict[str, Any]]:
         """Who did what to which domain, when and why: dicts of id, at, who, what, domain, why, details."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +13,36 @@ from domains.ingestion.source_files import SourceFile, open_source
 from domains.ingestion.validation import REASONS
 from domains.registry.records import Domain
 from ui import session
-from ui.components import errors, layout, wording
+from ui.components import errors, layout, tables, wording
 from ui.components.ingest_job import UPLOADS, DataFiles, IngestJob
 
 BAD_ROWS_SHOWN = 1000
+ON_SERVER = "On this server"
 FILE_TYPES = ["csv", "tsv", "parquet", "pq", "gz"]
 
 
 def choose_files(key: str) -> DataFiles:
-    """Upload files, or name files on the server that runs this UI.
+    """Upload files, or name files in the folder of the setting ``import_dir`` where there is one.
 
     Raises:
-        InvalidData: a named file does not exist.
+        InvalidData: a named file does not exist or lies elsewhere.
     """
     turn = st.session_state.get(f"{key}-turn", 0)
-    where = st.segmented_control(
-        "Where the files are", ["Upload", "On this server"], default="Upload", key=f"{key}-where", required=True
-    )
+    folder = session.settings().import_dir
+    where = "Upload"
+    if folder is not None:
+        where = st.segmented_control(
+            "Where the files are", [where, ON_SERVER], default=where, key=f"{key}-where", required=True
+        )
     columns = st.columns(3)
     titles = ("Interactions", "Items (optional)", "Users (optional)")
-    if where == "On this server":
+    if folder is not None and where == ON_SERVER:
         typed = [
-            column.text_input(title, key=f"{key}-path-{title}", placeholder="/data/interactions.parquet").strip()
+            column.text_input(title, key=f"{key}-path-{title}", placeholder="interactions.parquet").strip()
             for column, title in zip(columns, titles, strict=True)
         ]
-        columns[0].caption("Separate several files with commas.")
-        paths = [[Path(part.strip()) for part in text.split(",") if part.strip()] for text in typed]
-        for path in (path for group in paths for path in group):
-            if not path.is_file():
-                raise InvalidData(f"there is no file {path} on this server", file=str(path))
+        columns[0].caption(f"Files in {folder}; separate several with commas.")
+        paths = [[_on_server(part.strip(), folder) for part in text.split(",") if part.strip()] for text in typed]
         return DataFiles(tuple(paths[0]), *(found[0] if found else None for found in paths[1:]))
     interactions = columns[0].file_uploader(
         titles[0],
@@ -59,6 +58,23 @@ def choose_files(key: str) -> DataFiles:
         titles[2], FILE_TYPES, key=f"{key}-users-{turn}", help="One row per user, with their features."
     )
     return DataFiles(tuple(_saved(file) for file in interactions or []), _saved(items), _saved(users))
+
+
+def _on_server(name: str, folder: Path) -> Path:
+    """The file of this name in the folder; links are followed first, so that none leads out of it."""
+    home = folder.resolve()
+    try:
+        path = (home / name).resolve()
+    except (OSError, ValueError, RuntimeError):  # a circle of links, a NUL
+        path = Path("/")
+    if not path.is_relative_to(home):
+        if st.session_state.get("refused-path") != name:  # a page is drawn many times
+            st.session_state["refused-path"] = name
+            session.registry().note(session.who(), "refuse_path", why="outside import_dir", path=name[:400])
+        raise InvalidData(f"{name[:400]}: files are read from {folder} alone (setting import_dir)", file=name[:400])
+    if not path.is_file():
+        raise InvalidData(f"there is no file {name} in {folder}", file=name)
+    return path
 
 
 def look_at(path: Path | None) -> SourceFile | None:
@@ -121,7 +137,7 @@ def show_outcome(job: IngestJob) -> None:
         bad = getattr(job.error, "details", {}).get("first_bad")
         if bad:
             st.caption("The first rows that are wrong")
-            st.dataframe(
+            tables.show(
                 [{"Line": row["line"], "Reason": reason_in_words(row["reason"]), "Row": row["row"]} for row in bad],
                 hide_index=True,
             )
@@ -197,7 +213,7 @@ def show_bad_rows(domain: str, reasons: dict[str, int]) -> None:
             }
             for row in rows
         ]
-        st.dataframe(
+        tables.show(
             table,
             hide_index=True,
             height=min(38 + 35 * len(table), 420),
@@ -210,21 +226,15 @@ def show_bad_rows(domain: str, reasons: dict[str, int]) -> None:
         )
         if len(rows) == BAD_ROWS_SHOWN:
             st.caption(f"Only the latest {BAD_ROWS_SHOWN:,}.")
-        st.download_button("Download the bad rows", _as_csv(table), file_name=f"{domain}-bad-rows.csv", mime="text/csv")
+        st.download_button(
+            "Download the bad rows", tables.as_csv(table), file_name=f"{domain}-bad-rows.csv", mime="text/csv"
+        )
 
 
 def reason_in_words(reason: str) -> str:
     """Why a row was set aside, in words."""
     text = REASONS.get(reason, reason)
     return text[:1].upper() + text[1:]
-
-
-def _as_csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _saved(file: Any) -> Any:

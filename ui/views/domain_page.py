@@ -17,6 +17,7 @@ from ui.components import (
     navigation,
     runs,
     spec_form,
+    tables,
     version_report,
     wording,
 )
@@ -116,7 +117,7 @@ def _history(domain: Domain) -> None:
     promotions = session.registry().promotions(domain.name)
     st.subheader("Promotions", anchor=False)
     if promotions:
-        st.dataframe(
+        tables.show(
             [
                 {
                     "When": wording.when(promotion.at),
@@ -133,7 +134,7 @@ def _history(domain: Domain) -> None:
     else:
         st.markdown("Nothing has gone live yet.")
     st.subheader("Audit trail", anchor=False)
-    st.dataframe(
+    tables.show(
         [
             {
                 "When": wording.when(entry["at"]),

@@ -14,7 +14,7 @@ from domains.registry.records import Domain
 from orchestrator import use_cases
 from orchestrator.data.sample_users import recent_events, sample_users
 from ui import session
-from ui.components import errors, layout, navigation, wording
+from ui.components import errors, layout, navigation, tables, wording
 
 MOST_EVENTS = 12
 
@@ -102,7 +102,7 @@ def _history(user_id: str) -> None:
                 "Item": event["item_id"],
             }
         )
-    st.dataframe(rows, hide_index=True, height=38 + 35 * len(rows))
+    tables.show(rows, hide_index=True, height=38 + 35 * len(rows))
 
 
 def _candidates(domain: Domain) -> tuple[list[str], int]:
@@ -177,7 +177,7 @@ def _answer(domain: Domain, answer: dict[str, Any]) -> None:
             row["Note"] = wording.words(wording.REASONS, why)
         rows.append(row)
     top = max(row[score] for row in rows)
-    st.dataframe(
+    tables.show(
         rows,
         hide_index=True,
         height=38 + 35 * len(rows),

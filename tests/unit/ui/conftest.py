@@ -18,6 +18,7 @@ def settings(tmp_path, monkeypatch) -> Settings:
     """A home of its own, with no server up."""
     for name, value in {
         "HOME": str(tmp_path / "home"),
+        "IMPORT_DIR": str(tmp_path),
         "SERVICE_PORT": CLOSED_PORT,
         "PREFECT_PORT": CLOSED_PORT,
     }.items():

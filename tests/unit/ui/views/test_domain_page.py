@@ -92,9 +92,38 @@ def test_a_path_that_does_not_exist_is_refused_before_anything_runs(registry):
     """A typing mistake costs no run."""
     registry.register_domain(spec("live"), by="ann")
     app = open_page("domain_page", name="live")
-    choose_server_file(app, "add-live", "/nowhere/events.csv")
-    assert "no file /nowhere/events.csv" in said(app)
+    choose_server_file(app, "add-live", "nowhere/events.csv")
+    assert "no file nowhere/events.csv" in said(app)
     assert registry.runs() == []
+
+
+def test_no_file_outside_the_folder_of_the_settings_is_read(registry, settings, tmp_path, monkeypatch):
+    """Neither by its path, nor with .., nor through a link; whether it exists is not said, and the audit log knows."""
+    registry.register_domain(spec("live"), by="ann")
+    folder = tmp_path / "imports"
+    folder.mkdir()
+    secret = write_events(tmp_path / "secret.csv")
+    (folder / "link.csv").symlink_to(secret)
+    (folder / "up").symlink_to(tmp_path)
+    (folder / "circle").symlink_to(folder / "circle")
+    (tmp_path / "imports-2").mkdir()
+    write_events(tmp_path / "imports-2" / "events.csv")
+    write_events(folder / "events.csv")
+    monkeypatch.setenv("GRAFT_IMPORT_DIR", str(folder))
+    app = open_page("domain_page", name="live")
+    outside = ("/etc/passwd", str(secret), "../secret.csv", "link.csv", "up/secret.csv", "../imports-2/events.csv")
+    for name in (*outside, "/no/such/file", "a\0b"):
+        choose_server_file(app, "add-live", name)
+        assert "are read from" in said(app), name
+    refused = {entry["details"]["path"] for entry in registry.audit() if entry["what"] == "refuse_path"}
+    assert set(outside) < refused
+    for name in ("events.csv", str(folder / "events.csv")):
+        choose_server_file(app, "add-live", name)
+        assert not app.error, name
+    monkeypatch.setenv("GRAFT_IMPORT_DIR", "")
+    app = open_page("domain_page", name="live")
+    assert [control.key for control in app.segmented_control if str(control.key).endswith("-where")] == []
+    assert [field.key for field in app.text_input if "-path-" in str(field.key)] == []
 
 
 @pytest.mark.slow
