@@ -134,6 +134,8 @@ class DomainsAnswer(Message):
 
     generation: int
     """Of the registry, as of what this process has loaded."""
+    registry: str
+    """up, or why the registry could not be read; what was loaded before goes on answering."""
     features: str
     """up, or why the feature store does not answer."""
     lost_records: int

@@ -4,7 +4,8 @@
     NotFound (domains/errors.py)        404   1      UnknownDomain, UnknownVersion, UnknownRun, NoLiveVersion
     Conflict                            409   1      DomainAlreadyRegistered, StalePromotion, IllegalTransition
     Rejected                            422   1      InvalidSpec, InvalidData, NotEnoughData, PromotionRefused
-    Unavailable                         503   1      ArtifactMissing, FlowsUnavailable, Overloaded, ServersUnavailable
+    Unavailable                         503   1      ArtifactMissing, FlowsUnavailable, Overloaded, RegistryUnread,
+                                                     ServersUnavailable; the registry's database away (SQLAlchemy)
     any other ValueError                422   1      AdapterMismatch, BenchmarkUnavailable, CheckpointMismatch,
                                                      CorruptCheckpoint, ProcessesFailed, Refused, RunFailed,
                                                      TrainingDiverged, UnreadableState
@@ -22,6 +23,7 @@ import traceback
 from typing import Any
 
 from pydantic import ValidationError
+from sqlalchemy import exc
 
 from domains.errors import Conflict, NotFound, Rejected
 
@@ -48,6 +50,10 @@ class FlowsUnavailable(Unavailable):
 
 class Overloaded(Unavailable):
     """More requests are waiting than the service accepts."""
+
+
+class RegistryUnread(Unavailable):
+    """The service could not read the registry since it started, so it does not know which domains there are."""
 
 
 class ServersUnavailable(Unavailable):
@@ -77,8 +83,14 @@ HTTP_STATUS: tuple[tuple[type[BaseException], int], ...] = (
 """The first class that an error belongs to decides; none of them means 500."""
 
 
+DATABASE_AWAY = (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError, exc.DisconnectionError)
+"""How SQLAlchemy says that the database is gone, full, locked or too slow, rather than that a statement is wrong."""
+
+
 def http_status(error: BaseException) -> int:
     """The HTTP status of an error; 500 for one that nobody meant to raise."""
+    if isinstance(error, DATABASE_AWAY):
+        return 503
     return next((status for kind, status in HTTP_STATUS if isinstance(error, kind)), 500)
 
 
@@ -86,6 +98,8 @@ def as_json(error: BaseException) -> dict[str, Any]:
     """The one JSON shape of an error: ``{"error": {"code", "message", "field"?, "details"?}}``."""
     if http_status(error) == 500:
         return {"error": {"code": "internal", "message": "Graft failed to answer; the log of the server says why."}}
+    if isinstance(error, DATABASE_AWAY):
+        return {"error": {"code": "database_unavailable", "message": "the registry's database does not answer now"}}
     details = dict(getattr(error, "details", None) or {})
     body: dict[str, Any] = {
         "code": getattr(error, "code", None) or re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower(),

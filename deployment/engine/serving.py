@@ -39,7 +39,7 @@ from domains.registry.registry import Registry
 from feature_repo.online import Events, FeatureStoreDown, OnlineFeatures, UserFeatures
 from models.training.allocator import keep_freed_memory
 from orchestrator.data.online import feature_repo
-from orchestrator.errors import Overloaded
+from orchestrator.errors import Overloaded, RegistryUnread
 from orchestrator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -79,11 +79,21 @@ class Serving:
         self._feedback = Feedback(registry=self._registry, repo=repo, find_domain=self._find_domain)
         self._features_down = ""
         self._metrics = Metrics()
-        self.ready = False
+        self._started = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may be sent requests: it is loaded, and knows what the registry says now."""
+        return self._started and self._watcher.fault is None
 
     @property
     def snapshot(self) -> Snapshot:
         return self._watcher.snapshot
+
+    @property
+    def registry(self) -> str:
+        """up, or why what is loaded may be behind the registry."""
+        return self._watcher.fault or "up"
 
     @property
     def lost_records(self) -> int:
@@ -91,13 +101,13 @@ class Serving:
         return self._predictions.lost + self._feedback.lost
 
     def start(self) -> None:
-        """Load what is live and warm up; afterwards the process is ready."""
+        """Load what is live and warm up; afterwards the process is ready, or as soon as the registry can be read."""
         torch.set_num_threads(1)
         keep_freed_memory()
         self._watcher.start()
         self._scoring.submit(self._warm_up).result()
-        self.ready = True
-        logger.info("service ready", extra={"domains": len(self.snapshot.domains)})
+        self._started = True
+        logger.info("service started", extra={"domains": len(self.snapshot.domains), "registry": self.registry})
 
     @staticmethod
     def settle_memory() -> None:
@@ -108,7 +118,7 @@ class Serving:
 
     def close(self) -> None:
         """Finish what is waiting, keep the records, stop the threads."""
-        self.ready = False
+        self._started = False
         self._watcher.stop()
         self._scoring.shutdown(wait=True)
         self._predictions.close()
@@ -119,6 +129,7 @@ class Serving:
 
         Raises:
             UnknownDomain: no such domain, as far as this process knows.
+            RegistryUnread: this process could not read yet which domains there are.
             Overloaded: too many requests wait already.
         """
         domain = self._domain(name)
@@ -202,6 +213,7 @@ class Serving:
         ]
         return DomainsAnswer(
             generation=self.snapshot.generation,
+            registry=self.registry,
             features=self._features_down or "up",
             lost_records=self.lost_records,
             domains=domains,
@@ -215,6 +227,8 @@ class Serving:
         if domain is None:
             # Another process may have registered it a moment ago.
             self._watcher.look_now()
+            if self.snapshot.generation < 0:
+                raise RegistryUnread("the registry could not be read yet; try again shortly")
             raise UnknownDomain(f"no domain {name!r} is registered here", domain=name)
         return domain
 
@@ -228,7 +242,7 @@ class Serving:
 
     def _warm_new(self, old: Snapshot, new: Snapshot) -> None:
         """Use each new version once in the watcher's thread, while the old one still answers."""
-        if not self.ready:
+        if not self._started:
             return
         for domain in new.domains.values():
             before = old.domains.get(domain.name)

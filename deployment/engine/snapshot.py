@@ -32,6 +32,9 @@ from orchestrator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+LOOK_LIMIT_S = 15.0
+"""A look at the registry that takes longer is an outage: the database holds the connection and does not answer."""
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -213,6 +216,10 @@ class Watcher:
         on_swap: Callable[[Snapshot], None],
     ) -> None:
         self.snapshot = Snapshot()
+        self._fault: str | None = "not read yet"
+        self._looked = time.monotonic()
+        self._identity: object = None
+        self._pause_s = every_s
         self._builder = builder
         self._registry = registry
         self._every_s = every_s
@@ -235,30 +242,62 @@ class Watcher:
         self._look_now.set()
         self._thread.join(5)
 
+    @property
+    def fault(self) -> str | None:
+        """Why the snapshot may be behind the registry: the last look failed, or none has ended for a while."""
+        quiet_s = time.monotonic() - self._looked
+        if self._fault is None and quiet_s > self._pause_s + LOOK_LIMIT_S:
+            return f"no answer for {quiet_s:.0f} s"
+        return self._fault
+
     def look_now(self) -> None:
         """Look again before the next turn, as when a request names a domain that nobody knows."""
         self._look_now.set()
 
     def _run(self) -> None:
-        pause = self._every_s
         while not self._stop.is_set():
-            self._look_now.wait(pause)
+            self._look_now.wait(self._pause_s)
             self._look_now.clear()
             began = time.monotonic()
             self._look()
             # With thousands of domains a look takes a while: then look less often, never with over a tenth of a core.
-            pause = max(self._every_s, 10 * (time.monotonic() - began))
+            if self._fault is None:
+                self._pause_s = max(self._every_s, 10 * (time.monotonic() - began))
 
     def _look(self) -> None:
         try:
-            if self._registry.generation() == self.snapshot.generation and not self.snapshot.faults:
-                return
-            snapshot = self._builder.build(self.snapshot)
+            snapshot = self._read()
         except Exception as error:
-            logger.error("registry not read", extra={"reason": f"{type(error).__name__}: {error}"})
+            self._failed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
             return
-        if snapshot.generation == self.snapshot.generation and snapshot.faults == self.snapshot.faults:
-            return
+        if self._fault is not None:
+            logger.info("registry read", extra={"generation": snapshot.generation})
+        if snapshot is not self.snapshot:
+            self._swap(snapshot)
+        self._fault = None
+        self._looked = time.monotonic()
+
+    def _read(self) -> Snapshot:
+        """The registry as it is now; the snapshot at hand where nothing changed."""
+        held = self.snapshot
+        identity = self._registry.identity()
+        if identity == self._identity and self._registry.generation() == held.generation and not held.faults:
+            return held
+        snapshot = self._builder.build(held)
+        same = snapshot.generation == held.generation and snapshot.faults == held.faults
+        # A restored backup may have the same generation and say something else.
+        if same and identity == self._identity:
+            return held
+        self._identity = identity
+        return snapshot
+
+    def _failed(self, reason: str) -> None:
+        # Once per outage: a look comes twice a second.
+        if reason != self._fault:
+            logger.error("registry not read", extra={"reason": reason})
+        self._fault = reason
+
+    def _swap(self, snapshot: Snapshot) -> None:
         self._before_swap(self.snapshot, snapshot)
         self.snapshot = snapshot
         logger.info(

@@ -7,6 +7,7 @@ for a lock while it holds another. Reads take no lock and never wait.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sqlite3
@@ -21,7 +22,7 @@ from weakref import WeakSet
 import orjson
 from sqlalchemy import Connection, DateTime, Engine, TypeDecorator, create_engine, event, make_url, text
 from sqlalchemy.engine import URL, Dialect
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, InvalidatePoolError, OperationalError
 from sqlalchemy.pool import Pool, QueuePool
 
 from domains.errors import DomainFault
@@ -74,6 +75,14 @@ class Database:
     def is_postgresql(self) -> bool:
         return self.url.get_backend_name() == "postgresql"
 
+    def identity(self) -> tuple[int, int] | None:
+        """Device and inode of SQLite's file: others once it was replaced. None for any other database.
+
+        Raises:
+            OSError: the file is gone.
+        """
+        return None if self.is_postgresql else _identity(self.url)
+
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection for reading alone; it waits for no writer."""
@@ -87,12 +96,18 @@ class Database:
             if self.is_postgresql:
                 connection.execute(text("SELECT value FROM counters WHERE name = :name FOR UPDATE"), {"name": lock})
             yield connection
+            # What would go into a file that was replaced meanwhile must not be acknowledged.
+            if connection.info.get("identity") != (None if self.is_postgresql else _identity_or_gone(self.url)):
+                reason = sqlite3.OperationalError("the registry's file was replaced during a write")
+                raise OperationalError("COMMIT", None, reason)
 
     @contextmanager
     def change_tables(self) -> Iterator[Connection]:
         """One transaction for a migration, alone among all migrations; DDL is undone too when it raises."""
         if not self.is_postgresql and self.url.database:
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+            if _in_file(self.url):
+                Path(self.url.database).touch()
         with self._writer.begin() as connection:
             if self.is_postgresql:
                 connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('graft registry migration'))"))
@@ -158,7 +173,7 @@ def _postgresql(url: URL) -> Engine:
 
 
 def _sqlite(url: URL) -> Engine:
-    in_memory = url.database in (None, "", ":memory:")
+    in_memory = not _in_file(url)
     engine = create_engine(
         url,
         json_serializer=_json,
@@ -171,8 +186,30 @@ def _sqlite(url: URL) -> Engine:
         connect_args={"check_same_thread": False, "timeout": LOCK_TIMEOUT_S},
     )
 
+    @event.listens_for(engine, "do_connect")
+    def open_existing(_dialect: Any, _record: Any, _arguments: Any, options: dict[str, Any]) -> Any:
+        if in_memory:
+            return None
+        # Only a migration makes the file: whoever finds it gone must say so, and not go on with an empty one.
+        return sqlite3.connect(f"{Path(str(url.database)).absolute().as_uri()}?mode=rw", uri=True, **options)
+
+    @event.listens_for(engine, "checkout")
+    def refuse_replaced(_connection: Any, record: Any, _proxy: Any) -> None:
+        # A connection outlives its file: without this, writes would go on into one that a restored backup replaced.
+        if record.info.get("identity") != _identity_or_gone(url):
+            if not in_memory:
+                _remove_old_log(url, record.info.get("log"))
+            raise InvalidatePoolError("the registry's file was replaced")
+
+    @event.listens_for(engine, "checkin")
+    def note_log(_connection: Any, record: Any) -> None:
+        # The log comes with the first transaction and stays while a connection is open.
+        if not in_memory and not record.info.get("log") and record.info.get("identity") == _identity_or_gone(url):
+            record.info["log"] = _log_of(url)
+
     @event.listens_for(engine, "connect")
-    def prepare(connection: Any, _record: Any) -> None:
+    def prepare(connection: Any, record: Any) -> None:
+        record.info["identity"] = _identity_or_gone(url)
         connection.isolation_level = None  # the driver must not begin transactions on its own: see `begin`
         connection.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_S * 1000}")
         _write_ahead(connection)
@@ -186,6 +223,45 @@ def _sqlite(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _in_file(url: URL) -> bool:
+    return url.database not in (None, "", ":memory:")
+
+
+def _identity(url: URL) -> tuple[int, int] | None:
+    if not _in_file(url):
+        return None
+    status = os.stat(str(url.database))
+    return status.st_dev, status.st_ino
+
+
+def _identity_or_gone(url: URL) -> tuple[int, int] | None:
+    try:
+        return _identity(url)
+    except OSError:
+        return (0, 0)
+
+
+def _log_of(url: URL) -> int | None:
+    try:
+        return os.stat(f"{url.database}-wal").st_ino
+    except OSError:
+        return None
+
+
+def _remove_old_log(url: URL, log: int | None) -> None:
+    """Remove the write-ahead log of a file that was replaced; SQLite would play it into the new one.
+
+    Args:
+        log: inode of the log that the file had.
+    """
+    with contextlib.suppress(OSError):
+        found, file = os.stat(f"{url.database}-wal"), os.stat(str(url.database))
+        # Of the same inode, and not written since the new file took its place: nothing of the new file is in it.
+        if found.st_ino == log and found.st_mtime_ns <= file.st_ctime_ns:
+            for ending in ("-wal", "-shm"):
+                Path(f"{url.database}{ending}").unlink(missing_ok=True)
 
 
 def _write_ahead(connection: Any) -> None:

@@ -55,6 +55,14 @@ class Registry(DomainVerbs, RunVerbs, VersionVerbs, PredictionLog):
         with self._database.write() as connection:
             note(connection, who, what, domain, why, **details)
 
+    def identity(self) -> object:
+        """Another value once the database was replaced by another one under the same URL, as by a restored backup.
+
+        Raises:
+            OSError: SQLite's file is gone.
+        """
+        return self._database.identity()
+
     def audit(self, domain: str | None = None, limit: int = 1000) -> list[dict[str, Any]]:
         """Who did what to which domain, when and why: dicts of id, at, who, what, domain, why, details."""
         chosen = select(audit).order_by(audit.c.id.desc()).limit(limit)

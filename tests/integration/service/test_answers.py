@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import numpy as np
 import pytest
 import torch
+from sqlalchemy.exc import OperationalError
 
 from deployment.engine import scorer
 from deployment.messages import Candidate
@@ -14,6 +17,7 @@ from orchestrator.data.batches import Examples
 from orchestrator.data.dataset import Workspace
 from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.data.model_store import Artifacts
+from tests.integration.service.conftest import client_of, served
 from tests.integration.service.fakes import CONTRACT, ask, assert_is_error, eventually
 
 pytestmark = pytest.mark.xdist_group("service")  # these files share one trained marketplace
@@ -190,3 +194,55 @@ def test_a_registry_that_is_gone_stops_nothing(market, registry, serving, client
         assert ask(client, market.user(), market.items("live")).json()["served_by"] == "zero_shot"
     eventually(lambda: serving.lost_records > 0)
     assert ask(client, market.user(), market.items("live")).json()["served_by"] == "zero_shot"
+    body = client.get("/v1/domains").json()
+    assert "does not answer" in body["registry"]
+    assert body["domains"]
+    assert not serving.ready
+    monkeypatch.undo()
+    eventually(lambda: serving.ready)
+    assert client.get("/v1/domains").json()["registry"] == "up"
+
+
+def test_a_process_that_never_read_its_registry_is_not_ready_and_knows_no_domain(market):
+    """It would answer 404 for every domain and, being ready, replace the processes that answer."""
+    file = market.settings.home / "registry.db"
+    away = file.rename(file.with_name("away.db"))
+    with served(market, market.registry) as serving, client_of(serving) as client:
+        assert not serving.ready
+        answer = ask(client, "u", ["a"])
+        assert_is_error(answer, 503, "registry_unread")
+        assert answer.headers["retry-after"] == "1"
+        away.rename(file)
+        eventually(lambda: serving.ready)
+        assert ask(client, market.user(), market.items("live")).json()["served_by"] == "zero_shot"
+
+
+def test_a_registry_replaced_by_a_backup_is_read_anew(market, registry, serving, client, tmp_path):
+    """Feedback after it is in the backup, and promotions are seen."""
+    file = market.settings.home / "registry.db"
+    with sqlite3.connect(file) as from_, sqlite3.connect(tmp_path / "backup.db") as to:
+        from_.backup(to)
+    (tmp_path / "backup.db").rename(file)
+    event = {"item_id": market.items("live")[0], "action": "click"}
+    for number in range(20):
+        body = {"request_id": f"after-{number}", "user_id": market.user(), "domain": "live", "events": [event]}
+        assert client.post("/v1/feedback", json=body).status_code == 200
+    kept = {row["request_id"] for row in market.registry.feedback("live")}
+    assert kept == {f"after-{number}" for number in range(20)}
+    market.set_live("live", market.versions()["adapter"])
+    eventually(lambda: ask(client, market.user(), market.items("live")).json()["served_by"] == "adapter")
+    assert serving.ready
+
+
+def test_a_database_that_is_away_is_503_and_says_when_to_come_back(market, registry, client, monkeypatch):
+    """On every path that asks it, without a traceback for each request."""
+
+    def gone(*_: object, **__: object) -> None:
+        raise OperationalError("SELECT 1", None, Exception("a secret"))
+
+    monkeypatch.setattr(registry, "log_feedback", gone)
+    body = {"request_id": "r", "user_id": market.user(), "domain": "live"}
+    answer = client.post("/v1/feedback", json=body | {"events": [{"item_id": market.items("live")[0]}]})
+    assert_is_error(answer, 503, "database_unavailable")
+    assert answer.headers["retry-after"] == "1"
+    assert "secret" not in answer.text
