@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from domains.lifecycle import FallbackLevel
+from domains.limits import LONGEST_ACTION, LONGEST_ID
 
 MOST_ITEMS = 1_000
 MOST_BYTES = 4 * 1024 * 1024
@@ -23,7 +24,7 @@ def _id_as_text(value: Any) -> Any:
 _NO_NUL = r"^[^\x00]+$"  # PostgreSQL keeps no NUL in text
 
 # The function last: constraints before it are checked inside pydantic's core, those behind it one by one in Python.
-Id = Annotated[str, StringConstraints(max_length=400, pattern=_NO_NUL), BeforeValidator(_id_as_text)]
+Id = Annotated[str, StringConstraints(max_length=LONGEST_ID, pattern=_NO_NUL), BeforeValidator(_id_as_text)]
 RequestId = Annotated[str, StringConstraints(max_length=200, pattern=_NO_NUL), BeforeValidator(_id_as_text)]
 FeatureValue = str | int | float | bool | None
 Features = Annotated[dict[str, FeatureValue], Field(max_length=256)]
@@ -89,7 +90,7 @@ class FeedbackEvent(Message):
     """What the user did with one item."""
 
     item_id: Id
-    action: Annotated[str, StringConstraints(max_length=60, pattern=_NO_NUL)] = "click"
+    action: Annotated[str, StringConstraints(max_length=LONGEST_ACTION, pattern=_NO_NUL)] = "click"
     value: float = 1.0
     """The label in the domain's own unit: 1 for a click, or a rating."""
     time_us: Annotated[int, Field(ge=0)] | None = None

@@ -10,7 +10,8 @@ import duckdb
 
 from domains.errors import InvalidData
 from domains.ingestion.source_files import SourceFile, literal, parquet, quoted, rows_of
-from domains.ingestion.validation import present, text_of
+from domains.ingestion.validation import present, text_of, unify_whole_ids, unusable
+from domains.limits import LONGEST_ID, LONGEST_TEXT
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Catalogue:
         self.source.require(self.key, f"{table} id")
         for name in self.features:
             self.source.require(name, f"{table} feature")
-        self._check_rows(con)
+        warnings = self._check_rows(con)
         con.execute(
             f"INSERT INTO bad SELECT {self.file}, line, lines, reason FROM {table}_checked"
             " WHERE reason IS NOT NULL AND reason <> 'repeated'"
@@ -45,7 +46,6 @@ class Catalogue:
         )
         con.execute(f"CREATE TABLE {table}_new AS SELECT _id{values} FROM {table}_checked WHERE reason IS NULL")
         self._refuse_if_empty(con)
-        warnings = []
         refused = _count(con, f"SELECT count(*) FROM bad WHERE file = {self.file}")
         if refused:
             warnings.append(f"{self.source.path.name}: {refused:,} of its rows are quarantined")
@@ -53,26 +53,36 @@ class Catalogue:
             if kind == "number" and (unread := self._unread_numbers(con, position, name)):
                 problem = f"{name!r} is no number in {unread:,} rows; read there as missing"
                 warnings.append(f"{self.source.path.name}: {problem}")
+            text = f"feature_{position}"
+            if kind == "category" and (
+                long := _count(con, f"SELECT count(*) FROM {table}_checked WHERE {unusable(text, LONGEST_TEXT)}")
+            ):
+                problem = f"{name!r} holds over {LONGEST_TEXT:,} characters, or a NUL, in {long:,} rows"
+                warnings.append(f"{self.source.path.name}: {problem}; read there as missing")
         con.execute(f"DROP TABLE {table}_checked")
         return warnings
 
-    def _check_rows(self, con: duckdb.DuckDBPyConnection) -> None:
-        """Make ``<table>_checked``: the text of each row, and ``reason`` where the row is not taken."""
+    def _check_rows(self, con: duckdb.DuckDBPyConnection) -> list[str]:
+        """Make ``<table>_checked``: the text of each row, and ``reason`` where it is not taken. Returns warnings."""
         texts = "".join(f", {text_of(self.source, name)} AS feature_{i}" for i, name in enumerate(self.features))
         with rows_of(con, self.source) as rows:
             con.execute(
                 f"CREATE TEMP TABLE {self.table}_rows AS SELECT _line AS line, _lines AS lines, _fault AS fault,"
-                f" {present(text_of(self.source, self.key))} AS _id{texts} FROM {rows}"
+                f" {present(text_of(self.source, self.key, identifies=True))} AS _id{texts} FROM {rows}"
             )
+        name = f"{self.source.path.name}: {self.key!r}"
+        warnings = unify_whole_ids(con, f"{self.table}_rows", "_id", "fault IS NULL", name=name)
         features = [f"feature_{i}" for i in range(len(self.features))]
         same = "".join(f" AND {name} IS NOT DISTINCT FROM first({name}) OVER same" for name in features)
         con.execute(
             f"CREATE TEMP TABLE {self.table}_checked AS SELECT *, CASE WHEN fault IS NOT NULL THEN fault"
-            " WHEN _id IS NULL THEN 'missing_id' WHEN row_number() OVER same = 1 THEN NULL"
+            f" WHEN _id IS NULL THEN 'missing_id' WHEN {unusable('_id', LONGEST_ID)} THEN 'unusable_id'"
+            " WHEN row_number() OVER same = 1 THEN NULL"
             f" WHEN true{same} THEN 'repeated' ELSE 'duplicate_id' END AS reason FROM {self.table}_rows"
             " WINDOW same AS (PARTITION BY _id, fault IS NULL ORDER BY line)"
         )
         con.execute(f"DROP TABLE {self.table}_rows")
+        return warnings
 
     def _refuse_if_empty(self, con: duckdb.DuckDBPyConnection) -> None:
         if _count(con, f"SELECT count(*) FROM {self.table}_new"):
@@ -140,7 +150,7 @@ def write_catalogue(con: duckdb.DuckDBPyConnection, table: str, id_name: str, vo
 def _value(position: int, kind: str) -> str:
     text = present(f"feature_{position}")
     if kind == "category":
-        return text
+        return f"CASE WHEN NOT {unusable(text, LONGEST_TEXT)} THEN {text} END"
     number = f"TRY_CAST({text} AS DOUBLE)"
     return f"CASE WHEN isfinite({number}) THEN {number} END"
 

@@ -195,7 +195,9 @@ class _Ingest:
             raise InvalidData(
                 f"{source.path.name}: none of its {rows:,} rows can be used, so nothing was added"
                 + (f" (column {column!r})" if column else "")
-                + f". {reasons}. First: "
+                + f". {reasons}"
+                + "".join(f"; {line}" for line in self.warnings if line.startswith(f"{source.path.name}: its times"))
+                + ". First: "
                 + "; ".join(f"line {bad['line']}: {bad['row']}" for bad in first),
                 file=source.path.name,
                 column=column,
@@ -355,11 +357,25 @@ class _Ingest:
     def _totals(self, files: list[Path]) -> dict[str, Any]:
         if not files:
             return {}
+        self._warn_of_sameness(files)
         row = self.con.execute(
             "SELECT count(*), count(DISTINCT user), count(DISTINCT item), min(time_us), max(time_us),"
             f" fsum(label) / count(*) FROM {parquet(*files)}"
         ).fetchall()[0]
         return dict(zip(("events", "users", "items", "first_us", "last_us", "label_mean"), row, strict=True))
+
+    def _warn_of_sameness(self, files: list[Path]) -> None:
+        """Warn where nothing can be learned or judged: labels all alike, or no event later than another."""
+        if not files:
+            return
+        of_events = f"FROM {parquet(*files)} HAVING count(*) > 1"
+        declared = self.spec.interactions
+        if declared.label and (
+            alike := self.con.execute(f"SELECT min(label) {of_events} AND min(label) = max(label)").fetchall()
+        ):
+            self.warnings.append(f"every label is {alike[0][0] + 0.0:g}: there is nothing to learn from")
+        if declared.time and self.con.execute(f"SELECT 1 {of_events} AND min(time_us) = max(time_us)").fetchall():
+            self.warnings.append("all events are at one moment: no later ones are left to judge a model on")
 
     def _count(self, query: str) -> int:
         return self.con.execute(query).fetchall()[0][0]

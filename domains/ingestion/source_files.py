@@ -60,9 +60,19 @@ class SourceFile:
         """Refuse the file unless it has ``column``.
 
         Raises:
-            InvalidData: names the file, the column, its role and the nearest column there is.
+            InvalidData: names the file, the column, its role and the nearest column there is, or the column's type
+                where it is no plain value.
         """
         if column in self.columns:
+            kind = self.types[self.columns.index(column)]
+            if kind.endswith("]") or kind.startswith(("STRUCT", "MAP", "UNION", "BLOB", "BIT", "VARIANT", "GEOMETRY")):
+                what = "bytes" if kind == "BLOB" else f"of type {kind[:60]}"
+                raise InvalidData(
+                    f"{self.path.name}: column {column!r} ({role}) is {what}; it must hold one plain value a row",
+                    file=self.path.name,
+                    column=column,
+                    role=role,
+                )
             return
         close = get_close_matches(column, self.columns, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""

@@ -11,11 +11,18 @@ from dataclasses import dataclass
 import duckdb
 
 from domains.ingestion.source_files import SourceFile, literal, quoted, rows_of
+from domains.limits import LONGEST_ACTION, LONGEST_ID
 from domains.spec import DomainSpec
 
 EARLIEST_US = 631_152_000_000_000
 """1990-01-01 UTC. Older times are a wrong unit or a default value, not behaviour."""
 UNIT_US = {"s": 1e6, "ms": 1e3, "us": 1.0}
+UNIT_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+NANOSECONDS_FROM = 1e17
+"""As a number of microseconds this lies after the year 5100: such times are nanoseconds."""
+
+BOUNDED = (("user_id", "user", LONGEST_ID), ("item_id", "item", LONGEST_ID), ("action", "action", LONGEST_ACTION))
+"""Staged columns whose texts have a longest length: the column, its role, characters."""
 
 REASONS = {
     "bad_encoding": "holds bytes that are not UTF-8",
@@ -23,9 +30,13 @@ REASONS = {
     "wrong_column_count": "has more or fewer cells than the header",
     "missing_user": "names no user",
     "missing_item": "names no item",
+    "unusable_user": f"has a user id of over {LONGEST_ID} characters, or with a NUL",
+    "unusable_item": f"has an item id of over {LONGEST_ID} characters, or with a NUL",
+    "unusable_action": f"has an action of over {LONGEST_ACTION} characters, or with a NUL",
     "missing_time": "says no time",
     "bad_time": "has a time that cannot be read",
     "time_without_zone": "has a time without zone in a file whose other times have one",
+    "time_in_nanoseconds": "has a time in nanoseconds; seconds, milliseconds and microseconds are read",
     "absurd_time": "lies before 1990",
     "future_time": "lies in the future",
     "missing_label": "has no label",
@@ -34,6 +45,7 @@ REASONS = {
     "unknown_item": "names an item that the items file lacks",
     "conflicting_label": "repeats an event with another label",
     "missing_id": "has no id",
+    "unusable_id": f"has an id of over {LONGEST_ID} characters, or with a NUL",
     "duplicate_id": "repeats an id of the same file",
 }
 """Every reason for which a row is quarantined, and what it says about the row."""
@@ -88,21 +100,33 @@ def create_staging(con: duckdb.DuckDBPyConnection, columns: EventColumns) -> Non
     con.execute("CREATE TABLE time_rules (file INTEGER, unit VARCHAR, zoned BOOLEAN)")
 
 
-def text_of(source: SourceFile, column: str) -> str:
-    """SQL for a column's trimmed text: a cell of a text record, or a Parquet column of any type."""
+def text_of(source: SourceFile, column: str, *, identifies: bool = False) -> str:
+    """SQL for a column's trimmed text: a cell of a text record, or a Parquet column of any plain type.
+
+    NaN is a missing value. Where the column ``identifies`` a user or an item, an infinite number is one too.
+    """
     position = source.columns.index(column)
     if source.kind == "text":
         return f"_cells[{position + 1}]"
     text, kind = quoted(column), source.types[position]
     if kind.startswith(("TIMESTAMP", "DATE")):
-        return f"epoch_us({text}::TIMESTAMPTZ)::VARCHAR"
+        return f"CASE WHEN isfinite({text}::TIMESTAMPTZ) THEN epoch_us({text}::TIMESTAMPTZ)::VARCHAR END"
     if kind in ("DOUBLE", "FLOAT"):
-        # A column of whole numbers with a gap comes from pandas as floats: id 12.0 is id 12.
-        whole = f"{text} = trunc({text}) AND abs({text}) < 1e18"
-        return f"CASE WHEN {whole} THEN {text}::BIGINT::VARCHAR ELSE {text}::VARCHAR END"
+        # A column of whole numbers with a gap comes from pandas as floats: id 12.0 is id 12. TRY_CAST, for DuckDB drops
+        # a condition that the statistics of a row group make superfluous, and those leave NaN out.
+        whole = f"CASE WHEN {text} = trunc({text}) AND abs({text}) < 1e18 THEN TRY_CAST({text} AS BIGINT) END"
+        known = f"isfinite({text})" if identifies else f"NOT isnan({text})"
+        return f"CASE WHEN {known} THEN coalesce(({whole})::VARCHAR, {text}::VARCHAR) END"
+    if kind.startswith("DECIMAL"):
+        return f"regexp_replace({text}::VARCHAR, '[.]0+$', '')"
     if kind != "VARCHAR":
         return f"{text}::VARCHAR"
     return f"trim({text}, chr(32) || chr(9) || chr(10) || chr(13) || chr(160))"
+
+
+def unusable(text: str, longest: int) -> str:
+    """SQL that says whether a text is too long, in characters, or holds a NUL, which PostgreSQL cannot keep."""
+    return f"(length({text}) > {longest} OR contains({text}, chr(0)))"
 
 
 def present(text: str) -> str:
@@ -113,14 +137,39 @@ def present(text: str) -> str:
 def stage_events(con: duckdb.DuckDBPyConnection, source: SourceFile, *, file: int, spec: DomainSpec) -> list[str]:
     """Add a file's rows to ``staged`` and settle how its times read. Returns warnings."""
     columns = EventColumns.of(spec)
-    texts = ", ".join("NULL" if name is None else present(text_of(source, name)) for _, name, _ in columns.staged())
+    texts = ", ".join(
+        "NULL" if name is None else present(text_of(source, name, identifies=role in ("user", "item")))
+        for _, name, role in columns.staged()
+    )
     with rows_of(con, source) as rows:
         con.execute(f"INSERT INTO staged SELECT {file}, _line, _lines, _fault, {texts} FROM {rows}")
+    of_file = f"file = {file} AND fault IS NULL"
+    warnings = unify_whole_ids(con, "staged", "user_id", of_file, name=f"{source.path.name}: {columns.user!r}")
+    warnings += unify_whole_ids(con, "staged", "item_id", of_file, name=f"{source.path.name}: {columns.item!r}")
     if columns.time is None:
         con.execute("INSERT INTO time_rules VALUES (?, 'none', false)", [file])
-        return []
+        return warnings
     typed = source.types[source.columns.index(columns.time)].startswith(("TIMESTAMP", "DATE"))
-    return _settle_times(con, source, file=file, unit="us" if typed else spec.interactions.time_unit)
+    unit = "us" if typed else spec.interactions.time_unit
+    return warnings + _settle_times(con, source, file=file, unit=unit)
+
+
+def unify_whole_ids(con: duckdb.DuckDBPyConnection, table: str, column: str, where: str, *, name: str) -> list[str]:
+    """Make id 12.0 id 12 where every id of the column is a whole number; elsewhere leave it. Returns warnings.
+
+    A program that met a gap in a column of whole numbers writes all of them as floats.
+    """
+    floats = con.execute(f"SELECT count(*) FROM {table} WHERE {where} AND suffix({column}, '.0')").fetchall()[0][0]
+    if not floats:
+        return []
+    others = con.execute(
+        f"SELECT count(*) FROM {table} WHERE {where} AND NOT regexp_full_match({column}, '-?[0-9]+([.]0)?')"
+    ).fetchall()[0][0]
+    if others:
+        return [f"{name} holds {floats:,} ids such as 12.0 beside ids that are no numbers; 12.0 and 12 differ there"]
+    con.execute(f"UPDATE {table} SET {column} = left({column}, -2) WHERE {where} AND suffix({column}, '.0')")
+    con.execute(f"UPDATE {table} SET {column} = '0' WHERE {where} AND {column} = '-0'")
+    return [f"{name} holds whole numbers written as floats in {floats:,} rows; 12.0 is read as 12"]
 
 
 def _settle_times(con: duckdb.DuckDBPyConnection, source: SourceFile, *, file: int, unit: str) -> list[str]:
@@ -137,11 +186,18 @@ def _settle_times(con: duckdb.DuckDBPyConnection, source: SourceFile, *, file: i
         " WHERE file = ? AND fault IS NULL AND time_text IS NOT NULL)",
         [file],
     ).fetchall()[0]
+    warnings = []
+    looks = "iso" if texts >= numbers else "s" if middle < 1e11 else "ms" if middle < 1e14 else "us"
+    if looks == "us" and middle >= NANOSECONDS_FROM:
+        looks = "ns"
+    if "iso" not in (unit, looks) and looks != (unit if unit != "auto" else "us" if looks == "ns" else looks):
+        read_as = UNIT_NAMES["us" if unit == "auto" else unit]
+        warnings.append(f"{source.path.name}: its times look like {UNIT_NAMES[looks]} and are read as {read_as}")
     if unit == "auto":
-        unit = "iso" if texts >= numbers else "s" if middle < 1e11 else "ms" if middle < 1e14 else "us"
+        unit = "us" if looks == "ns" else looks
     con.execute("INSERT INTO time_rules VALUES (?, ?, ?)", [file, unit, 2 * zoned > texts])
     if unit != "iso" or zoned in (0, texts):
-        return []
+        return warnings
     treatment = "are quarantined" if 2 * zoned > texts else "are read as UTC"
     return [f"{source.path.name}: {zoned:,} times name a zone and {texts - zoned:,} do not; those {treatment}"]
 
@@ -173,9 +229,11 @@ def create_checked(con: duckdb.DuckDBPyConnection, spec: DomainSpec, *, now_us: 
     )
     rules = ["WHEN fault IS NOT NULL THEN fault", "WHEN user_id IS NULL THEN 'missing_user'"]
     rules += ["WHEN item_id IS NULL THEN 'missing_item'"]
+    rules += [f"WHEN {unusable(name, longest)} THEN 'unusable_{role}'" for name, role, longest in BOUNDED]
     if spec.interactions.time:
         rules += [
             "WHEN time_text IS NULL THEN 'missing_time'",
+            f"WHEN unit <> 'iso' AND abs({number}) BETWEEN {NANOSECONDS_FROM} AND 1e19 THEN 'time_in_nanoseconds'",
             "WHEN time_us IS NULL OR NOT isfinite(time_us::DOUBLE) THEN 'bad_time'",
             f"WHEN unit = 'iso' AND zoned AND NOT regexp_matches(time_text, {literal(_ZONE)}) THEN 'time_without_zone'",
             f"WHEN time_us < {EARLIEST_US} THEN 'absurd_time'",

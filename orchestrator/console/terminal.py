@@ -36,6 +36,8 @@ ROW_NAMES = {
 RESUME_LIMIT_S = 150
 """How long a run may look ended before it counts as lost: the limit on heartbeats plus a restart."""
 
+MOST_WARNINGS = 20
+"""Warnings of an ingest that are printed one by one."""
 COLUMNS_IN_FILES = 132
 """Width of the output to a file or a pipe."""
 
@@ -175,7 +177,7 @@ def domain_metrics(measured: Mapping[str, HeldOut]) -> None:
 
 
 def ingest_report(report: IngestReport) -> None:
-    """Rows read, added, already known and set aside, with the reasons."""
+    """Rows read, added, already known and set aside, with the reasons; then what else the team should know."""
     console.print(
         f"{report.rows_read:,} rows read: {report.rows_added:,} added, {report.rows_duplicate:,} known already, "
         f"{report.rows_quarantined:,} set aside",
@@ -185,6 +187,10 @@ def ingest_report(report: IngestReport) -> None:
         for reason, count in sorted(report.reasons.items(), key=lambda pair: -pair[1]):
             say(f"  {count:,} x {reason}")
         say(f"  each with its file and line in {report.quarantine}")
+    for warning in report.warnings[:MOST_WARNINGS]:
+        say(f"  warning: {warning}")
+    if len(report.warnings) > MOST_WARNINGS:
+        say(f"  and {len(report.warnings) - MOST_WARNINGS:,} more warnings")
 
 
 def readiness(domain: str, found: Readiness) -> None:
