@@ -1,10 +1,11 @@
 """The states of a domain and the moves between them; pure.
 
-    registered -> data_ready -> training -> challenger -> live <-> paused        any of them -> retired (for good)
+    registered -> data_ready <-> live <-> paused        any of them -> retired (for good)
 
-A domain whose state is ``training`` or ``challenger`` may well be answering: what answers is the live pointer of the
-registry, never the state. So a retrain goes live -> training -> live, and a launch that its gate refuses goes
-training -> data_ready.
+State and traffic are two things: what answers is the live pointer of the registry. Whether a run of the domain is under
+way stands in the runs, and the version that passed its gate and waits for a person in ``Domain.challenger``; neither is
+a state, so a run that is cancelled, killed or fails has nothing to put back. Paused means that popularity answers until
+a person resumes: a promotion moves the pointer meanwhile and never undoes the pause.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ class State(StrEnum):
 
     REGISTERED = "registered"
     DATA_READY = "data_ready"
-    TRAINING = "training"
-    CHALLENGER = "challenger"
     LIVE = "live"
     PAUSED = "paused"
     RETIRED = "retired"
@@ -29,12 +28,10 @@ class State(StrEnum):
 
 ALLOWED: dict[State, frozenset[State]] = {
     State.REGISTERED: frozenset({State.DATA_READY, State.RETIRED}),
-    # Straight on: an earlier launch left a version that can still be promoted.
-    State.DATA_READY: frozenset({State.TRAINING, State.CHALLENGER, State.LIVE, State.RETIRED}),
-    State.TRAINING: frozenset({State.DATA_READY, State.CHALLENGER, State.LIVE, State.PAUSED, State.RETIRED}),
-    State.CHALLENGER: frozenset({State.DATA_READY, State.TRAINING, State.LIVE, State.PAUSED, State.RETIRED}),
-    State.LIVE: frozenset({State.TRAINING, State.CHALLENGER, State.PAUSED, State.RETIRED}),
-    State.PAUSED: frozenset({State.TRAINING, State.CHALLENGER, State.LIVE, State.RETIRED}),
+    State.DATA_READY: frozenset({State.LIVE, State.PAUSED, State.RETIRED}),
+    # Back to data_ready: what was live is withdrawn.
+    State.LIVE: frozenset({State.DATA_READY, State.PAUSED, State.RETIRED}),
+    State.PAUSED: frozenset({State.DATA_READY, State.LIVE, State.RETIRED}),
     State.RETIRED: frozenset(),
 }
 """From each state, where a domain may go next; staying is always allowed."""

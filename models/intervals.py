@@ -5,11 +5,14 @@ Users are drawn again with replacement, never rows: rows of one user are alike, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import BeforeValidator
 from scipy.special import stdtrit
 
 from models.metrics import Array, Metric, codes, under_user_weights
@@ -17,13 +20,17 @@ from models.metrics import Array, Metric, codes, under_user_weights
 _ENTRIES_AT_ONCE = 4_000_000
 
 
+Measured = Annotated[float, BeforeValidator(lambda found: math.nan if found is None else found)]
+"""A number that may not be defined, as a metric of users who have one label each: NaN here, null in the registry."""
+
+
 @dataclass(frozen=True)
 class Interval:
     """A metric's value on all rows and the bounds between which it would fall with other users or seeds."""
 
-    value: float
-    low: float
-    high: float
+    value: Measured
+    low: Measured
+    high: Measured
 
     def as_dict(self) -> dict[str, float]:
         return {"value": self.value, "low": self.low, "high": self.high}

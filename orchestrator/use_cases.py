@@ -31,7 +31,7 @@ from models.training.allocator import keep_freed_memory
 from orchestrator import prefect_client
 from orchestrator.errors import Refused, Unavailable, as_line
 from orchestrator.evaluation.preview_report import PreviewReport
-from orchestrator.evaluation.report import ColdStartReport
+from orchestrator.evaluation.report import ColdStartReport, decision_of
 from orchestrator.jobs import results, runner
 from orchestrator.jobs.runner import Call, OnProgress, RunContext, Step
 from orchestrator.settings import Settings
@@ -157,7 +157,7 @@ def report_page(name: str, version_id: str | None = None, *, registry: Registry)
     elif version_id not in reported:
         raise UnknownVersion(f"domain {name!r} has no version {version_id[:12]!r} with a cold-start report")
     version = reported[version_id]
-    return version, page.render(version, spec.gate)
+    return version, page.render(version, spec.gate, registry.forced(name).get(version.id))
 
 
 def build_features(*, registry: Registry, settings: Settings) -> None:
@@ -283,33 +283,40 @@ def launch(
     return registry.version(results.version_of(done))
 
 
-def promote(name: str, version_id: str | None = None, *, registry: Registry, who: str, why: str) -> Promotion:
-    """Set a challenger live; the newest one unless a version is named.
+def promote(
+    name: str, version_id: str | None = None, *, registry: Registry, who: str, why: str, force: bool = False
+) -> Promotion:
+    """Set a version live that its gate let pass: the challenger, or else the newest trained one, unless one is named.
+
+    With ``force`` also one that the gate refused or nothing has judged: it needs a reason, and is marked for good.
 
     Raises:
         UnknownVersion: the domain has none to promote.
-        PromotionRefused: its gate refused it, or it belongs to another domain.
+        PromotionRefused: it did not pass and is not forced with a reason, or it belongs to another domain.
         StalePromotion: another version went live meanwhile.
     """
-    registry.domain(name)
+    domain = registry.domain(name)
     versions = [version for version in registry.versions(name, "adapter") if version.level == "adapter"]
     if version_id is None:
         if not versions:
             raise UnknownVersion(f"domain {name!r} has no trained version to promote; launch it first", domain=name)
-        version = max(versions, key=lambda candidate: candidate.created_at)
+        newest = max(versions, key=lambda candidate: candidate.created_at)
+        version = newest if domain.challenger is None else registry.version(domain.challenger)
     else:
         version = registry.version(version_id)
     if version.domain != name:
         raise PromotionRefused(f"version {version.id[:12]} belongs to {version.domain!r}, not to {name!r}", domain=name)
-    report = ColdStartReport.of(version)
-    if report is not None and not report.decision.promote:
+    decision = decision_of(version)
+    reasons = ["nothing has judged it; launch the domain"] if decision is None else decision.reasons
+    passed = decision is not None and decision.promote
+    if not passed and not force:
         raise PromotionRefused(
-            f"version {version.id[:12]} may not go live: " + "; ".join(report.decision.reasons),
-            domain=name,
-            reasons=report.decision.reasons,
+            f"version {version.id[:12]} may not go live: " + "; ".join(reasons), domain=name, reasons=reasons
         )
-    live = registry.live(name)
-    return registry.promote(name, version.id, expect=live.version_id if live else None, who=who, why=why)
+    if not passed and not why.strip():
+        raise PromotionRefused(f"version {version.id[:12]} is forced only with a reason: why", domain=name, field="why")
+    expect = live.version_id if (live := registry.live(name)) else None
+    return registry.promote(name, version.id, expect=expect, who=who, why=why, force=force and not passed)
 
 
 def cancel(run_id: str, *, registry: Registry, settings: Settings) -> Run:

@@ -6,10 +6,10 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from domains.errors import DomainAlreadyRegistered, IllegalTransition, InvalidSpec
+from domains.errors import DomainAlreadyRegistered, IllegalTransition, InvalidSpec, Rejected
 from domains.lifecycle import State, check_move
 from domains.registry.database import Verbs, advance, now
-from domains.registry.records import Domain, added_counts, as_domain, domain_row, note, pointer_row
+from domains.registry.records import Domain, added_counts, as_domain, domain_row, note, pointer_row, version_of
 from domains.registry.tables import domains, ingests
 from domains.spec import DomainSpec
 
@@ -106,7 +106,27 @@ class DomainVerbs(Verbs):
                     f"{name!r} has no live version; promote one, which makes it live", current=held.state, wanted=to
                 )
             change_state(connection, held, to, by=by, why=why)
+            if to is State.RETIRED:
+                set_challenger(connection, held, None, by=by, why=why)
             advance(connection, "generation")
+            return as_domain(domain_row(connection, name))
+
+    def offer(self, name: str, version_id: str | None, *, by: str, why: str = "") -> Domain:
+        """Name the version that passed its gate and waits to be promoted, in place of any before; None: none does.
+
+        Raises:
+            UnknownDomain, UnknownVersion: no such domain or version.
+            Rejected: the version is another domain's.
+            IllegalTransition: the domain is retired.
+        """
+        with self._database.write() as connection:
+            held = as_domain(domain_row(connection, name))
+            if version_id is not None and held.state is State.RETIRED:
+                raise IllegalTransition(f"{name!r} is retired; nothing goes live there", domain=name)
+            if version_id is not None and version_of(connection, version_id).domain != name:
+                raise Rejected(f"version {version_id!r} is not one of domain {name!r}", domain=name)
+            if set_challenger(connection, held, version_id, by=by, why=why):
+                advance(connection, "generation")
             return as_domain(domain_row(connection, name))
 
     def record_ingest(self, name: str, ingest_id: str, report: dict[str, Any], *, by: str = "ingest") -> None:
@@ -133,6 +153,15 @@ def change_state(connection: Connection, held: Domain, to: State, *, by: str, wh
     check_move(held.state, to)
     connection.execute(update(domains).where(domains.c.name == held.name).values(state=to.value))
     note(connection, by, "move", held.name, why=why, before=held.state.value, after=to.value)
+
+
+def set_challenger(connection: Connection, held: Domain, version_id: str | None, *, by: str, why: str) -> bool:
+    """Note in this transaction which version waits to be promoted; says whether that is new."""
+    if held.challenger == version_id:
+        return False
+    connection.execute(update(domains).where(domains.c.name == held.name).values(challenger=version_id))
+    note(connection, by, "offer", held.name, why=why, before=held.challenger, after=version_id)
+    return True
 
 
 def _check_sources(connection: Connection, spec: DomainSpec) -> None:

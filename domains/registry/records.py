@@ -20,6 +20,8 @@ BACKBONE_SLOT = ""
 """The slot of the shared model's live pointer; a domain's slot is its name."""
 
 VersionKind = Literal["backbone", "adapter"]
+PromotionKind = Literal["promote", "force", "roll_back", "withdraw"]
+"""``force``: a person set live what no gate had let pass, and gave the reason."""
 RunState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 FINISHED: tuple[RunState, ...] = ("succeeded", "failed", "cancelled")
 
@@ -39,6 +41,8 @@ class Domain:
     counts: dict[str, Any]
     """Over all ingests: ``ingests``, the sums of ``rows_...`` and ``reasons``, the largest ``users`` and ``items``,
     the earliest ``first_us`` and the latest ``last_us``."""
+    challenger: str | None = None
+    """The version that passed its gate and waits for a person to promote it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,16 +99,16 @@ class Live:
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
-    """One move of a live pointer, forwards or back."""
+    """One move of a live pointer: forwards, by force, back, or away (``to_version`` None: nothing is live)."""
 
     id: int
     domain: str | None
     from_version: str | None
-    to_version: str
+    to_version: str | None
     who: str
     why: str
     at: datetime
-    kind: Literal["promote", "roll_back"]
+    kind: PromotionKind
 
 
 def domain_row(connection: Connection, name: str) -> Row[Any]:
@@ -139,6 +143,7 @@ def as_domain(row: Row[Any]) -> Domain:
         owner=spec.owner,
         created_at=row.created_at,
         counts=row.counts,
+        challenger=row.challenger,
     )
 
 
@@ -166,7 +171,8 @@ def as_live(row: Row[Any]) -> Live:
 
 
 def as_promotion(row: Row[Any]) -> Promotion:
-    return Promotion(**{key: value for key, value in row._asdict().items() if key != "rests_on"})
+    found = {key: value for key, value in row._asdict().items() if key != "rests_on"}
+    return Promotion(**found | ({"to_version": None} if row.kind == "withdraw" else {}))
 
 
 def note(connection: Connection, who: str, what: str, domain: str | None, why: str = "", **details: Any) -> None:

@@ -47,6 +47,8 @@ domains = Table(
     Column("name", String(48), nullable=False, unique=True),
     Column("role", String(10), nullable=False),
     Column("state", String(20), nullable=False),
+    # The version that passed its gate and waits to be promoted. No foreign key: versions refer to domains already.
+    Column("challenger", String(200), nullable=True),
     Column("spec", Json, nullable=False),
     Column("counts", Json, nullable=False),
     Column("created_at", UtcTime, nullable=False),
@@ -106,6 +108,7 @@ promotions = Table(
     Column("id", RowNumber, primary_key=True, autoincrement=True),
     Column("domain", ForeignKey("domains.name"), nullable=True, index=True),
     Column("from_version", ForeignKey("versions.id"), nullable=True),
+    # Of a withdrawal: the version that was taken down, as nothing follows it.
     Column("to_version", ForeignKey("versions.id"), nullable=False),
     Column("who", Text, nullable=False),
     Column("why", Text, nullable=False),

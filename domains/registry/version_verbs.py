@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from domains.errors import Conflict, IllegalTransition, NoLiveVersion, PromotionRefused, Rejected, StalePromotion
 from domains.lifecycle import State, check_move
 from domains.registry.database import Verbs, advance, now
-from domains.registry.domain_verbs import change_state
+from domains.registry.domain_verbs import change_state, set_challenger
 from domains.registry.records import (
     BACKBONE_SLOT,
     Domain,
     Live,
     Promotion,
+    PromotionKind,
     Version,
     VersionKind,
     as_domain,
@@ -113,10 +114,13 @@ class VersionVerbs(Verbs):
         with self._database.read() as connection:
             return [as_live(row) for row in connection.execute(select(live).order_by(live.c.slot))]
 
-    def promote(self, domain: str | None, version_id: str, *, expect: str | None, who: str, why: str) -> Promotion:
+    def promote(
+        self, domain: str | None, version_id: str, *, expect: str | None, who: str, why: str, force: bool = False
+    ) -> Promotion:
         """Set a version live if ``expect`` (None: nothing) is still what is live.
 
-        The domain's state becomes live, unless the version is a zero-shot one: then it does not change.
+        The domain's state becomes live, unless the version is a zero-shot one or the domain is paused: then it does not
+        change. Whether the version passed a gate is the caller's to check; ``force`` records for good that it had not.
 
         Promoting what is already live gives the promotion that made it so, whatever is expected, so that a call whose
         answer was lost can be repeated.
@@ -136,9 +140,11 @@ class VersionVerbs(Verbs):
             before = pointer_row(connection, domain)
             current = None if before is None else before.version_id
             if before is not None and current == version_id:
-                # It may have left the live state meanwhile, for instance to train again.
+                # It may have left the live state meanwhile.
                 if _enter_live(connection, held, version, who=who, why=why):
                     advance(connection, "generation")
+                if force:
+                    note(connection, who, "force", domain, why=why, before=version_id, after=version_id)
                 return as_promotion(row_of(connection, promotions, before.moved_by))
             if current != expect:
                 raise StalePromotion(
@@ -150,9 +156,40 @@ class VersionVerbs(Verbs):
                 )
             _enter_live(connection, held, version, who=who, why=why)
             rests_on = None if before is None else before.rests_on
+            kind: PromotionKind = "force" if force else "promote"
             return _set_live(
-                connection, domain, before=current, after=version_id, who=who, why=why, kind="promote", below=rests_on
+                connection, domain, before=current, after=version_id, who=who, why=why, kind=kind, below=rests_on
             )
+
+    def withdraw(self, domain: str, *, who: str, why: str, expect: str | None = None) -> Promotion | None:
+        """Take down what is live in a domain, so that popularity answers; None where nothing is.
+
+        A domain in the state live becomes data_ready; a paused one stays so. With ``expect``, only if that version is
+        still live. No roll back returns to what was withdrawn; a person may promote it again.
+
+        Raises:
+            StalePromotion: ``expect`` is no longer live.
+            UnknownDomain: no such domain.
+        """
+        with self._database.write() as connection:
+            held = as_domain(domain_row(connection, domain))
+            pointer = pointer_row(connection, domain)
+            if pointer is None:
+                return None
+            if expect is not None and pointer.version_id != expect:
+                raise StalePromotion(
+                    f"{pointer.version_id} is live in {domain}, not {expect}", domain=domain, live=pointer.version_id
+                )
+            down = pointer.version_id
+            row = {"domain": domain, "from_version": down, "to_version": down, "who": who, "why": why, "at": now()}
+            added = insert(promotions).values(**row, kind="withdraw", rests_on=None).returning(promotions.c.id)
+            promotion_id = connection.execute(added).scalar_one()
+            connection.execute(delete(live).where(live.c.slot == domain))
+            if held.state is State.LIVE:
+                change_state(connection, held, State.DATA_READY, by=who, why=why)
+            note(connection, who, "withdraw", domain, why=why, before=down, after=None)
+            advance(connection, "generation")
+            return as_promotion(row_of(connection, promotions, promotion_id))
 
     def roll_back(self, domain: str | None, *, who: str, why: str, expect: str | None = None) -> Promotion:
         """Return to the version that was live before, in one step; again: one further back.
@@ -202,16 +239,23 @@ class VersionVerbs(Verbs):
         with self._database.read() as connection:
             return [as_promotion(row) for row in connection.execute(chosen)]
 
+    def forced(self, domain: str) -> dict[str, Promotion]:
+        """The versions of a domain that a person once set live against the gate, each with the first such move."""
+        return {move.to_version: move for move in self.promotions(domain) if move.kind == "force" and move.to_version}
+
 
 def _enter_live(connection: Connection, held: Domain | None, version: Version, *, who: str, why: str) -> bool:
     """Move the domain of a promoted version to live, if it is not; says whether it moved.
 
-    A zero-shot version answers, yet nothing was launched: the domain stays where it is.
+    A zero-shot version answers, yet nothing was launched: the domain stays where it is. So does a paused one.
     """
-    if held is None or held.state is State.LIVE:
+    if held is None:
         return False
     check_move(held.state, State.LIVE)
-    if version.level == "zero_shot":
+    if held.challenger is not None and version.level != "zero_shot":
+        set_challenger(connection, held, None, by=who, why=why)
+    # A pause ends when a person says so, never because a better version came.
+    if version.level == "zero_shot" or held.state in (State.LIVE, State.PAUSED):
         return False
     change_state(connection, held, State.LIVE, by=who, why=why)
     return True
@@ -225,7 +269,7 @@ def _set_live(
     after: str,
     who: str,
     why: str,
-    kind: Literal["promote", "roll_back"],
+    kind: PromotionKind,
     below: int | None,
 ) -> Promotion:
     """Move a pointer. ``below``: for a promotion what it rests on; for a roll back the promotion to rest on again."""
@@ -245,7 +289,7 @@ def _set_live(
         "generation": advance(connection, "generation"),
         "since": at,
         "moved_by": promotion_id,
-        "rests_on": promotion_id if kind == "promote" else below,
+        "rests_on": below if kind == "roll_back" else promotion_id,
     }
     if before is None:
         connection.execute(insert(live).values(slot=slot, **pointer))

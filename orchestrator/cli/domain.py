@@ -13,7 +13,7 @@ from orchestrator import use_cases
 from orchestrator.cli.options import By, Interactions, Items, Name, Users
 from orchestrator.console import terminal
 from orchestrator.console.terminal import console, say
-from orchestrator.evaluation.report import metrics_of
+from orchestrator.evaluation.report import ZeroShotReport, decision_of, metrics_of
 from orchestrator.settings import Settings
 
 
@@ -56,16 +56,27 @@ def show(name: Name) -> None:
     domain = registry.domain(name)
     console.print(f"[bold]{name}[/bold]: {domain.role}, {domain.state.value}, answers by {_level(registry, name)}")
     console.print(domain.spec.to_yaml().rstrip(), highlight=False, markup=False)
-    live = registry.live(name)
+    live, forced = registry.live(name), registry.forced(name)
+    if domain.challenger is not None:
+        say(f"version {domain.challenger[:12]} passed its gate and waits to be promoted")
+    versions = registry.versions(name)
+    for version in versions:
+        judged = ZeroShotReport.of(version)
+        if live is None and judged is not None and not judged.decision.promote:
+            say(f"the shared model does not answer untrained: {'; '.join(judged.decision.reasons)}")
+            break
+    for move in forced.values():
+        say(f"version {str(move.to_version)[:12]} was set live against the gate by {move.who}: {move.why}")
     terminal.table(
         "versions, newest first",
-        ["version", "level", "live", "metrics", "made"],
+        ["version", "level", "gate", "live", "metrics", "made"],
         (
             [
-                *(version.id[:12], version.level, "live" if live and live.version_id == version.id else ""),
+                *(version.id[:12], version.level, _gate(version, forced=version.id in forced)),
+                "live" if live and live.version_id == version.id else "",
                 *(_metrics(version), f"{version.created_at:%Y-%m-%d %H:%M} by {version.created_by}"),
             ]
-            for version in sorted(registry.versions(name), key=lambda version: version.created_at, reverse=True)
+            for version in sorted(versions, key=lambda version: version.created_at, reverse=True)
         ),
     )
     promotions = registry.promotions(name)
@@ -74,7 +85,13 @@ def show(name: Name) -> None:
             "promotions",
             ["when", "what", "version", "who", "why"],
             (
-                [f"{move.at:%Y-%m-%d %H:%M}", move.kind.replace("_", " "), move.to_version[:12], move.who, move.why]
+                [
+                    f"{move.at:%Y-%m-%d %H:%M}",
+                    move.kind.replace("_", " "),
+                    (move.to_version or "")[:12],
+                    move.who,
+                    move.why,
+                ]
                 for move in promotions
             ),
         )
@@ -113,6 +130,12 @@ def readiness(name: Name) -> None:
 
 def _level(registry: Registry, name: str) -> str:
     return use_cases.fallback_level(name, registry=registry).replace("_", "-")
+
+
+def _gate(version: Version, *, forced: bool) -> str:
+    decision = decision_of(version)
+    verdict = "not judged" if decision is None else "passed" if decision.promote else decision.verdict
+    return f"{verdict}, FORCED" if forced else verdict
 
 
 def _metrics(version: Version) -> str:

@@ -28,17 +28,27 @@ def report(
     say(f"{path}: the cold-start report of {name}, version {found.id[:12]}")
 
 
-def promote(name: Name, version: Version = None, *, why: Why, by: By = "command line") -> None:
-    """Set a version live."""
+def promote(
+    name: Name,
+    version: Version = None,
+    *,
+    why: Why,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also what the gate refused or nothing judged; marked for good.")
+    ] = False,
+    by: By = "command line",
+) -> None:
+    """Set a version live that its gate let pass."""
     registry = use_cases.open_registry(Settings())
-    move = use_cases.promote(name, _whole_id(registry, name, version), registry=registry, who=by, why=why)
-    say(f"{name}: version {move.to_version[:12]} is live")
+    move = use_cases.promote(name, _whole_id(registry, name, version), registry=registry, who=by, why=why, force=force)
+    against = ", against the gate" if move.kind == "force" else ""
+    say(f"{name}: version {str(move.to_version)[:12]} is live{against}")
 
 
 def rollback(name: Name, *, why: Why, by: By = "command line") -> None:
     """Go back to the version that was live before."""
     move = use_cases.open_registry(Settings()).roll_back(name, who=by, why=why)
-    say(f"{name}: version {move.to_version[:12]} is live again")
+    say(f"{name}: version {str(move.to_version)[:12]} is live again")
 
 
 def _whole_id(registry: Registry, name: str, start: str | None) -> str | None:

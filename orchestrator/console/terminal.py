@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -269,5 +270,7 @@ def _bar() -> Progress:
 def _interval(measured: Interval | None, *, signed: bool = False) -> str:
     if measured is None:
         return ""
+    if math.isnan(measured.value):
+        return "not defined"
     sign = "+" if signed else ""
     return f"{measured.value:{sign}.4f} [{measured.low:{sign}.4f}, {measured.high:{sign}.4f}]"

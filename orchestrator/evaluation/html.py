@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from domains.registry.records import Version
+from domains.registry.records import Promotion, Version
 from domains.spec import Gate
 from models.intervals import Interval
 from models.metrics import METRICS
@@ -28,8 +28,11 @@ VERDICTS = {
 }
 
 
-def render(version: Version, gate: Gate) -> str:
+def render(version: Version, gate: Gate, forced: Promotion | None = None) -> str:
     """The page of a version that a launch made; the row that the gate compares with has its own colour.
+
+    Args:
+        forced: the move by which a person set it live against the gate.
 
     Raises:
         ValueError: the version has no cold-start report.
@@ -46,6 +49,7 @@ def render(version: Version, gate: Gate) -> str:
         .render(
             version=version,
             report=report,
+            forced=forced,
             certificate=Certificate.of(version),
             verdict=VERDICTS[report.decision.verdict],
             figures=_figures(report),

@@ -12,7 +12,7 @@ from typing import Literal, Self
 from pydantic import Field
 
 from domains.registry.records import Version
-from models.intervals import Interval
+from models.intervals import Interval, Measured
 from orchestrator.values import Value
 
 Verdict = Literal["ship", "hold", "do not borrow"]
@@ -22,7 +22,7 @@ Verdict = Literal["ship", "hold", "do not borrow"]
 class SeedInterval(Interval):
     """A mean over seeds with Student's t interval, and the value under each seed."""
 
-    each: dict[int, float]
+    each: dict[int, Measured]
 
 
 Metrics = dict[str, Interval]
@@ -194,7 +194,7 @@ class ColdStartReport(Comparison):
     @classmethod
     def of(cls, version: Version) -> Self | None:
         """A version's report; None where no launch made it."""
-        return cls.from_dict(version.report) if version.domain is not None and version.report else None
+        return cls.from_dict(version.report) if version.level == "adapter" and version.report else None
 
 
 class Certificate(Value):
@@ -222,6 +222,27 @@ class Certificate(Value):
         return cls.from_dict(version.certificate) if version.certificate else None
 
 
+class ZeroShotReport(Value):
+    """Whether the shared model, untrained on a domain, ranks its cold users better than popularity for certain.
+
+    ``rows`` and ``gain`` (of ``shared`` over ``baseline`` on ``metric``, positive is better) are empty and None where
+    there is nothing to measure on; the decision then says why.
+    """
+
+    metric: str
+    baseline: str
+    cold_users: int
+    examples: int
+    rows: dict[str, Metrics] = Field(default_factory=dict)
+    gain: Interval | None = None
+    decision: Decision
+
+    @classmethod
+    def of(cls, version: Version) -> Self | None:
+        """A zero-shot version's report; None of any other version."""
+        return cls.from_dict(version.report) if version.level == "zero_shot" and version.report else None
+
+
 class SharedReport(Value):
     """The report of a shared model."""
 
@@ -241,17 +262,21 @@ class HeldOut(Value):
     rows: dict[str, Metrics] = Field(default_factory=dict)
 
     @classmethod
-    def of(cls, version: Version) -> Self:
-        """Of an adapter that shared training made."""
-        return cls.from_dict(version.metrics)
-
-    @classmethod
     def by_domain(cls, version: Version) -> dict[str, Self]:
         """Of a backbone, on each domain that it learned from."""
         return {domain: cls.from_dict(found) for domain, found in version.metrics.items()}
 
 
 def metrics_of(version: Version) -> Metrics:
-    """An adapter's own metrics: on cold users after a launch, on held-out rows after shared training."""
+    """An adapter's own metrics on cold users; none where nothing measured it."""
     report = ColdStartReport.of(version)
-    return report.rows[report.subject] if report is not None else HeldOut.of(version).rows.get("shared", {})
+    if report is not None:
+        return report.rows[report.subject]
+    judged = ZeroShotReport.of(version)
+    return {} if judged is None else judged.rows.get("shared", {})
+
+
+def decision_of(version: Version) -> Decision | None:
+    """What the gate decided on a version; None where nothing has judged it."""
+    report = ColdStartReport.of(version) or ZeroShotReport.of(version)
+    return None if report is None else report.decision

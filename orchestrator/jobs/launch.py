@@ -12,7 +12,6 @@ import numpy as np
 
 from domains.errors import NoLiveVersion, NotEnoughData
 from domains.events.splits import Split
-from domains.lifecycle import State
 from domains.registry.registry import Domain, Version
 from models.ranker import adapters, checkpoint
 from models.training import loop
@@ -38,7 +37,8 @@ from orchestrator.jobs.launch_state import (
     name_of,
 )
 from orchestrator.jobs.runner import RESULT, RunContext, Step
-from orchestrator.jobs.versions import offer_zero_shot, publish_version
+from orchestrator.jobs.versions import publish_version
+from orchestrator.jobs.zero_shot import offer_zero_shot
 from orchestrator.training import baselines
 from orchestrator.training.fine_tune import fit_adapter, on_this_machine
 from orchestrator.training.recipe import Recipe
@@ -50,7 +50,9 @@ FEWEST_TRAINING_ROWS = 50
 
 
 def open_launch(context: RunContext) -> None:
-    """Fix what this launch rests on (shared model, split, baselines); until it ends the domain answers at zero-shot.
+    """Fix what this launch rests on: shared model, split, baselines.
+
+    Where nothing is live, the shared model answers meanwhile if it beats popularity on the domain's cold users.
 
     Raises:
         NoLiveVersion: there is no shared model yet.
@@ -66,15 +68,13 @@ def open_launch(context: RunContext) -> None:
     backbone = registry.version(shared.version_id)
     ranker, encoder = load_backbone(context, backbone)
     recipe = _recipe(context, domain, backbone, encoder)
-    if registry.live(domain.name) is None:
-        offer_zero_shot(context, domain, ranker=ranker, encoder=encoder, backbone_id=backbone.id)
+    offer_zero_shot(context, domain, ranker=ranker, encoder=encoder, backbone_id=backbone.id)
     workspace = Workspace(context.settings, tuple(registry.domains()))
     rows = workspace.examples(encoder, domain.name)
     split = workspace.split(rows)
     _check_training_rows(rows, split, encoder.task)
     LaunchSplit.of(rows, split).save(context.folder)
     live = registry.live(domain.name)
-    registry.move(domain.name, State.TRAINING, by=context.by, why=f"launch {context.run_id}")
     opened = Opened(
         backbone=backbone.id,
         data=workspace.data(domain.name).version,
@@ -174,7 +174,10 @@ def train_baselines(context: RunContext) -> None:
 
 
 def offer(context: RunContext) -> None:
-    """Record the version with its certificate and report; a passed gate makes it the challenger."""
+    """Record the version with its certificate and report; a passed gate makes it the challenger.
+
+    A refused one takes a live zero-shot version down with it: what was borrowed does not go on answering.
+    """
     launch, registry = LaunchState.of(context), context.registry
     name = launch.name
     report = context.result_of(cold_start.REPORT, ColdStartReport)
@@ -198,15 +201,14 @@ def offer(context: RunContext) -> None:
     if before != report:
         verdicts = {"before": before.decision.verdict if before else None, "after": report.decision.verdict}
         version = registry.reevaluate(version.id, **evaluated, by=context.by, noted=verdicts)
-    live = registry.live(name)
-    if live is not None and live.version_id == version.id:
-        state = State.LIVE
-    elif report.decision.promote:
-        state = State.CHALLENGER
+    live, why = registry.live(name), "; ".join(report.decision.reasons)
+    if report.decision.promote:
+        answers = live is not None and live.version_id == version.id
+        registry.offer(name, None if answers else version.id, by=context.by, why=why)
     else:
-        answers_by_adapter = live is not None and registry.version(live.version_id).level == "adapter"
-        state = State.LIVE if answers_by_adapter else State.DATA_READY
-    registry.move(name, state, by=context.by, why="; ".join(report.decision.reasons))
+        registry.offer(name, None, by=context.by, why=why)
+        if live is not None and registry.version(live.version_id).level == "zero_shot":
+            registry.withdraw(name, who=context.by, why=f"{report.decision.verdict}: {why}", expect=live.version_id)
     context.write(RESULT, results.Launch(version=version.id, decision=report.decision))
 
 

@@ -1,4 +1,4 @@
-"""Train shared: every domain's events into one backbone, published with one adapter a domain."""
+"""Train shared: the events of source domains into one backbone. No target goes live by it but through a judgement."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from domains.errors import NotEnoughData
+from domains.lifecycle import State
 from models.cctl.information_flow import ANY_SOURCE
 from models.cctl.weigher import CollaborativeTransfer, Part, TransferConfig, TransferReport
 from models.ranker import adapters, checkpoint
@@ -30,7 +31,8 @@ from orchestrator.evaluation.report import (
 from orchestrator.jobs import results
 from orchestrator.jobs.data_steps import GATHER, REFRESH
 from orchestrator.jobs.runner import RESULT, RunContext, Step
-from orchestrator.jobs.versions import offer_zero_shot, publish_version, set_live
+from orchestrator.jobs.versions import publish_version, set_live
+from orchestrator.jobs.zero_shot import offer_zero_shot
 from orchestrator.training.fit import EVALUATED_ROWS, fit, sample
 from orchestrator.training.recipe import Recipe
 from orchestrator.training.torchrun import train_together
@@ -42,7 +44,8 @@ DRAWS = 200
 
 
 class Slots(Value):
-    """The domains that take part, in the order of their slots in the network."""
+    """The domains that take part, in the order of their slots in the network: sources, then the targets that are asked
+    where sources are weighed."""
 
     domains: list[str]
 
@@ -103,24 +106,21 @@ def train_here(
         context.write(SOURCE_WEIGHTING, _source_weighting(transfer.report(), encoder))
     building = context.folder / "trained.building"
     shutil.rmtree(building, ignore_errors=True)
-    backbone_id = checkpoint.save_backbone(ranker, building / "backbone")
+    checkpoint.save_backbone(ranker, building / "backbone")
     encoder.save(building / "backbone")
-    for slot, name in enumerate(slots):
-        if encoder.source(name) is None:
-            checkpoint.save_adapter(ranker, slot, building / name, name=name, level="adapter", backbone=backbone_id)
-            encoder.save(building / name)
     building.rename(context.folder / "trained")
 
 
 def evaluate(context: RunContext) -> None:
-    """Score each domain's held-out rows beside the plain rows."""
+    """Score each source's held-out rows beside the plain rows."""
     if context.holds(METRICS):
         return
     recipe, workspace, slots = _plan(context)
     ranker, encoder = _trained(context)
     batch_builder = workspace.batch_builder(encoder, slots)
     found = {}
-    for slot, name in enumerate(slots):
+    for source in encoder.sources:
+        name, slot = source.domain, encoder.slots.index(source.domain)
         rows = workspace.examples(encoder, name)
         split = workspace.split(rows)
         test = rows.take(sample(split.test, EVALUATED_ROWS))
@@ -136,7 +136,10 @@ def evaluate(context: RunContext) -> None:
 
 
 def publish(context: RunContext) -> None:
-    """Store the backbone and one adapter a domain, then set them live."""
+    """Store the backbone and set it live, then let every target without a live version try zero-shot.
+
+    Adapters that are live go on answering on the shared model that they were trained on.
+    """
     registry = context.registry
     recipe, _workspace, slots = _plan(context)
     ranker, encoder = _trained(context)
@@ -153,26 +156,9 @@ def publish(context: RunContext) -> None:
         report=report.as_dict(),
         config=recipe.model_dump(mode="json"),
     )
-    for name in slots:
-        if encoder.source(name) is not None:
-            continue
-        folder = context.folder / "trained" / name
-        version = publish_version(
-            context,
-            folder,
-            checkpoint.load_adapter(folder).content,
-            kind="adapter",
-            domain=name,
-            backbone_id=backbone_id,
-            level="adapter",
-            metrics=metrics[name],
-            config=recipe.model_dump(mode="json"),
-        )
-        if registry.live(name) is None:
-            set_live(context, name, version.id, why=f"trained together with shared model {backbone_id[:12]}")
     set_live(context, None, backbone_id, why="shared training finished")
     for domain in registry.domains():
-        if domain.name not in slots and domain.role == "target" and registry.live(domain.name) is None:
+        if domain.role == "target" and domain.state is not State.RETIRED:
             offer_zero_shot(context, domain, ranker=ranker, encoder=encoder, backbone_id=backbone_id)
     context.write(RESULT, results.SharedTraining(version=backbone_id, domains=list(slots)))
 
@@ -187,15 +173,10 @@ STEPS = (
 
 
 def _trained(context: RunContext) -> tuple[Ranker, FeatureEncoder]:
-    """The trained network with the adapters of the targets it was trained on, in their slots."""
+    """The trained network; it holds the slots of sources alone."""
     folder = context.folder / "trained"
     encoder = FeatureEncoder.load(folder / "backbone")
-    ranker = checkpoint.load_backbone(folder / "backbone")
-    backbone_id = adapters.backbone_hash(ranker)
-    for name in encoder.slots:
-        if encoder.source(name) is None:
-            adapters.attach(ranker, checkpoint.load_adapter(folder / name), backbone=backbone_id)
-    return ranker.eval(), encoder
+    return checkpoint.load_backbone(folder / "backbone").eval(), encoder
 
 
 def _transfer(recipe: Recipe, workspace: Workspace, slots: Sequence[str]) -> CollaborativeTransfer | None:
@@ -258,6 +239,8 @@ def _plan(context: RunContext) -> tuple[Recipe, Workspace, tuple[str, ...]]:
         domain
         for domain in held
         if domain.spec.task == recipe.task
+        # Targets are asked whether a source helps them, where sources are weighed, and teach nothing otherwise.
+        and (domain.role == "source" or recipe.source_weighting == "weighed")
         and domain.name not in recipe.leave_out
         and (not recipe.domains or domain.name in recipe.domains)
     ]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from domains.registry.records import VersionKind
-from domains.registry.registry import Domain, Version
+from domains.registry.registry import Version
 from models.ranker import adapters, checkpoint
 from models.ranker.network import Ranker
-from orchestrator.data.dataset import Workspace, has_data
+from orchestrator.data.dataset import Workspace
 from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.data.model_store import Artifacts
 from orchestrator.jobs.runner import RunContext
@@ -27,37 +26,6 @@ def publish_version(context: RunContext, folder: Path, version_id: str, *, kind:
     return context.registry.add_version(
         Version(id=version_id, kind=kind, artifact=tag, created_by=context.by, **fields)
     )
-
-
-def offer_zero_shot(
-    context: RunContext, domain: Domain, *, ranker: Ranker, encoder: FeatureEncoder, backbone_id: str
-) -> None:
-    """Let a domain that has items but no training answer with the backbone and its nearest domain's cross-attention.
-
-    Does nothing where the domain's task is not the backbone's, or it has no data.
-    """
-    workspace = Workspace(context.settings, tuple(context.registry.domains()))
-    if domain.spec.task != encoder.task or not has_data(domain):
-        return
-    slot = zero_shot_slot(ranker, workspace, encoder, domain.name, attach_live(context, ranker, backbone_id))
-    folder = context.folder / f"zero-shot-{domain.name}"
-    if not folder.is_dir():
-        building = context.folder / f"zero-shot-{domain.name}.building"
-        shutil.rmtree(building, ignore_errors=True)
-        named = {"name": domain.name, "level": "zero_shot"}
-        checkpoint.save_adapter(ranker, slot, building, **named, backbone=backbone_id)
-        encoder.save(building)
-        building.rename(folder)
-    version = publish_version(
-        context,
-        folder,
-        checkpoint.load_adapter(folder).content,
-        kind="adapter",
-        domain=domain.name,
-        backbone_id=backbone_id,
-        level="zero_shot",
-    )
-    set_live(context, domain.name, version.id, why="first answers before any training on this domain")
 
 
 def attach_live(

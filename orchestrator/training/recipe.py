@@ -48,9 +48,11 @@ class Recipe(BaseModel):
         return {**RATING, **values} if isinstance(values, dict) and values.get("task") == "rating" else values
 
     domains: tuple[str, ...] = ()
-    """Domains that shared training learns from; empty means all that have data and share the task."""
+    """Source domains that shared training learns from, and targets that it asks where sources are weighed; empty means
+    all that have data and share the task."""
     leave_out: tuple[str, ...] = ()
-    """Domains to keep out of shared training."""
+    """Domains to keep out of shared training. Targets teach it nothing: leaving one out matters where sources are
+    weighed, for it is not asked then."""
     task: Literal["ctr", "rating"] = "ctr"
     """Clicks or ratings; a shared model has one head."""
     architecture: Architecture = "dacdr+lcn"

@@ -7,7 +7,7 @@ import streamlit as st
 from domains.lifecycle import State
 from domains.registry.records import Domain, Run, Version
 from orchestrator import use_cases
-from orchestrator.evaluation.report import ColdStartReport
+from orchestrator.evaluation.report import ColdStartReport, ZeroShotReport, decision_of
 from ui import session
 from ui.components import layout, navigation, runs, wording
 
@@ -28,7 +28,7 @@ def next_step(domain: Domain, live: Version | None) -> None:
     candidates = _promotable(domain, live)
     launched = live is not None and live.level == "adapter"
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        st.markdown(_advice(domain, live, going, candidates), width="stretch")
+        st.markdown(_advice(domain, live, going), width="stretch")
         if st.button(
             "Launch again" if launched else "Launch",
             type="primary" if not candidates and not launching else "secondary",
@@ -38,6 +38,9 @@ def next_step(domain: Domain, live: Version | None) -> None:
             _launch(domain)
         if st.button("Promote", type="primary" if candidates else "secondary", disabled=not candidates, key="promote"):
             _promote(domain, candidates)
+        refused = _refused(domain, live)
+        if refused and st.button("Force", key="force", help="Set live what the gate refused; marked for good."):
+            _force(domain, refused)
         if st.button("Roll back", disabled=len(registry.promotions(domain.name)) < 2, key="roll-back"):
             _roll_back(domain, live)
         if st.button("Try it", key="try"):
@@ -50,25 +53,30 @@ def pause_or_retire(domain: Domain) -> None:
     with st.container(horizontal=True):
         if domain.state == "paused":
             if st.button("Resume", key="resume"):
-                _move(domain, State.LIVE, "Resume", "Its live version answers again at once.")
-        elif st.button("Pause", disabled=domain.state not in ("live", "training", "challenger"), key="pause"):
+                _resume(domain)
+        elif st.button("Pause", disabled=domain.state not in ("live", "data_ready"), key="pause"):
             _move(domain, State.PAUSED, "Pause", "Until it is resumed, its endpoint ranks by popularity.")
         if st.button("Retire", disabled=domain.state == "retired", key="retire"):
             _move(domain, State.RETIRED, "Retire", "Its endpoint stops answering. This cannot be undone.")
 
 
-def _advice(domain: Domain, live: Version | None, going: list[Run], candidates: list[Version]) -> str:
+def _advice(domain: Domain, live: Version | None, going: list[Run]) -> str:
     if session.registry().live(None) is None:
         return "**Next: train the shared model** on the page *Domains*. This domain builds on it."
     if going:
         return f"**{wording.words(wording.KINDS, going[0].kind)} is running.** Follow it below."
-    if candidates and domain.state == "challenger":
-        return f"**Next: decide on version `{wording.short(candidates[0].id)}`.** It passed the gate and waits."
+    if domain.challenger is not None:
+        return f"**Next: decide on version `{wording.short(domain.challenger)}`.** It passed the gate and waits."
     if live is not None and live.level == "adapter":
         return f"**Version `{wording.short(live.id)}` is live.** Launch again when there is new data to learn from."
     if _last_launch_was_held(domain):
         return "**The gate held the last launch back.** The tab *Versions* says why; more data may change that."
-    return "**Next: launch it.** Graft trains a few weights for this domain and tests them on held-out cold users."
+    unfit = _zero_shot_held(domain) if live is None else None
+    meanwhile = f" Popularity answers until then: {unfit}." if unfit else ""
+    return (
+        "**Next: launch it.** Graft trains a few weights for this domain and tests them on held-out cold users."
+        + meanwhile
+    )
 
 
 def _promotable(domain: Domain, live: Version | None) -> list[Version]:
@@ -80,13 +88,30 @@ def _promotable(domain: Domain, live: Version | None) -> list[Version]:
     ]
 
 
+def _refused(domain: Domain, live: Version | None) -> list[Version]:
+    """Versions that only a person's forced decision can set live; newest first."""
+    versions = session.registry().versions(domain.name, "adapter")
+    return [version for version in versions if _held_back(version) and (live is None or version.id != live.id)]
+
+
 def _held_back(version: Version) -> bool:
-    report = ColdStartReport.of(version)
-    return report is not None and not report.decision.promote
+    """Whether the gate refused a version, or nothing has judged it."""
+    decision = decision_of(version)
+    return decision is None or not decision.promote
+
+
+def _zero_shot_held(domain: Domain) -> str | None:
+    """Why the shared model does not answer untrained; None where it was not judged or passed."""
+    for version in session.registry().versions(domain.name, "adapter"):
+        judged = ZeroShotReport.of(version)
+        if judged is not None:
+            return None if judged.decision.promote else "; ".join(judged.decision.reasons)
+    return None
 
 
 def _last_launch_was_held(domain: Domain) -> bool:
-    launched = [version for version in session.registry().versions(domain.name, "adapter") if version.report]
+    versions = session.registry().versions(domain.name, "adapter")
+    launched = [version for version in versions if ColdStartReport.of(version)]
     return bool(launched) and _held_back(launched[0])
 
 
@@ -129,6 +154,25 @@ def _promote(domain: Domain, candidates: list[Version]) -> None:
         st.rerun()
 
 
+@layout.dialog("Force")
+def _force(domain: Domain, refused: list[Version]) -> None:
+    by_id = {version.id: version for version in refused}
+    chosen = by_id[
+        st.selectbox(
+            "Version",
+            list(by_id),
+            format_func=lambda id: f"{wording.short(id)} of {wording.when(by_id[id].created_at)}",
+        )
+    ]
+    decision = decision_of(chosen)
+    for reason in decision.reasons if decision else ("Nothing has judged it.",):
+        st.error(wording.sentence(reason))
+    st.caption("Your name and reason stay with this version for good, wherever it is shown.")
+    if (why := _why("force", "Set live against the gate")) is not None:
+        use_cases.promote(domain.name, chosen.id, registry=session.registry(), who=session.who(), why=why, force=True)
+        st.rerun()
+
+
 @layout.dialog("Roll back")
 def _roll_back(domain: Domain, live: Version | None) -> None:
     expect = None if live is None else live.id
@@ -136,6 +180,14 @@ def _roll_back(domain: Domain, live: Version | None) -> None:
     if (why := _why("roll-back", "Roll back", example="clicks fell since this morning")) is not None:
         session.registry().roll_back(domain.name, who=session.who(), why=why, expect=expect)
         st.rerun()
+
+
+def _resume(domain: Domain) -> None:
+    registry = session.registry()
+    live = registry.live(domain.name)
+    adapter = live is not None and registry.version(live.version_id).level == "adapter"
+    meaning = "Its live version answers again at once." if live else "It stays with popularity until it is launched."
+    _move(domain, State.LIVE if adapter else State.DATA_READY, "Resume", meaning)
 
 
 @layout.dialog("Out of service")

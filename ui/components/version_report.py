@@ -7,7 +7,7 @@ import streamlit as st
 from domains.registry.records import Domain, Version
 from orchestrator import use_cases
 from orchestrator.evaluation import gate
-from orchestrator.evaluation.report import Certificate, ColdStartReport, HeldOut, metrics_of
+from orchestrator.evaluation.report import Certificate, ColdStartReport, decision_of, metrics_of
 from orchestrator.evaluation.rows import REQUIRED_BY
 from ui import session
 from ui.components import charts, layout, source_weighting, wording
@@ -19,7 +19,7 @@ def show(domain: Domain, live: Version | None) -> None:
     if not versions:
         st.markdown("No version yet. A launch makes one." if domain.role == "target" else "A source has no versions.")
         return
-    live_id = live.id if live else None
+    live_id, forced = live.id if live else None, session.registry().forced(domain.name)
     metric = domain.spec.gate.metric
     table = [
         {
@@ -28,14 +28,17 @@ def show(domain: Domain, live: Version | None) -> None:
             "Created": wording.when(version.created_at),
             "Kind": wording.label(wording.FALLBACK_LEVELS, version.level or "").text,
             wording.metric_name(metric): _headline(version, metric),
-            "Gate": _verdict(ColdStartReport.of(version)),
+            "Gate": _verdict(version, forced=version.id in forced),
         }
         for version in versions
     ]
     st.dataframe(table, hide_index=True)
     trained = {version.id: version for version in versions if version.level == "adapter"}
     if not trained:
-        st.caption("The shared model ranks here without any training on this domain; a launch adds its own version.")
+        for version in versions:
+            for reason in decision.reasons if (decision := decision_of(version)) else ():
+                st.caption(f"The shared model, untrained here: {wording.sentence(reason)}")
+        st.caption("A launch adds a version of the domain's own.")
         return
     chosen = st.selectbox(
         "Show version",
@@ -45,13 +48,16 @@ def show(domain: Domain, live: Version | None) -> None:
         ),
         key=f"version-{domain.name}",
     )
+    if chosen in forced:
+        move = forced[chosen]
+        st.error(f"**Set live against the gate** by {move.who}, {wording.when(move.at)}: {move.why}")
     _in_full(domain, trained[chosen])
 
 
 def _in_full(domain: Domain, version: Version) -> None:
     report = ColdStartReport.of(version)
     if report is None:
-        _trained_together(domain, version)
+        st.info("Nothing has judged this version: there is no launch report.")
     else:
         _decision(report)
         _seeds(report)
@@ -74,10 +80,10 @@ def _headline(version: Version, metric: str) -> str:
     return "–" if measured is None else wording.interval(measured)
 
 
-def _verdict(report: ColdStartReport | None) -> str:
-    if report is None:
-        return "not evaluated"
-    return "passed" if report.decision.promote else "held back"
+def _verdict(version: Version, *, forced: bool) -> str:
+    decision = decision_of(version)
+    verdict = "not evaluated" if decision is None else "passed" if decision.promote else "held back"
+    return f"{verdict}, forced live" if forced else verdict
 
 
 def _decision(report: ColdStartReport) -> None:
@@ -232,15 +238,6 @@ def _cost(report: ColdStartReport) -> None:
         )
         if cost.money is None:
             st.caption("Set `GRAFT_PRICE_PER_PROCESSOR_HOUR` to see the cost in money too.")
-
-
-def _trained_together(domain: Domain, version: Version) -> None:
-    st.info("Trained together with the shared model, so there is no launch report.")
-    measured = HeldOut.of(version)
-    if measured.rows:
-        st.altair_chart(charts.forest(measured.rows, domain.spec.gate.metric, subject="shared"), width="stretch")
-    elif measured.note:
-        st.caption(measured.note)
 
 
 def _certificate(version: Version, certificate: Certificate) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -28,12 +29,18 @@ class Label(NamedTuple):
 STATES: dict[str, Label] = {
     "registered": Label("Registered", "gray", "The name is taken; no data has arrived yet."),
     "data_ready": Label("Data ready", "blue", "Data is in; the domain can be trained on or launched."),
-    "training": Label("Training", "orange", "A run is training this domain now."),
-    "challenger": Label("Challenger", "violet", "A version passed the gate and waits to be promoted."),
     "live": Label("Live", "green", "A trained version is live."),
     "paused": Label("Paused", "yellow", "Items are ranked by popularity until the domain is resumed."),
     "retired": Label("Retired", "red", "Closed for good."),
 }
+CHALLENGER = Label("Challenger", "violet", "A version passed the gate and waits to be promoted.")
+MOVES = {
+    "promote": "promoted",
+    "force": "forced, against the gate",
+    "roll_back": "rolled back",
+    "withdraw": "withdrawn",
+}
+"""What moves of a live pointer are called."""
 FALLBACK_LEVELS: dict[str, Label] = {
     "none": Label("No answers yet", "gray", "There is no data to answer from."),
     "prior": Label("Popularity", "gray", "Items are ranked by popularity; no model scores this domain yet."),
@@ -171,6 +178,8 @@ def short(version_id: str | None) -> str:
 
 def interval(measured: Interval, digits: int = 4) -> str:
     """``0.7123 (0.6990 to 0.7251)``."""
+    if math.isnan(measured.value):
+        return "not defined"
     return f"{measured.value:.{digits}f} ({measured.low:.{digits}f} to {measured.high:.{digits}f})"
 
 

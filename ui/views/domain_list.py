@@ -103,6 +103,8 @@ def _row(domain: Domain, live: Live | None, run: Run | None) -> None:
             st.caption(f"{wording.TASKS[domain.spec.task].lower()} · {domain.owner}")
         with state:
             layout.badge(wording.label(wording.STATES, domain.state))
+            if domain.challenger is not None:
+                layout.badge(wording.CHALLENGER)
         with level:
             if domain.role == "target":
                 layout.badge(wording.label(wording.FALLBACK_LEVELS, session.fallback_level(domain)))

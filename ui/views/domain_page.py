@@ -74,6 +74,8 @@ def _header(domain: Domain) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.title(domain.name, anchor=False, width="content")
         layout.badge(wording.label(wording.STATES, domain.state))
+        if domain.challenger is not None:
+            layout.badge(wording.CHALLENGER)
         if domain.role == "target":
             layout.badge(wording.label(wording.FALLBACK_LEVELS, session.fallback_level(domain)))
     kind = "A new domain to launch" if domain.role == "target" else "A source that new domains learn from"
@@ -121,7 +123,7 @@ def _history(domain: Domain) -> None:
             [
                 {
                     "When": wording.when(promotion.at),
-                    "What": "rolled back" if promotion.kind == "roll_back" else "promoted",
+                    "What": wording.words(wording.MOVES, promotion.kind),
                     "From": wording.short(promotion.from_version),
                     "To": wording.short(promotion.to_version),
                     "Who": promotion.who,

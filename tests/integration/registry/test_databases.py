@@ -106,7 +106,7 @@ with Database(sys.argv[1]).write() as connection:
         assert writer.stdout.readline().strip() == "inside"
         writer.kill()
         writer.communicate(timeout=30)
-        registry.move("live-rooms", State.TRAINING, by="ann")
+        registry.move("live-rooms", State.PAUSED, by="ann")
         assert registry.generation() == before + 1
 
     def test_a_forked_child_opens_connections_of_its_own(self, registry: Registry, url: str) -> None:

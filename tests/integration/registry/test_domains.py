@@ -124,17 +124,17 @@ class TestLifecycle:
     def test_every_move_is_audited_with_who_when_and_why(self, registry: Registry) -> None:
         ready(registry)
         before = datetime.now(UTC)
-        registry.move("live-rooms", State.TRAINING, by="ann", why="first launch")
+        registry.move("live-rooms", State.PAUSED, by="ann", why="first launch")
         entry = registry.audit("live-rooms")[0]
         assert (entry["who"], entry["what"], entry["why"]) == ("ann", "move", "first launch")
-        assert entry["details"] == {"before": "data_ready", "after": "training"}
+        assert entry["details"] == {"before": "data_ready", "after": "paused"}
         assert before <= entry["at"] <= datetime.now(UTC)
 
     def test_a_forbidden_move_changes_nothing(self, registry: Registry) -> None:
         registry.register_domain(spec(), by="ann")
         noted, generation = registry.audit(), registry.generation()
-        with pytest.raises(IllegalTransition, match="registered cannot become training"):
-            registry.move("live-rooms", State.TRAINING, by="ann")
+        with pytest.raises(IllegalTransition, match="registered cannot become paused"):
+            registry.move("live-rooms", State.PAUSED, by="ann")
         assert registry.domain("live-rooms").state is State.REGISTERED
         assert (registry.audit(), registry.generation()) == (noted, generation)
 

@@ -2,10 +2,12 @@
 
 import threading
 from dataclasses import replace
+from uuid import uuid4
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from domains.errors import (
     Conflict,
@@ -17,7 +19,7 @@ from domains.errors import (
     UnknownDomain,
     UnknownVersion,
 )
-from domains.lifecycle import State
+from domains.lifecycle import ALLOWED, State
 from domains.registry.records import Version
 from domains.registry.registry import Registry
 from tests.integration.registry.fakes import adapter, at_once, ready, spec
@@ -101,11 +103,33 @@ class TestPromotion:
         assert registry.promote("live-rooms", "a", expect="a", who="ann", why="") == promotion
         assert registry.generation() == generation
 
-    def test_a_retrain_that_keeps_what_is_live_ends_live(self, registry: Registry) -> None:
-        ready(registry, "a").promote("live-rooms", "a", expect=None, who="ann", why="")
-        registry.move("live-rooms", State.TRAINING, by="ann", why="retrain")
-        registry.promote("live-rooms", "a", expect="a", who="ann", why="nothing better")
-        assert registry.domain("live-rooms").state is State.LIVE
+    def test_a_promotion_never_undoes_a_pause(self, registry: Registry) -> None:
+        """A retrain moves the pointer of a paused domain, and a person says when it answers again."""
+        ready(registry, "a", "b").promote("live-rooms", "a", expect=None, who="ann", why="")
+        registry.move("live-rooms", State.PAUSED, by="ann", why="complaints")
+        for version in ("a", "b"):
+            registry.promote("live-rooms", version, expect="a", who="schedule", why="retrained")
+            assert registry.domain("live-rooms").state is State.PAUSED
+        assert registry.live("live-rooms").version_id == "b"
+
+    def test_what_waits_is_named_until_something_is_promoted(self, registry: Registry) -> None:
+        ready(registry, "a", "b")
+        ready(registry, "g", name="grocery")
+        assert registry.offer("live-rooms", "a", by="ann").challenger == "a"
+        with pytest.raises(Rejected, match="not one of"):
+            registry.offer("live-rooms", "g", by="ann")
+        assert registry.offer("live-rooms", "b", by="ann").challenger == "b"
+        registry.promote("live-rooms", "b", expect=None, who="ann", why="")
+        assert registry.domain("live-rooms").challenger is None
+        registry.offer("live-rooms", "a", by="ann")
+        assert registry.move("live-rooms", State.RETIRED, by="ann").challenger is None
+
+    def test_a_forced_promotion_is_marked_for_good(self, registry: Registry) -> None:
+        ready(registry, "a", "b").promote("live-rooms", "a", expect=None, who="ann", why="late", force=True)
+        registry.promote("live-rooms", "b", expect="a", who="ann", why="")
+        registry.roll_back("live-rooms", who="bob", why="")
+        assert [move.kind for move in registry.promotions("live-rooms")] == ["roll_back", "promote", "force"]
+        assert [entry["why"] for entry in registry.audit("live-rooms") if entry["what"] == "force"] == ["late"]
 
     def test_a_zero_shot_version_answers_and_the_domain_is_still_to_be_launched(self, registry: Registry) -> None:
         ready(registry, "a").add_version(replace(adapter("z"), level="zero_shot"))
@@ -220,13 +244,117 @@ class TestRollBack:
         with pytest.raises(NoLiveVersion):
             registry.roll_back(None, who="ann", why="")
 
-    def test_a_roll_back_during_a_retrain_leaves_the_retrain_alone(self, registry: Registry) -> None:
+    def test_a_roll_back_leaves_a_pause_alone(self, registry: Registry) -> None:
         ready(registry, "a", "b").promote("live-rooms", "a", expect=None, who="ann", why="")
         registry.promote("live-rooms", "b", expect="a", who="ann", why="")
-        registry.move("live-rooms", State.TRAINING, by="ann")
+        registry.move("live-rooms", State.PAUSED, by="ann")
         registry.roll_back("live-rooms", who="bob", why="complaints")
-        assert registry.domain("live-rooms").state is State.TRAINING
+        assert registry.domain("live-rooms").state is State.PAUSED
         assert registry.live("live-rooms").version_id == "a"
+
+
+class TestWithdrawal:
+    def test_nothing_is_live_afterwards_and_no_roll_back_brings_it_back(self, registry: Registry) -> None:
+        ready(registry, "a", "b").promote("live-rooms", "a", expect=None, who="ann", why="")
+        generation = registry.generation()
+        taken = registry.withdraw("live-rooms", who="ann", why="hold", expect="a")
+        assert (taken.kind, taken.from_version, taken.to_version, taken.why) == ("withdraw", "a", None, "hold")
+        assert registry.live("live-rooms") is None
+        assert registry.domain("live-rooms").state is State.DATA_READY
+        assert registry.generation() > generation
+        assert registry.withdraw("live-rooms", who="ann", why="again") is None
+        with pytest.raises(NoLiveVersion):
+            registry.roll_back("live-rooms", who="bob", why="")
+        registry.promote("live-rooms", "b", expect=None, who="ann", why="")
+        with pytest.raises(NoLiveVersion, match="no earlier version"):
+            registry.roll_back("live-rooms", who="bob", why="")
+
+    def test_only_what_was_judged_is_withdrawn(self, registry: Registry) -> None:
+        ready(registry, "a").promote("live-rooms", "a", expect=None, who="ann", why="")
+        with pytest.raises(StalePromotion):
+            registry.withdraw("live-rooms", who="ann", why="", expect="b")
+        assert registry.live("live-rooms").version_id == "a"
+
+    def test_a_paused_domain_stays_paused(self, registry: Registry) -> None:
+        ready(registry, "a").promote("live-rooms", "a", expect=None, who="ann", why="")
+        registry.move("live-rooms", State.PAUSED, by="ann")
+        registry.withdraw("live-rooms", who="ann", why="")
+        assert registry.domain("live-rooms").state is State.PAUSED
+
+
+class DomainMachine(RuleBasedStateMachine):
+    """The registry against a small model of one domain: its state, what answers, what waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registry = Registry("sqlite://")
+        self.registry.migrate()
+        ready(self.registry, "a", "b").add_version(replace(adapter("z"), level="zero_shot"))
+        self.state, self.live, self.waits = State.DATA_READY, None, None
+
+    def teardown(self) -> None:
+        self.registry.close()
+
+    @rule(version=st.sampled_from("abz"), force=st.booleans())
+    def promote(self, version: str, force: bool) -> None:
+        asked = {"expect": self.live, "who": "ann", "why": "", "force": force}
+        if self.state is State.RETIRED:
+            with pytest.raises(IllegalTransition):
+                self.registry.promote("live-rooms", version, **asked)
+            return
+        self.registry.promote("live-rooms", version, **asked)
+        self.live = version
+        if version != "z":
+            self.waits = None
+            self.state = self.state if self.state is State.PAUSED else State.LIVE
+
+    @rule()
+    def withdraw(self) -> None:
+        self.registry.withdraw("live-rooms", who="ann", why="")
+        if self.live is not None and self.state is State.LIVE:
+            self.state = State.DATA_READY
+        self.live = None
+
+    @rule(version=st.sampled_from(["a", "b", None]))
+    def offer(self, version: str | None) -> None:
+        if self.state is State.RETIRED and version is not None:
+            with pytest.raises(IllegalTransition):
+                self.registry.offer("live-rooms", version, by="ann")
+            return
+        self.registry.offer("live-rooms", version, by="ann")
+        self.waits = version
+
+    @rule(to=st.sampled_from(State))
+    def move(self, to: State) -> None:
+        allowed = to is self.state or (to in ALLOWED[self.state] and not (to is State.LIVE and self.live is None))
+        if not allowed:
+            with pytest.raises(IllegalTransition):
+                self.registry.move("live-rooms", to, by="ann")
+            return
+        self.registry.move("live-rooms", to, by="ann")
+        self.state = to
+        self.waits = None if to is State.RETIRED else self.waits
+
+    @rule(end=st.sampled_from(["succeeded", "failed", "cancelled"]), kind=st.sampled_from(["retrain", "launch-domain"]))
+    def run_comes_and_goes(self, end: str, kind: str) -> None:
+        """No end of a run, and no run that never ends, has anything to put back."""
+        run = self.registry.start_run(kind, "live-rooms", params={}, by="ann")
+        self.registry.finish_run(run.id, state=end)
+        self.registry.start_run(kind, "live-rooms", params={}, by="ann")
+
+    @rule()
+    def more_data(self) -> None:
+        self.registry.record_ingest("live-rooms", uuid4().hex, {"rows_added": 1})
+
+    @invariant()
+    def agrees(self) -> None:
+        domain, live = self.registry.domain("live-rooms"), self.registry.live("live-rooms")
+        assert (domain.state, domain.challenger) == (self.state, self.waits)
+        assert (None if live is None else live.version_id) == self.live
+
+
+TestDomainMachine = DomainMachine.TestCase
+TestDomainMachine.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
 
 
 class TestPointerModel:

@@ -25,21 +25,20 @@ def test_the_whole_way_from_registered_to_retired() -> None:
     way = [
         "registered",
         "data_ready",
-        "training",
-        "challenger",
         "live",
         "paused",
         "live",
-        "training",
-        "live",
+        "data_ready",
+        "paused",
+        "data_ready",
         "retired",
     ]
     for current, wanted in pairwise(way):
         check_move(State(current), State(wanted))
 
 
-def test_nothing_trains_or_answers_without_data() -> None:
-    for wanted in (State.TRAINING, State.CHALLENGER, State.LIVE, State.PAUSED):
+def test_nothing_answers_without_data() -> None:
+    for wanted in (State.LIVE, State.PAUSED):
         with pytest.raises(IllegalTransition):
             check_move(State.REGISTERED, wanted)
 

@@ -66,6 +66,5 @@ def full(registry, settings, tmp_path) -> Registry:
             **common,
         )
     )
-    registry.move("live", "training", by="ann")
-    registry.move("live", "challenger", by="ann")
+    registry.offer("live", registry.versions("live", "adapter")[0].id, by="ann")
     return registry

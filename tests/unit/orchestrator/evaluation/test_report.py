@@ -1,12 +1,14 @@
 """Reports are values with one reader and one writer."""
 
 import json
+import math
 
 import pytest
 from pydantic import ValidationError
 
 from domains.registry.registry import Version
-from orchestrator.evaluation.report import Comparison, HeldOut, SeedInterval, metrics_of
+from orchestrator.console import terminal
+from orchestrator.evaluation.report import Comparison, HeldOut, SeedInterval, decision_of, metrics_of
 
 SEEDS = {"auc": {"value": 0.70, "low": 0.68, "high": 0.72, "each": {"0": 0.71, "1": 0.69}}}
 
@@ -39,13 +41,18 @@ def test_what_a_report_does_not_know_is_refused(comparison, change):
         Comparison.from_dict({**comparison, **change})
 
 
-def test_an_adapter_of_shared_training_has_the_metrics_of_its_held_out_rows():
-    """It has no report; where there were too few rows to measure there is a note and no metric."""
-    auc = {"value": 0.7, "low": 0.6, "high": 0.8}
-    for held_out, names in (
-        ({"examples": 60, "rows": {"shared": {"auc": auc}}}, ["auc"]),
-        ({"note": "9 held-out rows are too few to measure"}, []),
-    ):
-        version = Version(id="a", kind="adapter", artifact="graft-adapter:a", domain="live", metrics=held_out)
-        assert HeldOut.of(version).as_dict() == held_out
-        assert list(metrics_of(version)) == names
+def test_a_metric_that_is_not_defined_comes_back_from_the_registry_as_such():
+    """GAUC of users with one label each is no number: null in the registry, NaN where it is read, words in a table."""
+    auc = {"value": None, "low": None, "high": None}
+    measured = {"video": {"examples": 60, "rows": {"shared": {"gauc": auc}, "item_mean": {"gauc": auc}}}}
+    version = Version(id="a", kind="backbone", artifact="graft-backbone:a", metrics=measured)
+    found = HeldOut.by_domain(version)
+    assert math.isnan(found["video"].rows["shared"]["gauc"].value)
+    with terminal.console.capture() as shown:
+        terminal.domain_metrics(found)
+    assert "not defined" in shown.get()
+
+
+def test_nothing_is_claimed_of_a_version_that_nothing_judged():
+    version = Version(id="a", kind="adapter", level="adapter", artifact="graft-adapter:a", domain="live")
+    assert (metrics_of(version), decision_of(version)) == ({}, None)
