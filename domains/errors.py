@@ -4,8 +4,9 @@ They are defined below the registry, ingest and the spec, which raise them witho
 ``orchestrator/errors.py`` draws the whole tree and maps it to status codes once.
 
     DomainFault
-        NotFound    UnknownDomain, UnknownVersion, UnknownRun, NoLiveVersion
+        NotFound    UnknownDomain, UnknownVersion, UnknownRun, UnknownKey, NoLiveVersion
         Conflict    DomainAlreadyRegistered, StalePromotion, IllegalTransition
+        Forbidden   KeyRefused, RoleRefused
         Rejected    InvalidSpec, InvalidData, NotEnoughData, PromotionRefused
 """
 
@@ -49,6 +50,10 @@ class UnknownRun(NotFound):
     """No run has this id."""
 
 
+class UnknownKey(NotFound):
+    """No API key has this id or name."""
+
+
 class NoLiveVersion(NotFound):
     """Nothing is live here, or nothing was live before what is live now."""
 
@@ -67,6 +72,18 @@ class StalePromotion(Conflict):
 
 class IllegalTransition(Conflict):
     """The lifecycle has no such move."""
+
+
+class Forbidden(DomainFault):
+    """The key or the role of whoever asks does not allow it."""
+
+
+class KeyRefused(Forbidden):
+    """The API key does not count here."""
+
+
+class RoleRefused(Forbidden):
+    """The role of whoever is logged in does not allow it."""
 
 
 class Rejected(DomainFault):

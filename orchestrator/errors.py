@@ -1,11 +1,13 @@
 """Every error that Graft raises on purpose, and what the outside world sees of it.
 
     error                               HTTP  graft
-    NotFound (domains/errors.py)        404   1      UnknownDomain, UnknownVersion, UnknownRun, NoLiveVersion
+    NotFound (domains/errors.py)        404   1      UnknownDomain, UnknownVersion, UnknownRun, UnknownKey,
+                                                     NoLiveVersion
+    Forbidden                           403   1      KeyRefused, RoleRefused
     Conflict                            409   1      DomainAlreadyRegistered, StalePromotion, IllegalTransition
     Rejected                            422   1      InvalidSpec, InvalidData, NotEnoughData, PromotionRefused
     Unavailable                         503   1      ArtifactMissing, FlowsUnavailable, Overloaded, RegistryUnread,
-                                                     ServersUnavailable; the registry's database away (SQLAlchemy)
+                                                     ServersUnavailable; the registry's database away
     any other ValueError                422   1      AdapterMismatch, BenchmarkUnavailable, CheckpointMismatch,
                                                      CorruptCheckpoint, ProcessesFailed, Refused, RunFailed,
                                                      TrainingDiverged, UnreadableState
@@ -25,7 +27,7 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy import exc
 
-from domains.errors import Conflict, NotFound, Rejected
+from domains.errors import Conflict, Forbidden, NotFound, Rejected
 
 EXIT_STATUS = {
     0: "done",
@@ -75,6 +77,7 @@ class Refused(ValueError):
 
 HTTP_STATUS: tuple[tuple[type[BaseException], int], ...] = (
     (NotFound, 404),
+    (Forbidden, 403),
     (Conflict, 409),
     (Rejected, 422),
     (Unavailable, 503),

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     """Port of the prediction service."""
     service_workers: int = Field(default=1, ge=1)
     """Processes of the prediction service, each serving all domains; more of them than cores slows every request."""
+    api_key: SecretStr = SecretStr("")
+    """API key that `graft rank` and the pages of the UI send to the prediction service; empty for the stack's own,
+    kept in the file `service-key` of the home folder."""
     ui_port: int = 8501
     """Port of the web UI."""
     prefect_port: int = 4200
@@ -127,6 +130,17 @@ class Settings(BaseSettings):
     @property
     def prefect_url(self) -> str:
         return self.prefect_api_url or f"http://{self.bind_host}:{self.prefect_port}/api"
+
+    @property
+    def service_key_file(self) -> Path:
+        """Where the stack keeps the key of its own processes to the prediction service: every verb, every domain."""
+        return self.home / "service-key"
+
+    @property
+    def service_headers(self) -> dict[str, str]:
+        """What identifies this process to the prediction service; nothing where it has no key."""
+        key = self.api_key.get_secret_value() or read_secret(self.service_key_file)
+        return {"Authorization": f"Bearer {key}"} if key else {}
 
     @property
     def prefect_auth_file(self) -> Path:

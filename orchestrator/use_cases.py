@@ -382,7 +382,8 @@ def rank(
     if top_k is not None:
         body["top_k"] = top_k
     try:
-        answer = httpx.post(f"{settings.service_url}/v1/domains/{name}/rank", json=body, timeout=timeout_s)
+        url = f"{settings.service_url}/v1/domains/{name}/rank"
+        answer = httpx.post(url, json=body, timeout=timeout_s, headers=settings.service_headers)
     except httpx.HTTPError as fault:
         raise Unavailable(
             f"the prediction service at {settings.service_url} does not answer; `graft up` starts it ({fault})"

@@ -34,7 +34,8 @@ from deployment.messages import (
 )
 from deployment.records.journal import Background
 from deployment.records.metrics import Metrics
-from domains.errors import UnknownDomain
+from domains.errors import KeyRefused, UnknownDomain
+from domains.registry.key_verbs import ApiKey
 from domains.registry.registry import Registry
 from feature_repo.online import Events, FeatureStoreDown, OnlineFeatures, UserFeatures
 from models.training.allocator import keep_freed_memory
@@ -185,13 +186,16 @@ class Serving:
             logger.exception("scoring failed", extra={"domain": domain.name})
             return scorer.prior_scores(domain, request.items, scorer.MODEL_FAULT)
 
-    def feedback(self, request: FeedbackRequest) -> FeedbackAnswer:
+    def feedback(self, request: FeedbackRequest, key: ApiKey | None = None) -> FeedbackAnswer:
         """Keep feedback, then put it into the user's online history.
 
         Raises:
             UnknownDomain: it names a domain that nobody knows.
+            KeyRefused: the caller's key does not count in that domain.
         """
         _, domain = self._feedback.asked_by(request)
+        if key is not None and domain is not None and not key.covers(domain):
+            raise KeyRefused(f"key {key.name!r} does not allow feedback in domain {domain!r}", domain=domain)
         if domain is not None:
             self._domain(domain)
         return self._feedback.take(request)

@@ -11,6 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from deployment.http.keys import KEY
 from deployment.messages import (
     MOST_BYTES,
     DomainsAnswer,
@@ -30,9 +31,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
+    401: {"model": ErrorAnswer, "description": "An API key is needed, and none that counts was sent"},
+    403: {"model": ErrorAnswer, "description": "The API key does not allow this, or not in this domain"},
     404: {"model": ErrorAnswer, "description": "No such domain"},
     413: {"model": ErrorAnswer, "description": "The request is too large"},
     422: {"model": ErrorAnswer, "description": "The request is wrong; the error names the field"},
+    429: {"model": ErrorAnswer, "description": "The API key's quota is used up; Retry-After says for how long"},
     503: {"model": ErrorAnswer, "description": "Too busy or not ready; try again"},
 }
 
@@ -61,14 +65,23 @@ def create_app(serving: Callable[[], Serving]) -> FastAPI:
         return _reply(ranking.answer, headers={"Server-Timing": timing})
 
     @app.post("/v1/feedback", response_model=FeedbackAnswer, responses=_ERRORS, tags=["feedback"])
-    async def feedback(request: FeedbackRequest) -> Response:
+    async def feedback(request: FeedbackRequest, http: Request) -> Response:
         """Say what the user did with a ranking; sending it again changes nothing."""
-        return _reply(await run_in_threadpool(serving().feedback, request))
+        return _reply(await run_in_threadpool(serving().feedback, request, http.scope.get(KEY)))
 
-    @app.get("/v1/domains", response_model=DomainsAnswer, tags=["domains"])
-    async def domains() -> Response:
-        """Every domain that answers here, with its version and fallback level."""
-        return _reply(serving().status())
+    @app.get(
+        "/v1/domains",
+        response_model=DomainsAnswer,
+        responses={k: _ERRORS[k] for k in (401, 403, 429)},
+        tags=["domains"],
+    )
+    async def domains(http: Request) -> Response:
+        """Every domain that answers here and that the key covers, with its version and fallback level."""
+        answer, key = serving().status(), http.scope.get(KEY)
+        if key is not None:
+            seen = [domain for domain in answer.domains if key.covers(domain.name)]
+            answer = answer.model_copy(update={"domains": seen})
+        return _reply(answer)
 
     @app.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     async def nothing_here() -> Response:

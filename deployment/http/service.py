@@ -15,6 +15,7 @@ import bentoml
 import orjson
 
 from deployment.http.api import create_app
+from deployment.http.keys import Keys, RequireKey
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SETTINGS = Settings()
 _running: list[Serving] = []
+_keys: list[Keys] = []
 
 
 class JsonLines(logging.Formatter):
@@ -82,6 +84,9 @@ class Graft:
         log_as_json()
         self._serving = Serving(SETTINGS)
         self._serving.start()
+        keys = Keys(SETTINGS)
+        keys.start()
+        _keys[:] = [keys]
         self._serving.settle_memory()
         _running[:] = [self._serving]
 
@@ -92,3 +97,7 @@ class Graft:
     def close(self) -> None:
         """Keep the records of what was answered."""
         self._serving.close()
+
+
+# Around everything that BentoML serves too: its /metrics and its pages.
+Graft.add_asgi_middleware(RequireKey, keys=lambda: _keys[0] if _keys else None)  # type: ignore[attr-defined]

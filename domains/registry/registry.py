@@ -14,6 +14,7 @@ from sqlalchemy import select, text
 from domains.registry import migrations
 from domains.registry.database import Database
 from domains.registry.domain_verbs import DomainVerbs
+from domains.registry.key_verbs import KeyVerbs
 from domains.registry.prediction_log import PredictionLog
 from domains.registry.records import Domain, Live, Promotion, Run, Version, note
 from domains.registry.run_verbs import RunVerbs
@@ -25,7 +26,7 @@ __all__ = ["Domain", "Live", "Promotion", "Registry", "Run", "Version"]
 _GENERATION = text("SELECT value FROM counters WHERE name = 'generation'")
 
 
-class Registry(DomainVerbs, RunVerbs, VersionVerbs, PredictionLog):
+class Registry(DomainVerbs, RunVerbs, VersionVerbs, KeyVerbs, PredictionLog):
     """The registry in the database at ``url``; threads may share one, processes each build their own.
 
     Raises:

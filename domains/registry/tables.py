@@ -143,6 +143,21 @@ audit = Table(
     Column("details", Json, nullable=False),
 )
 
+api_keys = Table(
+    "api_keys",
+    METADATA,
+    Column("id", String(40), primary_key=True),
+    Column("name", String(100), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("domains", Json, nullable=False),
+    Column("verbs", Json, nullable=False),
+    Column("per_minute", Integer, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("rotated_at", UtcTime, nullable=True),
+    Column("revoked_at", UtcTime, nullable=True),
+)
+
 # The two logs grow with traffic, so they carry no foreign keys: a bulk insert checks nothing it need not.
 predictions = Table(
     "predictions",

@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from orchestrator.cli import data, domain, runs, servers, service, versions
+from orchestrator.cli import data, domain, keys, runs, servers, service, versions
 from orchestrator.console import terminal
 from orchestrator.errors import as_line, http_status
 
@@ -83,9 +83,19 @@ DOMAINS_COMMANDS: dict[str, Callable[..., None]] = {
     "list": domain.list_domains,
     "show": domain.show,
 }
+KEYS_COMMANDS: dict[str, Callable[..., None]] = {
+    "add": keys.add,
+    "list": keys.list_keys,
+    "revoke": keys.revoke,
+    "rotate": keys.rotate,
+}
 for name, command in COMMANDS.items():
     app.command(name)(command)
 app.command("bench", context_settings=data.PASSED_ON)(data.run_benchmark)
 for name, command in DOMAINS_COMMANDS.items():
     domains_app.command(name)(command)
 app.add_typer(domains_app, name="domains")
+keys_app = typer.Typer(no_args_is_help=True, help="API keys of the prediction service's callers.")
+for name, command in KEYS_COMMANDS.items():
+    keys_app.command(name)(command)
+app.add_typer(keys_app, name="keys")

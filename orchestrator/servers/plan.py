@@ -42,11 +42,13 @@ class Server:
 def environment(settings: Settings) -> dict[str, str]:
     """Environment of every server: these settings, no usage statistics, and one thread per process unless set.
 
-    Makes the secret that guards Prefect's API, if the stack starts that server and has none yet.
+    Makes the secrets of the stack where it has none yet: of Prefect's API, if it starts that server, and its own key to
+    the prediction service.
     """
     home = settings.home.absolute()
     if not settings.prefect_api_url:
         kept_secret(settings.prefect_auth_file)
+    kept_secret(settings.service_key_file)
     guard = settings.prefect_credentials
     return {
         **os.environ,
