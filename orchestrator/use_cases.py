@@ -310,9 +310,8 @@ def promote(
     reasons = ["nothing has judged it; launch the domain"] if decision is None else decision.reasons
     passed = decision is not None and decision.promote
     if not passed and not force:
-        raise PromotionRefused(
-            f"version {version.id[:12]} may not go live: " + "; ".join(reasons), domain=name, reasons=reasons
-        )
+        refused = f"version {version.id[:12]} may not go live: " + "; ".join(reasons)
+        raise PromotionRefused(refused, domain=name, reasons=reasons)
     if not passed and not why.strip():
         raise PromotionRefused(f"version {version.id[:12]} is forced only with a reason: why", domain=name, field="why")
     expect = live.version_id if (live := registry.live(name)) else None
