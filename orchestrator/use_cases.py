@@ -378,11 +378,10 @@ def rank(
         Refused: it refuses the request, with a code and the field at fault.
     """
     body: dict[str, Any] = {"user_id": user_id, "items": [{"item_id": item} for item in item_ids]}
-    if top_k is not None:
-        body["top_k"] = top_k
+    body |= {} if top_k is None else {"top_k": top_k}
     try:
-        url = f"{settings.service_url}/v1/domains/{name}/rank"
-        answer = httpx.post(url, json=body, timeout=timeout_s, headers=settings.service_headers)
+        path, headers = f"/v1/domains/{name}/rank", settings.service_headers
+        answer = httpx.post(settings.service_url + path, json=body, timeout=timeout_s, headers=headers)
     except httpx.HTTPError as fault:
         raise Unavailable(
             f"the prediction service at {settings.service_url} does not answer; `graft up` starts it ({fault})"

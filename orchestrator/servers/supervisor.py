@@ -56,6 +56,7 @@ def up(settings: Settings, *, ui: bool = True, say: Say = print, stop: threading
             signal.signal(number, lambda *_: stop.set())
     plan = servers(settings, ui=ui)
     _refuse_second_start(settings)
+    _refuse_open_doors(settings, ui=ui)
     refuse_busy_ports(plan, settings)
     for folder in (settings.logs_dir, settings.artifacts_dir, settings.runs_dir):
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +70,7 @@ def up_in_background(settings: Settings, *, ui: bool = True, say: Say = print) -
         ServersUnavailable: they did not come up; the message ends with the last lines of the log.
     """
     _refuse_second_start(settings)
+    _refuse_open_doors(settings, ui=ui)
     refuse_busy_ports(servers(settings, ui=ui), settings)
     settings.logs_dir.mkdir(parents=True, exist_ok=True)
     log = settings.logs_dir / "supervisor.log"
@@ -260,6 +262,17 @@ def _refuse_second_start(settings: Settings) -> None:
         )
     # The supervisor was killed: the servers that it left would hold the ports.
     down(settings, say=logger.info)
+
+
+def _refuse_open_doors(settings: Settings, *, ui: bool) -> None:
+    """On an interface wider than loopback everything that answers must know who asks; the pages do not."""
+    if settings.bind_host == "localhost" or settings.bind_host.startswith("127.") or settings.bind_host == "::1":
+        return
+    where = f"the setting bind_host ({settings.bind_host}) is wider than loopback"
+    if ui:
+        raise ServersUnavailable(f"{where} and the pages have no login: start with --no-ui, or bind to 127.0.0.1")
+    if all(key.revoked_at for key in use_cases.open_registry(settings).api_keys()):
+        raise ServersUnavailable(f"{where} and there is no API key; `graft keys add` makes one")
 
 
 def _end(pid: int) -> None:

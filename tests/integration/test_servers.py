@@ -122,6 +122,17 @@ def test_stopping_ends_every_server_and_forgets_them(supervise):
     assert lines[-2:] == ["worker ended", "ui ended"]
 
 
+def test_nothing_opens_wider_than_loopback_without_a_key(tmp_path):
+    """Neither the pages, which have no login, nor the service before there is a key."""
+    wide = settings_in(tmp_path).model_copy(update={"bind_host": "0.0.0.0"})
+    for start in (supervisor.up, supervisor.up_in_background):
+        with pytest.raises(ServersUnavailable, match="no login"):
+            start(wide)
+        with pytest.raises(ServersUnavailable, match="no API key"):
+            start(wide, ui=False)
+    assert state.read(wide) is None
+
+
 def test_a_server_that_dies_is_started_again(supervise):
     """Another process takes its place."""
     settings, _, _, _, _ = supervise(idle("ui"), idle("worker"))
