@@ -18,6 +18,8 @@ MOST_BYTES = 4 * 1024 * 1024
 
 def _id_as_text(value: Any) -> Any:
     # Many callers hold ids as numbers; Graft knows them as text. A bool is a mistake, not an id.
+    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+        value = int(value)  # a column of whole numbers that was read as floats
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -92,19 +94,19 @@ class FeedbackEvent(Message):
     item_id: Id
     action: Annotated[str, StringConstraints(max_length=LONGEST_ACTION, pattern=_NO_NUL)] = "click"
     value: float = 1.0
-    """The label in the domain's own unit: 1 for a click, or a rating."""
+    """The label in the domain's own unit, within its label_range: 1 for a click, or a rating."""
     time_us: Annotated[int, Field(ge=0)] | None = None
-    """When, in microseconds since the epoch; now where absent."""
+    """When, in microseconds since 1970 UTC, from the ranking to now, give or take five minutes; now where absent."""
 
 
 class FeedbackRequest(Message):
-    """What the user did with a ranking. Sending it again changes nothing."""
+    """What the user did with a ranking, kept whole or not at all. Sending it again changes nothing."""
 
     request_id: RequestId
     """Of the ranking that it answers."""
     user_id: Id | None = None
-    """Needed, with the domain, only where the ranking is not on record any more."""
-    domain: str | None = None
+    """Who asked; needed, with the domain, only where the ranking is not on record (any more)."""
+    domain: Id | None = None
     events: Annotated[list[FeedbackEvent], Field(min_length=1, max_length=MOST_ITEMS)]
 
 

@@ -1,8 +1,8 @@
 """Histories and profiles into Feast: offline as Parquet, online in chunks, and single events the moment they happen.
 
-The online store is written by two hands: ``materialise`` (everything, now and then) and ``push_event`` (one event,
-now). Both write whole histories, so both take the same lock, read what is online and keep every event that is newer
-than what they bring. Feast itself does not: on SQLite a materialisation overwrites a fresher push.
+The online store is written by two hands: ``materialise`` (everything, now and then) and ``push_events`` (a few
+events, now). Both write whole histories, so both take the same lock, read what is online and keep every event that is
+newer than what they bring. Feast itself does not: on SQLite a materialisation overwrites a fresher push.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -85,23 +86,59 @@ def materialise(
     return kept
 
 
-def push_event(repo: FeatureRepo, store: FeatureStore, event: PushedEvent, *, target: str | None) -> bool:
-    """Add one event to a user's online history at once; False when it is there already.
+@dataclass(frozen=True)
+class Push:
+    """An event on its way into a user's online history.
+
+    Args:
+        target: name of the target domain it happened in, or None for a source domain's event.
+        may_displace: whether it may take the place of the oldest event of a full history.
+    """
+
+    event: PushedEvent
+    target: str | None
+    may_displace: bool = True
+
+
+def push_events(repo: FeatureRepo, store: FeatureStore, pushes: Sequence[Push]) -> int:
+    """Add events to users' online histories at once, each history written once; what is there already stays as it is.
+
+    Returns how many were new.
 
     Args:
         store: this process's own store for writing.
-        target: name of the target domain the event happened in, or None for a source domain's event.
     """
-    view = "user_history" if target is None else "user_recent"
-    keys = {"user_id": event.user_id} | ({} if target is None else {"domain": target})
+    added = 0
+    for view in EVENT_VIEWS:
+        mine: dict[tuple[str, ...], list[Push]] = {}
+        for push in pushes:
+            if (view == "user_recent") == (push.target is not None):
+                key = (push.event.user_id,) if push.target is None else (push.event.user_id, push.target)
+                mine.setdefault(key, []).append(push)
+        if mine:
+            added += _push_to(repo, store, view, mine)
+    return added
+
+
+def _push_to(
+    repo: FeatureRepo, store: FeatureStore, view: str, pushes: Mapping[tuple[str, ...], Sequence[Push]]
+) -> int:
+    """Add events to one view, by the keys of its rows."""
+    keys = [dict(zip(_keys(view), key, strict=True)) for key in pushes]
+    rows, added = [], 0
     with repo.online.writing():
-        [held] = read_events(store, view, [keys])
-        added = held.with_event(event, most=HISTORY_EVENTS)
-        if added is held:
-            return False
-        row = keys | {name: [getattr(added, name)] for name in EVENT_VIEWS[view]}
-        store.push(f"{view}_pushed", pd.DataFrame(row | {"event_timestamp": [datetime.now(UTC)]}), to=PushMode.ONLINE)
-    return True
+        for key, before, some in zip(keys, read_events(store, view, keys), pushes.values(), strict=True):
+            held = before
+            for push in some:
+                if push.may_displace or len(held) < HISTORY_EVENTS:
+                    more = held.with_event(push.event, most=HISTORY_EVENTS)
+                    added, held = added + (more is not held), more
+            if held is not before:
+                rows.append(key | {name: getattr(held, name) for name in EVENT_VIEWS[view]})
+        if rows:
+            frame = pd.DataFrame([row | {"event_timestamp": datetime.now(UTC)} for row in rows])
+            store.push(f"{view}_pushed", frame, to=PushMode.ONLINE)
+    return added
 
 
 def _write_online(repo: FeatureRepo, store: FeatureStore, view: str, chunk: pd.DataFrame) -> int:

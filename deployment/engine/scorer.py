@@ -108,6 +108,7 @@ class LiveDomain:
         item_codes: (V, F) feature codes by local index for ``model``; empty without one.
         sources: numbers of the source domains whose events its histories hold; None for all of them.
         fault: why a newer version is not the one that answers.
+        label_range: lowest and highest value of feedback.
     """
 
     name: str
@@ -121,6 +122,7 @@ class LiveDomain:
     item_codes: np.ndarray
     sources: frozenset[int] | None = None
     fault: str | None = None
+    label_range: tuple[float, float] = (0.0, 1.0)
 
     @property
     def paused(self) -> bool:

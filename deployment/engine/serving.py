@@ -10,17 +10,20 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from deployment.engine import scorer
 from deployment.engine.answers import Answered, rank_answer
-from deployment.engine.feedback import Feedback
+from deployment.engine.feedback import Feedback, RegistryAway, UnknownRequest
+from deployment.engine.pusher import Pusher
 from deployment.engine.scorer import LiveDomain, Scores
 from deployment.engine.snapshot import Snapshot, SnapshotBuilder, Watcher
 from deployment.messages import (
@@ -34,7 +37,7 @@ from deployment.messages import (
 )
 from deployment.records.journal import Background
 from deployment.records.metrics import Metrics
-from domains.errors import KeyRefused, UnknownDomain
+from domains.errors import UnknownDomain
 from domains.registry.key_verbs import ApiKey
 from domains.registry.registry import Registry
 from feature_repo.online import Events, FeatureStoreDown, OnlineFeatures, UserFeatures
@@ -47,6 +50,15 @@ logger = logging.getLogger(__name__)
 
 MOST_WAITING = 64
 """Requests that wait for the scoring thread; the next one is turned away at once."""
+
+FEEDBACK_S = 1.7
+"""How long feedback waits for the registry before it is turned away."""
+LOG_LAG_S = 0.6
+"""How long feedback waits for the record of the request that it answers, which another worker may be writing."""
+LOG_LOOKUP_S = 0.1
+"""How long a ranking with an id of its own waits for the log to say whether the id is free."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,9 +89,14 @@ class Serving:
         self._scoring = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
         self._waiting = 0
         self._predictions: Background[Answered] = Background("predictions", self._log_predictions)
-        self._feedback = Feedback(registry=self._registry, repo=repo, find_domain=self._find_domain)
+        impatient = Registry(settings.registry_url, wait_s=1.0)
+        self._pusher = Pusher(registry=impatient, repo=repo, find_domain=self._find_domain)
+        self._feedback = Feedback(registry=impatient, find_domain=self._find_domain, on_kept=self._pusher.wake)
+        self._taking = ThreadPoolExecutor(max_workers=4, thread_name_prefix="feedback")
+        self._untaken = 0
         self._features_down = ""
         self._metrics = Metrics()
+        self._log_rests_until = 0.0
         self._started = False
 
     @property
@@ -99,7 +116,7 @@ class Serving:
     @property
     def lost_records(self) -> int:
         """Predictions and pushes that could not be kept since the process started."""
-        return self._predictions.lost + self._feedback.lost
+        return self._predictions.lost + self._pusher.lost
 
     def start(self) -> None:
         """Load what is live and warm up; afterwards the process is ready, or as soon as the registry can be read."""
@@ -107,6 +124,7 @@ class Serving:
         keep_freed_memory()
         self._watcher.start()
         self._scoring.submit(self._warm_up).result()
+        self._pusher.start()
         self._started = True
         logger.info("service started", extra={"domains": len(self.snapshot.domains), "registry": self.registry})
 
@@ -123,7 +141,8 @@ class Serving:
         self._watcher.stop()
         self._scoring.shutdown(wait=True)
         self._predictions.close()
-        self._feedback.close()
+        self._taking.shutdown(wait=True, cancel_futures=True)
+        self._pusher.close()
 
     async def rank(self, name: str, request: RankRequest) -> Ranking:
         """Score a request on the scoring thread.
@@ -131,11 +150,14 @@ class Serving:
         Raises:
             UnknownDomain: no such domain, as far as this process knows.
             RegistryUnread: this process could not read yet which domains there are.
+            RequestIdTaken: its id names the ranking of another user or domain.
             Overloaded: too many requests wait already.
         """
         domain = self._domain(name)
         if self._waiting >= MOST_WAITING:
             raise Overloaded(f"{self._waiting} requests are waiting; try again shortly")
+        if request.request_id is not None:
+            await self._claim(request.request_id, request.user_id, domain.name)
         self._waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(
@@ -155,7 +177,8 @@ class Serving:
         answer = rank_answer(domain.name, request, scores, began=began)
         model_ms = (time.perf_counter() - read) * 1e3
         self._metrics.answered(domain.name, answer.served_by, answer.reason)
-        self._feedback.remember(answer.request_id, user_id=request.user_id, domain=domain.name)
+        if request.request_id is None:
+            self._feedback.remember(answer.request_id, user_id=request.user_id, domain=domain.name)
         self._predictions.put(Answered(answer, request.user_id, datetime.now(UTC)))
         return Ranking(answer, (began - arrived) * 1e3, (read - began) * 1e3, model_ms)
 
@@ -186,19 +209,53 @@ class Serving:
             logger.exception("scoring failed", extra={"domain": domain.name})
             return scorer.prior_scores(domain, request.items, scorer.MODEL_FAULT)
 
-    def feedback(self, request: FeedbackRequest, key: ApiKey | None = None) -> FeedbackAnswer:
-        """Keep feedback, then put it into the user's online history.
+    async def _claim(self, request_id: str, user_id: str, domain: str) -> None:
+        """Make sure that the id names one ranking alone, as far as this process and the log know."""
+        if not self._feedback.knows(request_id) and time.monotonic() >= self._log_rests_until:
+            try:
+                await self._take(self._feedback.on_record, request_id, within_s=LOG_LOOKUP_S)
+            except Exception:
+                # No answer waits for the registry: the log keeps the first ranking of an id whatever is answered.
+                self._log_rests_until = time.monotonic() + 5.0
+        self._feedback.remember(request_id, user_id=user_id, domain=domain)
+
+    async def feedback(self, request: FeedbackRequest, key: ApiKey | None = None) -> FeedbackAnswer:
+        """Keep feedback; the outbox brings it into the user's online history. It never waits ``FEEDBACK_S`` or more.
 
         Raises:
+            InvalidFeedback: a field cannot be true.
+            FeedbackConflict: it contradicts what is on record.
             UnknownDomain: it names a domain that nobody knows.
             KeyRefused: the caller's key does not count in that domain.
+            Unavailable: the registry does not answer, or too much waits already.
         """
-        _, domain = self._feedback.asked_by(request)
-        if key is not None and domain is not None and not key.covers(domain):
-            raise KeyRefused(f"key {key.name!r} does not allow feedback in domain {domain!r}", domain=domain)
-        if domain is not None:
-            self._domain(domain)
-        return self._feedback.take(request)
+        until = time.monotonic() + FEEDBACK_S
+        known_until = time.monotonic() + LOG_LAG_S
+        if request.domain is not None:
+            self._domain(request.domain)
+        while True:
+            try:
+                return await self._take(
+                    partial(self._feedback.take, key=key), request, within_s=until - time.monotonic()
+                )
+            except UnknownRequest:
+                if time.monotonic() >= known_until:
+                    raise
+                # The worker that answered writes its log a moment later.
+                await asyncio.sleep(0.1)
+
+    async def _take(self, work: Callable[[Any], T], argument: Any, *, within_s: float) -> T:
+        """Do a piece of work with the registry on one of few threads, or give it up in time."""
+        if self._untaken >= MOST_WAITING:
+            raise Overloaded(f"{self._untaken} requests wait for the registry; try again shortly")
+        self._untaken += 1
+        try:
+            future = asyncio.get_running_loop().run_in_executor(self._taking, work, argument)
+            return await asyncio.wait_for(future, within_s)
+        except TimeoutError:
+            raise RegistryAway("the registry does not answer in time; send it again") from None
+        finally:
+            self._untaken -= 1
 
     def status(self) -> DomainsAnswer:
         """How this process is, and every domain as it answers for it."""

@@ -124,6 +124,7 @@ class SnapshotBuilder:
             model=model,
             item_codes=item_codes,
             fault=fault,
+            label_range=domain.spec.interactions.label_range,
         )
 
     def _source_model(self, domain: Domain, backbone_id: str) -> LiveModel | None:

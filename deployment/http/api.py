@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
@@ -34,6 +33,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "An API key is needed, and none that counts was sent"},
     403: {"model": ErrorAnswer, "description": "The API key does not allow this, or not in this domain"},
     404: {"model": ErrorAnswer, "description": "No such domain"},
+    409: {"model": ErrorAnswer, "description": "It contradicts what is on record"},
     413: {"model": ErrorAnswer, "description": "The request is too large"},
     422: {"model": ErrorAnswer, "description": "The request is wrong; the error names the field"},
     429: {"model": ErrorAnswer, "description": "The API key's quota is used up; Retry-After says for how long"},
@@ -67,7 +67,7 @@ def create_app(serving: Callable[[], Serving]) -> FastAPI:
     @app.post("/v1/feedback", response_model=FeedbackAnswer, responses=_ERRORS, tags=["feedback"])
     async def feedback(request: FeedbackRequest, http: Request) -> Response:
         """Say what the user did with a ranking; sending it again changes nothing."""
-        return _reply(await run_in_threadpool(serving().feedback, request, http.scope.get(KEY)))
+        return _reply(await serving().feedback(request, http.scope.get(KEY)))
 
     @app.get(
         "/v1/domains",

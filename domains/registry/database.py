@@ -61,9 +61,9 @@ class Database:
         DomainFault: the URL names neither SQLite nor PostgreSQL.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, wait_s: float = LOCK_TIMEOUT_S) -> None:
         self.url = _understood(url)
-        self.engine = _postgresql(self.url) if self.is_postgresql else _sqlite(self.url)
+        self.engine = _postgresql(self.url, wait_s) if self.is_postgresql else _sqlite(self.url, wait_s)
         _ENGINES.add(self.engine)
         self._writer = self.engine.execution_options(graft_writes=True)
         # No read needs a snapshot: on PostgreSQL a transaction around it would be two more trips to the server.
@@ -149,7 +149,7 @@ def _json(value: Any) -> str:
     return orjson.dumps(value, default=str, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode()
 
 
-def _postgresql(url: URL) -> Engine:
+def _postgresql(url: URL, wait_s: float) -> Engine:
     engine = create_engine(
         url,
         # After the lock is granted, each statement sees what the one before it in line committed.
@@ -159,12 +159,16 @@ def _postgresql(url: URL) -> Engine:
         pool_pre_ping=True,
         pool_size=8,
         max_overflow=24,
+        pool_timeout=2 * wait_s,
+        connect_args={"connect_timeout": max(2, int(wait_s))},  # the driver takes a shorter one for two seconds
     )
 
     @event.listens_for(engine, "connect")
     def bound_waits(connection: Any, _record: Any) -> None:
         with connection.cursor() as cursor:
-            cursor.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
+            cursor.execute(f"SET lock_timeout = '{int(wait_s * 1e3)}ms'")
+            if wait_s < LOCK_TIMEOUT_S:
+                cursor.execute(f"SET statement_timeout = '{int(wait_s * 1e3)}ms'")
             # A client that hangs inside a transaction holds the writers' lock; the server ends it.
             cursor.execute(f"SET idle_in_transaction_session_timeout = '{2 * LOCK_TIMEOUT_S}s'")
         connection.commit()
@@ -172,7 +176,7 @@ def _postgresql(url: URL) -> Engine:
     return engine
 
 
-def _sqlite(url: URL) -> Engine:
+def _sqlite(url: URL, wait_s: float) -> Engine:
     in_memory = not _in_file(url)
     engine = create_engine(
         url,
@@ -182,8 +186,8 @@ def _sqlite(url: URL) -> Engine:
         # A database in memory is its one connection, so threads take turns on it.
         pool_size=1 if in_memory else 8,
         max_overflow=0 if in_memory else 24,
-        pool_timeout=2 * LOCK_TIMEOUT_S,
-        connect_args={"check_same_thread": False, "timeout": LOCK_TIMEOUT_S},
+        pool_timeout=2 * wait_s,
+        connect_args={"check_same_thread": False, "timeout": wait_s},
     )
 
     @event.listens_for(engine, "do_connect")
@@ -211,8 +215,8 @@ def _sqlite(url: URL) -> Engine:
     def prepare(connection: Any, record: Any) -> None:
         record.info["identity"] = _identity_or_gone(url)
         connection.isolation_level = None  # the driver must not begin transactions on its own: see `begin`
-        connection.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_S * 1000}")
-        _write_ahead(connection)
+        connection.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
+        _write_ahead(connection, wait_s)
         connection.execute("PRAGMA synchronous = FULL")  # what was acknowledged survives a power cut too
         connection.execute("PRAGMA foreign_keys = ON")
 
@@ -264,12 +268,12 @@ def _remove_old_log(url: URL, log: int | None) -> None:
                 Path(f"{url.database}{ending}").unlink(missing_ok=True)
 
 
-def _write_ahead(connection: Any) -> None:
+def _write_ahead(connection: Any, wait_s: float) -> None:
     """Readers and the writer then never wait for each other; the file remembers it.
 
     Switching a new file does not heed the busy timeout, so processes that start together must try again themselves.
     """
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")

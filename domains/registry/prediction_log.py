@@ -8,17 +8,31 @@ is taken.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Table, and_, bindparam, delete, select, tuple_, update
+from sqlalchemy import Connection, Row, Table, and_, bindparam, delete, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from domains.errors import InvalidData
+from domains.errors import Conflict, InvalidData
 from domains.registry.database import Verbs, advance, finite, in_utc, now
-from domains.registry.tables import domains, feedback, predictions
+from domains.registry.tables import domains, feedback, outbox, predictions
 
 _ROWS_PER_LOOKUP = 500
+
+
+class FeedbackConflict(Conflict):
+    """It contradicts what the log holds; ``details["field"]`` names the field of the request."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who asked for a ranking, in which domain and when."""
+
+    domain: str
+    user_id: str
+    at: datetime
 
 
 class PredictionLog(Verbs):
@@ -28,7 +42,8 @@ class PredictionLog(Verbs):
         """Add answers that are new by (request_id, item_id), and give feedback that waited for them its domain and id.
 
         Each row needs request_id, domain, user_id and item_id; may have score, position, model_version, served_by and
-        ``at`` (a datetime, or microseconds since 1970 UTC); what else it has is stored in ``detail``.
+        ``at`` (a datetime, or microseconds since 1970 UTC); what else it has is stored in ``detail``. Rows whose
+        request is on record for another user or domain are left out: an id names the first ranking that used it.
 
         Raises:
             InvalidData: a required value is missing or not text; names the row and the field.
@@ -36,39 +51,75 @@ class PredictionLog(Verbs):
         if rows:
             checked = _checked(rows, predictions, ("request_id", "domain", "user_id", "item_id"))
             with self._database.write(lock="feedback") as connection:
-                _insert_new(connection, predictions, checked)
-                _release_waiting(connection, checked)
+                first = {
+                    name: (one.domain, one.user_id) for name, one in _answered(connection, _requests(checked)).items()
+                }
+                for row in checked:
+                    first.setdefault(row["request_id"], (row["domain"], row["user_id"]))
+                checked = [row for row in checked if first[row["request_id"]] == (row["domain"], row["user_id"])]
+                if checked:
+                    _insert_new(connection, predictions, checked)
+                    _release_waiting(connection, checked)
 
-    def log_feedback(self, rows: Sequence[Mapping[str, Any]]) -> int:
+    def log_feedback(self, rows: Sequence[Mapping[str, Any]], *, push: bool = False) -> int:
         """Add feedback that is new by (request_id, item_id, action) and count the new rows.
 
         Each row needs request_id, item_id and action; may have domain and user_id (else those of the prediction),
         ``value`` or ``label`` (such as a rating or a dwell time) and ``at``; what else it has is stored in ``detail``.
 
+        Args:
+            push: put what is new into the outbox as well, in the same transaction. A row's ``ranked`` says that the
+                caller knows its ranking though the log may not hold it yet.
+
         Raises:
             InvalidData: a required value is missing or not text; names the row and the field.
+            FeedbackConflict: the prediction is another user's or domain's, or the key is held with another value;
+                nothing is added.
         """
         if not rows:
             return 0
         named = [
-            {**{k: v for k, v in row.items() if k != "label"}, "value": row.get("value", row.get("label"))}
+            {
+                **{k: v for k, v in row.items() if k not in ("label", "ranked")},
+                "value": row.get("value", row.get("label")),
+            }
             for row in rows
         ]
         checked = _checked(named, feedback, ("request_id", "item_id", "action"))
         with self._database.write(lock="feedback") as connection:
-            known = _answered(connection, {row["request_id"] for row in checked})
+            known = _answered(connection, _requests(checked))
             for row in checked:
-                domain, user_id = known.get(row["request_id"], (None, None))
-                row["domain"] = row["domain"] or domain
-                row["user_id"] = row["user_id"] or user_id
+                _join(row, known.get(row["request_id"]))
             last = advance(connection, "feedback", by=len(checked))
             for position, row in enumerate(checked):
                 # Taken under the lock that is held until the commit, so ids become visible in their order.
                 row["id"] = last - len(checked) + 1 + position if row["domain"] else None
-            return _insert_new(connection, feedback, checked)
+            held = _held_values(connection, checked)
+            new = []
+            for position, row in enumerate(checked):
+                key = _key(row)
+                if key not in held:
+                    held[key] = row["value"]
+                    new.append(position)
+                elif push and held[key] != row["value"]:
+                    problem = f"was recorded with the value {held[key]}, which stays"
+                    raise FeedbackConflict(f"events.{position}.value: {problem}", field=f"events.{position}.value")
+            added = [checked[position] for position in new]
+            if added:
+                connection.execute(insert(feedback), added)
+            if push and added:
+                connection.execute(
+                    insert(outbox),
+                    [
+                        {name: row[name] for name in ("domain", "user_id", "item_id", "action", "value", "at")}
+                        | {"ranked": bool(rows[position].get("ranked")) or row["request_id"] in known}
+                        for position, row in zip(new, added, strict=True)
+                    ],
+                )
+            return len(added)
 
-    def answered(self, request_ids: set[str]) -> dict[str, tuple[str, str]]:
-        """The domain and the user of each of these requests that the log holds."""
+    def answered(self, request_ids: set[str]) -> dict[str, Asked]:
+        """The domain, the user and the time of each of these requests that the log holds."""
         with self._database.read() as connection:
             return _answered(connection, request_ids)
 
@@ -181,12 +232,41 @@ def _waiting(connection: Connection, request_ids: set[str]) -> list[Row[Any]]:
     return rows
 
 
-def _answered(connection: Connection, request_ids: set[str]) -> dict[str, tuple[str, str]]:
-    columns = (predictions.c.request_id, predictions.c.domain, predictions.c.user_id)
-    found: dict[str, tuple[str, str]] = {}
+def _requests(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    return {row["request_id"] for row in rows}
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["request_id"], row["item_id"], row["action"]
+
+
+def _join(row: dict[str, Any], asked: Asked | None) -> None:
+    """Give feedback the user and the domain of its ranking."""
+    for name in ("user_id", "domain") if asked is not None else ():
+        mine = getattr(asked, name)
+        if row[name] is not None and row[name] != mine:
+            raise FeedbackConflict(f"{name}: the ranking {row['request_id']!r} has another {name}", field=name)
+        row[name] = mine
+
+
+def _held_values(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], float | None]:
+    """The values of what the log holds under the keys of these rows."""
+    found: dict[tuple[str, str, str], float | None] = {}
+    key = (feedback.c.request_id, feedback.c.item_id, feedback.c.action)
+    for start in range(0, len(rows), 200):
+        some = sorted({_key(row) for row in rows[start : start + 200]})
+        for held in connection.execute(select(*key, feedback.c.value).where(tuple_(*key).in_(some))):
+            found[(held.request_id, held.item_id, held.action)] = held.value
+    return found
+
+
+def _answered(connection: Connection, request_ids: set[str]) -> dict[str, Asked]:
+    columns = (predictions.c.request_id, predictions.c.domain, predictions.c.user_id, predictions.c.at)
+    found: dict[str, Asked] = {}
     for some in _portions(request_ids):
         chosen = select(*columns).where(predictions.c.request_id.in_(some)).distinct()
-        found |= {row.request_id: (row.domain, row.user_id) for row in connection.execute(chosen)}
+        for row in connection.execute(chosen):
+            found[row.request_id] = Asked(row.domain, row.user_id, row.at)
     return found
 
 

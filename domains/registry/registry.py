@@ -12,9 +12,10 @@ from typing import Any
 from sqlalchemy import select, text
 
 from domains.registry import migrations
-from domains.registry.database import Database
+from domains.registry.database import LOCK_TIMEOUT_S, Database
 from domains.registry.domain_verbs import DomainVerbs
 from domains.registry.key_verbs import KeyVerbs
+from domains.registry.outbox import Outbox
 from domains.registry.prediction_log import PredictionLog
 from domains.registry.records import Domain, Live, Promotion, Run, Version, note
 from domains.registry.run_verbs import RunVerbs
@@ -26,15 +27,18 @@ __all__ = ["Domain", "Live", "Promotion", "Registry", "Run", "Version"]
 _GENERATION = text("SELECT value FROM counters WHERE name = 'generation'")
 
 
-class Registry(DomainVerbs, RunVerbs, VersionVerbs, KeyVerbs, PredictionLog):
+class Registry(DomainVerbs, RunVerbs, VersionVerbs, KeyVerbs, PredictionLog, Outbox):
     """The registry in the database at ``url``; threads may share one, processes each build their own.
+
+    Args:
+        wait_s: how long a verb waits for a lock, a connection or an answer of the database.
 
     Raises:
         DomainFault: the URL names neither SQLite nor PostgreSQL.
     """
 
-    def __init__(self, url: str) -> None:
-        super().__init__(Database(url))
+    def __init__(self, url: str, *, wait_s: float = LOCK_TIMEOUT_S) -> None:
+        super().__init__(Database(url, wait_s=wait_s))
 
     def migrate(self) -> None:
         """Create the tables or bring them up to date; cheap when there is nothing to do, safe to race."""

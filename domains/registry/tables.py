@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Float,
@@ -189,4 +190,21 @@ feedback = Table(
     Column("at", UtcTime, nullable=False),
     Column("detail", Json, nullable=False),
     Index("ix_feedback_domain_id", "domain", "id"),
+)
+
+# Written in the transaction that keeps the feedback, deleted once the online store holds the event: short at all times.
+outbox = Table(
+    "outbox",
+    METADATA,
+    Column("id", RowNumber, primary_key=True, autoincrement=True),
+    Column("domain", String(48), nullable=False),
+    Column("user_id", String(400), nullable=False),
+    Column("item_id", String(400), nullable=False),
+    Column("action", String(60), nullable=False),
+    Column("value", Float, nullable=True),
+    Column("at", UtcTime, nullable=False),
+    # Whether a ranking of this user is on record that the event answers.
+    Column("ranked", Boolean, nullable=False),
+    # Until then one process is at it; a process that died leaves it to the others.
+    Column("claimed_until", UtcTime, nullable=True),
 )

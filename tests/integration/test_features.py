@@ -24,7 +24,7 @@ from domains.lifecycle import State
 from domains.registry.registry import Domain
 from domains.spec import DomainSpec
 from feature_repo.definitions import EVENT_FIELDS, HISTORY_EVENTS, RECENT_EVENTS, FeatureRepo, apply
-from feature_repo.materialise import materialise, push_event
+from feature_repo.materialise import Push, materialise, push_events
 from feature_repo.online import FeatureStoreDown, OnlineFeatures, PushedEvent
 from feature_repo.online_stores import ONLINE_STORES, SqliteStore
 from orchestrator.data.online import feature_repo
@@ -33,6 +33,11 @@ from orchestrator.settings import Settings
 NOW = 1_700_000_000_000_000
 HOUR = 3_600_000_000
 AFTER_ALL = NOW + 10_000 * HOUR
+
+
+def push_event(repo, store, event, *, target):
+    """Push one event; whether it was new."""
+    return push_events(repo, store, [Push(event, target)]) == 1
 
 
 def spec(name: str, role: str, **more: object) -> DomainSpec:
