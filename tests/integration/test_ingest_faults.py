@@ -158,7 +158,8 @@ def test_an_items_file_that_lacks_every_item_refuses_the_events(tmp_path):
 
 def test_an_items_file_that_lacks_half_the_items_is_reported(tmp_path):
     """Half of the events are added, the other half is kept as quarantined, and the share is said."""
-    (tmp_path / "events.csv").write_text(HEADER + "".join(f"u,i{at},1704110400,1\n" for at in range(100)))
+    rows = "".join(f"u,i{at},{1704110400 + at},{at % 2}\n" for at in range(100))
+    (tmp_path / "events.csv").write_text(HEADER + rows)
     (tmp_path / "items.csv").write_text("item_id,price\n" + "".join(f"i{at},1\n" for at in range(50)))
     report = run(tmp_path, tmp_path / "events.csv", items=tmp_path / "items.csv")
     assert (report.rows_added, report.reasons) == (50, {"unknown_item": 50})
