@@ -130,6 +130,8 @@ def as_line(error: BaseException) -> str:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, ValidationError):  # its own message has several lines
-        first = error.errors()[0]
+        first = error.errors(include_input=False, include_url=False)[0]
+        if error.title == "Settings":
+            return f"GRAFT_{'_'.join(str(part) for part in first['loc']).upper()}: {first['msg']}"
         return f"{error.title}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
     return str(error)

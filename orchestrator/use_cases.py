@@ -91,13 +91,10 @@ def ingest_data(
         InvalidData: a file is unreadable or wrong as a whole; nothing was added.
     """
     domain = registry.domain(name)
-    run = registry.start_run(
-        "ingest",
-        name,
-        params={"interactions": [str(path) for path in interactions]},
-        by=by,
-        run_id=runner.new_run_id("ingest"),
-    )
+    runner.close_dead(registry, settings)
+    params = {"interactions": [str(path) for path in interactions]}
+    run = registry.start_run("ingest", name, params=params, by=by, run_id=runner.new_run_id("ingest"))
+    runner.note_process(runner.RunContext(run.id, "ingest", name, {}, by, registry, settings))
 
     def report_progress(fraction: float, step: str = "Reading the files", **detail: Any) -> None:
         registry.report_progress(run.id, fraction, step, **detail)

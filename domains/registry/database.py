@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -133,9 +134,19 @@ def finite(value: float | None) -> float | None:
 
 
 def _understood(url: str) -> URL:
+    # A password may hold what ends or divides a URL. Parts of it would then pass for a host, a port or a name, and
+    # stand in the errors of whoever tries to reach them.
+    address = url.partition("://")[2]
+    authority = re.split(r"[/?#]", address, maxsplit=1)[0]
+    if address.count("@") > 1 or "@" in address[len(authority) :] or re.search(r"%(?![0-9A-Fa-f]{2})", authority):
+        raise DomainFault(
+            "GRAFT_DATABASE_URL: special characters of the user or the password must be encoded (@ is %40, : is %3A, "
+            "/ is %2F, # is %23, ? is %3F, % is %25)",
+            field="GRAFT_DATABASE_URL",
+        )
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # SQLAlchemy makes a number of the port, and says what it found there
         raise DomainFault("the registry's database must be a URL such as sqlite:////path/registry.db") from None
     if parsed.get_backend_name() in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")

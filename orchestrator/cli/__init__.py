@@ -6,18 +6,23 @@ names the field, the file and the line, and exit status 1; ``--traceback`` shows
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from sqlalchemy import make_url
+from sqlalchemy.exc import DBAPIError
 from typer.core import TyperGroup
 
 from orchestrator.cli import data, domain, keys, runs, servers, service, versions
 from orchestrator.console import terminal
 from orchestrator.errors import as_line, http_status
+from orchestrator.settings import Settings
 
 
 class OneLineErrors(TyperGroup):
@@ -26,13 +31,23 @@ class OneLineErrors(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # `graft ... | head` has read enough
+            raise
         except Exception as error:
-            correctable = http_status(error) != 500 or isinstance(error, OSError)
+            correctable = http_status(error) != 500 or isinstance(error, (OSError, DBAPIError))
             if not correctable or ctx.obj == SHOW_TRACEBACK:
                 raise
-            line = escape(as_line(error))
+            line = escape(_database_line(error) if isinstance(error, DBAPIError) else as_line(error))
             terminal.errors.print(f"[bold red]error:[/bold red] {line}", soft_wrap=True)
             raise typer.Exit(1) from None
+
+
+def _database_line(error: DBAPIError) -> str:
+    """Which database, without its password, and what its driver said first."""
+    url = make_url(Settings().registry_url)
+    place = url.database if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
+    said = (str(error.orig).strip() or type(error.orig).__name__).splitlines()[0]
+    return f"GRAFT_DATABASE_URL, GRAFT_HOME: the registry's database {place}: {said}"
 
 
 SHOW_TRACEBACK = "traceback"
@@ -50,6 +65,10 @@ def graft(
 ) -> None:
     """Launch a new recommendation domain in minutes."""
     ctx.obj = SHOW_TRACEBACK if traceback else None
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal of few characters shows the others escaped; the work must not end on a name that it lacks.
+            stream.reconfigure(errors="backslashreplace")
     # BentoML reads ignore files with a pattern that its own dependency has deprecated: nothing a user can act on.
     warnings.filterwarnings("ignore", "GitWildMatchPattern", DeprecationWarning)
     logging.basicConfig(

@@ -14,7 +14,7 @@ from orchestrator.console import terminal
 from orchestrator.console.terminal import say
 from orchestrator.evaluation.preview_report import PreviewReport
 from orchestrator.evaluation.report import ColdStartReport, HeldOut
-from orchestrator.jobs import results
+from orchestrator.jobs import results, runner
 from orchestrator.settings import Settings
 
 
@@ -63,7 +63,10 @@ def list_runs(
     *,
     limit: Annotated[int, typer.Option(min=1, help="How many to list.")] = 20,
 ) -> None:
-    """List the latest runs."""
+    """List the latest runs; one whose process is gone is recorded as failed first."""
+    settings = Settings()
+    registry = use_cases.open_registry(settings)
+    runner.close_dead(registry, settings)
     terminal.table(
         "runs, newest first",
         ["run", "domain", "state", "done", "step", "started", "error"],
@@ -72,7 +75,7 @@ def list_runs(
                 *(run.id, run.domain, run.state, f"{run.progress:.0%}", run.step),
                 *(f"{run.started_at:%m-%d %H:%M:%S}", run.error),
             ]
-            for run in use_cases.open_registry(Settings()).runs(name, limit=limit)
+            for run in registry.runs(name, limit=limit)
         ),
         numeric=["done"],
     )

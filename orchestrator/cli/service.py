@@ -17,13 +17,18 @@ def rank(
     name: Name,
     *,
     user: Annotated[str, typer.Option("--user", "-u", help="The user's id.")],
-    items: Annotated[str, typer.Option("--items", help="Item ids, separated by commas.")],
+    items: Annotated[str, typer.Option("--items", help="Item ids, separated by commas.")] = "",
+    item: Annotated[
+        list[str] | None, typer.Option("--item", help="One item id, commas and all; may be repeated.")
+    ] = None,
     top: Annotated[
         int | None, typer.Option("--top", min=1, help="How many of the best to return; by default all.")
     ] = None,
 ) -> None:
     """Ask the running service for a ranking."""
-    item_ids = [item.strip() for item in items.split(",") if item.strip()]
+    item_ids = [*(part.strip() for part in items.split(",") if part.strip()), *(item or [])]
+    if not item_ids:
+        raise typer.BadParameter("name the items to rank", param_hint="--items or --item")
     terminal.ranking(use_cases.rank(name, user_id=user, item_ids=item_ids, settings=Settings(), top_k=top))
 
 

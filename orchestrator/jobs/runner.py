@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import psutil
 
 from domains.registry.registry import Registry, Run
-from orchestrator.errors import as_line
+from orchestrator.errors import as_line, http_status
 from orchestrator.settings import Settings
 from orchestrator.values import Value
 
@@ -134,7 +134,7 @@ def execute(steps: Sequence[Step], context: RunContext, *, call: Call = call_dir
     """
     registry = context.registry
     registry.start_run(context.kind, context.domain, params=context.params, by=context.by, run_id=context.run_id)
-    context.write(PROCESS, _this_process())
+    note_process(context)
     total = sum(step.share for step in steps)
     done = 0.0
     try:
@@ -143,9 +143,14 @@ def execute(steps: Sequence[Step], context: RunContext, *, call: Call = call_dir
             call(step, context)
             done += step.share
     except BaseException as error:
-        logger.exception("run failed", extra={"run": context.run_id, "step": context.step})
         # Ctrl-C, SIGTERM and Prefect's own signals are no Exceptions: the run was stopped; nothing is wrong with it.
         cancelled = not isinstance(error, Exception)
+        where = {"run": context.run_id, "step": context.step}
+        if cancelled or http_status(error) != 500:
+            # Whoever started the run is told; where it was raised helps nobody.
+            logger.warning("run ended: %s", as_line(error), extra=where)
+        else:
+            logger.exception("run failed", extra=where)
         registry.finish_run(
             context.run_id,
             state="cancelled" if cancelled else "failed",
@@ -153,6 +158,11 @@ def execute(steps: Sequence[Step], context: RunContext, *, call: Call = call_dir
         )
         raise
     return registry.finish_run(context.run_id, state="succeeded", result=context.json_of(RESULT) or {})
+
+
+def note_process(context: RunContext) -> None:
+    """Write down that this process drives the run, for ``close_dead`` of another."""
+    context.write(PROCESS, _this_process())
 
 
 def close_dead(registry: Registry, settings: Settings) -> list[str]:
