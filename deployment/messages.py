@@ -28,8 +28,8 @@ _NO_NUL = r"^[^\x00]+$"  # PostgreSQL keeps no NUL in text
 # The function last: constraints before it are checked inside pydantic's core, those behind it one by one in Python.
 Id = Annotated[str, StringConstraints(max_length=LONGEST_ID, pattern=_NO_NUL), BeforeValidator(_id_as_text)]
 RequestId = Annotated[str, StringConstraints(max_length=200, pattern=_NO_NUL), BeforeValidator(_id_as_text)]
-FeatureValue = str | int | float | bool | None
-Features = Annotated[dict[str, FeatureValue], Field(max_length=256)]
+# Any value: one that cannot be used costs itself alone and is named in the answer.
+Features = Annotated[dict[str, Any], Field(max_length=256)]
 
 
 class Message(BaseModel):
@@ -74,6 +74,13 @@ class RankedItem(Message):
     """Why the score rests on less than a full answer: item_unknown, or the reason of the whole answer."""
 
 
+class FieldWarning(Message):
+    """A part of the request that was left out, such as ``items.3.features.price``, and why."""
+
+    field: str
+    message: str
+
+
 class RankAnswer(Message):
     """Items from best to worst, and what the order rests on."""
 
@@ -86,6 +93,8 @@ class RankAnswer(Message):
     """Why it is only the prior: user_unknown, no_history, features_unavailable, no_version, paused, model_fault."""
     took_ms: float
     items: list[RankedItem]
+    warnings: list[FieldWarning] = []
+    """What of the request was left out, and why; absent where all of it counted."""
 
 
 class FeedbackEvent(Message):

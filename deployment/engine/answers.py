@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from deployment.engine.scorer import ITEM_UNKNOWN, Scores
-from deployment.messages import RankAnswer, RankRequest
+from deployment.messages import FieldWarning, RankAnswer, RankRequest
 
 LOGGED_POSITIONS = 20
 """Positions of each answer that the prediction log keeps: what a user could have seen without scrolling far."""
@@ -35,20 +36,25 @@ class Answered:
         ]
 
 
-def rank_answer(domain: str, request: RankRequest, scores: Scores, *, began: float) -> RankAnswer:
-    """The candidates of a request from best to worst, no more than it asks for; equal scores stay in the order asked.
+def rank_answer(
+    domain: str, request: RankRequest, scores: Scores, *, began: float, warnings: Sequence[FieldWarning] = ()
+) -> RankAnswer:
+    """The candidates of a request from best to worst, no more than it asks for; equal scores stay in the order
+    asked, known items first.
 
     Args:
         began: when the work on the request began, by ``time.perf_counter``.
     """
-    order = np.argsort(-scores.score, kind="stable")[: request.top_k]
+    order = np.lexsort((scores.unknown, -scores.score))[: request.top_k]
     score, unknown = scores.score.tolist(), scores.unknown.tolist()
     items = []
     for at in order.tolist():
         item = {"item_id": request.items[at].item_id, "score": score[at]}
         reason = ITEM_UNKNOWN if unknown[at] else scores.reason
         items.append(item if reason is None else {**item, "reason": reason})
-    whole = {} if scores.reason is None else {"reason": scores.reason}
+    whole: dict[str, Any] = {} if scores.reason is None else {"reason": scores.reason}
+    if warnings:
+        whole["warnings"] = list(warnings)
     return RankAnswer.model_validate(
         {
             "request_id": request.request_id or uuid.uuid4().hex,

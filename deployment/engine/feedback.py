@@ -14,7 +14,7 @@ from domains.events.histories import action_code
 from domains.registry.key_verbs import ApiKey
 from domains.registry.prediction_log import Asked, FeedbackConflict
 from domains.registry.registry import Registry
-from orchestrator.errors import DATABASE_AWAY, Overloaded, Unavailable
+from orchestrator.errors import Overloaded, Unavailable
 
 REMEMBERED_REQUESTS = 50_000
 CLOCK_SKEW = timedelta(minutes=5)
@@ -38,6 +38,8 @@ class UnknownRequest(InvalidFeedback):
 
 class RegistryAway(Unavailable):
     """The registry's database does not answer in time."""
+
+    code = "database_unavailable"
 
 
 class Requests:
@@ -116,15 +118,9 @@ class Feedback:
             FeedbackConflict: it contradicts what is on record.
             UnknownDomain: it names a domain that nobody knows.
             KeyRefused: the caller's key does not count in the domain.
-            Unavailable: the registry does not answer, or too much waits for the online store.
+            Overloaded: too much waits for the online store.
+            sqlalchemy.exc.OperationalError: the registry's database does not answer, as with every verb.
         """
-        try:
-            return self._take(request, key)
-        except DATABASE_AWAY as error:
-            reason = type(getattr(error, "orig", None) or error).__name__
-            raise RegistryAway(f"the registry does not answer ({reason}); nothing was kept, send it again") from None
-
-    def _take(self, request: FeedbackRequest, key: ApiKey | None) -> FeedbackAnswer:
         asked = self._requests.get(request.request_id)
         if asked is None:
             asked = self._registry.answered({request.request_id}).get(request.request_id)

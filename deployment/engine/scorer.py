@@ -7,7 +7,7 @@ built by the same ``BatchBuilder`` that training uses, so a row scored here is t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -109,6 +109,7 @@ class LiveDomain:
         sources: numbers of the source domains whose events its histories hold; None for all of them.
         fault: why a newer version is not the one that answers.
         label_range: lowest and highest value of feedback.
+        features: what the spec declares, name -> kind, by the part of a request that carries it: items, user, context.
     """
 
     name: str
@@ -123,6 +124,7 @@ class LiveDomain:
     sources: frozenset[int] | None = None
     fault: str | None = None
     label_range: tuple[float, float] = (0.0, 1.0)
+    features: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def paused(self) -> bool:
@@ -153,7 +155,7 @@ class Scores:
 def prior_scores(domain: LiveDomain, candidates: Sequence[Candidate], reason: str) -> Scores:
     """Scores by popularity, because of ``reason``."""
     item = _items(domain, candidates)
-    return Scores(domain.popularity.of(item), item == 0, "prior", None, reason)
+    return Scores(_not_above_known(domain.popularity.of(item), item == 0), item == 0, "prior", None, reason)
 
 
 def score(
@@ -185,7 +187,15 @@ def score(
         # A version that answers nonsense must not sort a page.
         return prior_scores(domain, candidates, MODEL_FAULT)
     unknown = (item == 0) | (item >= model.items)
-    return Scores(probability, unknown, model.level, model.version_id, None)
+    told = np.fromiter((bool(candidate.features) for candidate in candidates), np.bool_, len(candidates))
+    return Scores(_not_above_known(probability, (item == 0) & ~told), unknown, model.level, model.version_id, None)
+
+
+def _not_above_known(score: np.ndarray, nothing_known: np.ndarray) -> np.ndarray:
+    """Scores (N,) where an item of which nothing is known scores what the least of the others does, at most."""
+    if not nothing_known.any() or nothing_known.all():
+        return score
+    return np.where(nothing_known, np.minimum(score, score[~nothing_known].min()), score)
 
 
 def fallback_reason(domain: LiveDomain, user: UserFeatures | None) -> str | None:

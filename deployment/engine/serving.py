@@ -24,6 +24,7 @@ from deployment.engine import scorer
 from deployment.engine.answers import Answered, rank_answer
 from deployment.engine.feedback import Feedback, RegistryAway, UnknownRequest
 from deployment.engine.pusher import Pusher
+from deployment.engine.request_checks import checked
 from deployment.engine.scorer import LiveDomain, Scores
 from deployment.engine.snapshot import Snapshot, SnapshotBuilder, Watcher
 from deployment.messages import (
@@ -168,13 +169,14 @@ class Serving:
 
     def _rank(self, domain: LiveDomain, request: RankRequest, arrived: float) -> Ranking:
         began = time.perf_counter()
+        request, warnings = checked(domain, request)
         user, down = self._read_user(domain, request.user_id)
         read = time.perf_counter()
         if down is None:
             scores = self._scores(domain, request, user)
         else:
             scores = scorer.prior_scores(domain, request.items, down)
-        answer = rank_answer(domain.name, request, scores, began=began)
+        answer = rank_answer(domain.name, request, scores, began=began, warnings=warnings)
         model_ms = (time.perf_counter() - read) * 1e3
         self._metrics.answered(domain.name, answer.served_by, answer.reason)
         if request.request_id is None:

@@ -125,6 +125,11 @@ class SnapshotBuilder:
             item_codes=item_codes,
             fault=fault,
             label_range=domain.spec.interactions.label_range,
+            features={
+                "items": domain.spec.items.features if domain.spec.items else {},
+                "user": domain.spec.users.features if domain.spec.users else {},
+                "context": domain.spec.interactions.context,
+            },
         )
 
     def _source_model(self, domain: Domain, backbone_id: str) -> LiveModel | None:

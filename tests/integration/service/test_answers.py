@@ -103,8 +103,8 @@ def test_every_answer_is_what_the_schema_declares(shared_market, shared_client):
     """At every fallback level, with and without reasons, and errors too; and what it declares is sent."""
     user, items = shared_market.user(), shared_market.items("live", 3)
     rankings = [
-        ask(shared_client, user, [*items, "never-seen"]),
-        ask(shared_client, "a-stranger", items, request_id="mine"),
+        ask(shared_client, user, [*items, "never-seen", "never-seen"]),
+        ask(shared_client, "a-stranger", items, request_id="of-the-schema"),
         ask(shared_client, user, shared_market.items("video", 3), domain="video", top_k=1),
     ]
     event = {"item_id": items[0]}
@@ -112,8 +112,8 @@ def test_every_answer_is_what_the_schema_declares(shared_market, shared_client):
         ask(shared_client, user, items, domain="nothing"),
         ask(shared_client, user, []),
         shared_client.get("/v1/domains"),
-        shared_client.post("/v1/feedback", json={"request_id": "mine", "events": [event]}),
-        shared_client.post("/v1/feedback", json={"request_id": "mine", "domain": "nothing"}),
+        shared_client.post("/v1/feedback", json={"request_id": "of-the-schema", "events": [event]}),
+        shared_client.post("/v1/feedback", json={"request_id": "of-the-schema", "domain": "nothing"}),
     ]
     for answer in rankings + others:
         CONTRACT(answer)
@@ -240,7 +240,7 @@ def test_a_database_that_is_away_is_503_and_says_when_to_come_back(market, regis
     def gone(*_: object, **__: object) -> None:
         raise OperationalError("SELECT 1", None, Exception("a secret"))
 
-    monkeypatch.setattr(registry, "log_feedback", gone)
+    monkeypatch.setattr(type(registry), "log_feedback", gone)
     body = {"request_id": "r", "user_id": market.user(), "domain": "live"}
     answer = client.post("/v1/feedback", json=body | {"events": [{"item_id": market.items("live")[0]}]})
     assert_is_error(answer, 503, "database_unavailable")

@@ -197,7 +197,7 @@ def test_a_locked_registry_is_a_503_in_time(market, serving, client, caplog):
         began = time.monotonic()
         answer = tell(client, "r-6", [{"item_id": item}], user_id=user, domain="live")
         assert time.monotonic() - began < 2
-        assert_is_error(answer, 503, "registry_away")
+        assert_is_error(answer, 503, "database_unavailable")
         assert answer.headers["Retry-After"]
         assert "Traceback" not in caplog.text
         began = time.monotonic()

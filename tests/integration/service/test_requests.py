@@ -19,7 +19,7 @@ pytestmark = pytest.mark.xdist_group("service")  # these files share one trained
         ({"items": []}, "items"),
         ({"items": [{"item_id": "a"}] * 1001}, "items"),
         ({"items": [{"item": "a"}]}, "items.0.item_id"),
-        ({"items": [{"item_id": "a"}, {"item_id": "b", "features": {"price": [1]}}]}, "items.1.features.price.str"),
+        ({"items": [{"item_id": "a"}, {"item_id": "b", "features": [1]}]}, "items.1.features"),
         ({"items": "a,b"}, "items"),
         ({"top_k": 0}, "top_k"),
         ({"top_k": "many"}, "top_k"),
@@ -93,3 +93,66 @@ def test_a_model_that_fails_on_a_request_answers_by_popularity(shared_market, sh
     monkeypatch.setattr(scorer, "BatchBuilder", broken)
     body = ask(shared_client, shared_market.user(), shared_market.items("live")).json()
     assert (body["served_by"], body["reason"]) == ("prior", "model_fault")
+
+
+def rank_raw(client, body: str):
+    return client.post("/v1/domains/live/rank", content=body.encode(), headers={"content-type": "application/json"})
+
+
+FAULTY = ["NaN", "-Infinity", "1e999", "9" * 44, '"\\ud800"', "[1]", '{"a": 1}', "true", '"many"', '"1_0"', '"inf"']
+
+
+@pytest.mark.parametrize("value", FAULTY)
+def test_a_faulty_number_costs_that_field_alone(shared_market, shared_client, caplog, value):
+    """The page is ranked as if the field had not been sent, and the answer names it."""
+    user, [first, second, *_] = shared_market.user(), shared_market.items("live")
+    plain = ask(shared_client, user, [first, second]).json()
+    faulty = f'{{"item_id":"{first}","features":{{"minutes":{value}}}}}'
+    body = f'{{"user_id":"{user}","items":[{faulty},{{"item_id":"{second}"}}]}}'
+    answer = rank_raw(shared_client, body)
+    assert answer.status_code == 200, answer.text
+    [warning] = answer.json()["warnings"]
+    assert warning["field"] == "items.0.features.minutes"
+    assert answer.json()["items"] == plain["items"]
+    assert answer.json()["served_by"] == plain["served_by"]
+    assert "scoring failed" not in caplog.text
+
+
+@pytest.mark.parametrize("place", ["user", "context"])
+@pytest.mark.parametrize("value", ["NaN", "9" * 44, '"\\ud800"', "[1]"])
+def test_a_faulty_profile_or_context_costs_that_field_alone(shared_market, shared_client, place, value):
+    """Names that nobody knows are named too, whatever characters they hold."""
+    user, [first, *_] = shared_market.user(), shared_market.items("live")
+    domain = shared_market.registry.domain("live").spec
+    declared = domain.interactions.context if place == "context" else domain.users.features if domain.users else {}
+    name = next(iter(declared), "no-such")
+    body = f'{{"user_id":"{user}","{place}":{{"{name}":{value},"\\ud800x":1}},"items":[{{"item_id":"{first}"}}]}}'
+    answer = rank_raw(shared_client, body).json()
+    assert [warning["field"] for warning in answer["warnings"]] == [f"{place}.{name}", f"{place}.\\ud800x"]
+    assert answer["served_by"] != "prior"
+
+
+def test_a_candidate_is_answered_once_and_warnings_are_bounded(shared_market, shared_client):
+    """The first of two counts."""
+    user, [first, second, *_] = shared_market.user(), shared_market.items("live")
+    answer = ask(shared_client, user, [first, first, second]).json()
+    assert sorted(item["item_id"] for item in answer["items"]) == sorted([first, second])
+    assert [warning["field"] for warning in answer["warnings"]] == ["items.1.item_id"]
+    answer = ask(shared_client, user, [first] * 100).json()
+    assert len(answer["warnings"]) == 20
+    assert answer["warnings"][-1]["message"] == "and 80 more"
+
+
+@pytest.mark.parametrize("user", [None, "nobody"])
+def test_items_of_which_nothing_is_known_come_last(shared_market, shared_client, user):
+    """By the model and by popularity alike, wherever they stand in the request."""
+    known = shared_market.items("live")[:30]
+    answer = ask(shared_client, user or shared_market.user(), ["new-1", *known, "new-2"]).json()
+    assert {item["item_id"] for item in answer["items"][-2:]} == {"new-1", "new-2"}
+
+
+def test_a_whole_number_id_that_was_read_as_float_is_that_number(shared_client):
+    """12.0 is 12; a half is no id."""
+    answer = rank_raw(shared_client, '{"user_id":12.0,"items":[{"item_id":7.0}]}').json()
+    assert [item["item_id"] for item in answer["items"]] == ["7"]
+    assert_is_error(rank_raw(shared_client, '{"user_id":12.5,"items":[{"item_id":7}]}'), 422, "invalid_request")
