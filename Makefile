@@ -16,11 +16,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
+CHAOS_ARGS ?=
 # Tests run in this many processes; those that share a server or an expensive fixture stay together (tests/conftest.py).
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: help setup demo fast test tests check lint format types contracts docs docs-reference up down lock clean
+.PHONY: help setup demo fast test tests check lint format types contracts docs docs-reference chaos up down lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -71,6 +72,9 @@ docs-reference: $(READY) ## Write the pages that are generated from the code
 format: $(READY) ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+chaos: $(READY) ## What holds while processes are killed and stores taken away, on servers of its own; under 15 minutes
+	$(BIN)/python -m benchmarks.chaos $(CHAOS_ARGS)
 
 up: $(READY) ## Start the servers; Ctrl-C ends them
 	$(BIN)/graft up

@@ -1,0 +1,108 @@
+"""Callers that rank and send feedback, and remember what they were told."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+
+from benchmarks.chaos.stack import TARGET, Stack
+
+CANDIDATES = 10
+
+
+@dataclass(frozen=True)
+class Told:
+    """Feedback that was acknowledged."""
+
+    request_id: str
+    user_id: str
+    item_id: str
+    time_us: int
+
+
+@dataclass
+class Log:
+    """What all callers saw."""
+
+    answers: list[tuple[float, float]] = field(default_factory=list)
+    """When each ranking was answered (seconds of the monotonic clock), and what it took, in seconds."""
+    versions: list[tuple[float, str | None]] = field(default_factory=list)
+    failed: list[tuple[float, str]] = field(default_factory=list)
+    """When a ranking failed, and how: a status, or the name of the fault of the connection."""
+    told: list[Told] = field(default_factory=list)
+
+    def took_ms(self, percentile: float) -> float:
+        """What a ranking took; not-a-number before the first."""
+        return float(np.percentile([took * 1e3 for _, took in self.answers], percentile)) if self.answers else np.nan
+
+    def gap_s(self, since: float, until: float) -> float:
+        """The longest time without an answer between two moments."""
+        inside = sorted(at for at, _ in self.answers if since <= at <= until)
+        return float(np.max(np.diff([since, *inside, until])))
+
+
+class Load:
+    """Callers in threads, from ``with`` to its end; together they ask ``per_s`` times a second."""
+
+    def __init__(self, stack: Stack, *, per_s: float, callers: int = 4, feedback: bool = True) -> None:
+        self.log = Log()
+        self._url, self._feedback = stack.url, feedback
+        self._users, self._items = stack.people()
+        self._pause_s = callers / per_s
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(seed,), daemon=True) for seed in range(callers)]
+
+    def __enter__(self) -> Log:
+        for thread in self._threads:
+            thread.start()
+        return self.log
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def _ask(self, seed: int) -> None:
+        chance = random.Random(seed)
+        with httpx.Client(timeout=20) as client:
+            due = time.monotonic() + chance.random() * self._pause_s
+            while not self._stop.wait(max(0.0, due - time.monotonic())):
+                due = max(due + self._pause_s, time.monotonic())
+                self._once(client, chance)
+
+    def _once(self, client: httpx.Client, chance: random.Random) -> None:
+        user, items = chance.choice(self._users), chance.sample(self._items, CANDIDATES)
+        request_id = uuid.uuid4().hex
+        body: dict[str, Any] = {"user_id": user, "items": [{"item_id": item} for item in items]}
+        body["request_id"] = request_id
+        began = time.monotonic()
+        answer = self._post(client, f"{self._url}/v1/domains/{TARGET}/rank", body)
+        if answer is None:
+            return
+        self.log.answers.append((time.monotonic(), time.monotonic() - began))
+        self.log.versions.append((time.monotonic(), answer["model_version"]))
+        if not self._feedback:
+            return
+        time_us = time.time_ns() // 1000
+        event = {"item_id": items[0], "time_us": time_us}
+        body = {"request_id": request_id, "user_id": user, "domain": TARGET, "events": [event]}
+        if self._post(client, f"{self._url}/v1/feedback", body) is not None:
+            self.log.told.append(Told(request_id, user, items[0], time_us))
+
+    def _post(self, client: httpx.Client, url: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        try:
+            answer = client.post(url, json=body)
+        except httpx.HTTPError as fault:
+            self.log.failed.append((time.monotonic(), f"{type(fault).__name__} of {url.rsplit('/', 1)[1]}"))
+            return None
+        if answer.status_code != 200:
+            self.log.failed.append((time.monotonic(), f"{answer.status_code} of {url.rsplit('/', 1)[1]}"))
+            return None
+        return answer.json()
