@@ -6,8 +6,9 @@
     Forbidden                           403   1      KeyRefused, RoleRefused
     Conflict                            409   1      DomainAlreadyRegistered, StalePromotion, IllegalTransition
     Rejected                            422   1      InvalidSpec, InvalidData, NotEnoughData, PromotionRefused
-    Unavailable                         503   1      ArtifactMissing, FlowsUnavailable, Overloaded, RegistryUnread,
-                                                     ServersUnavailable; the registry's database away
+    Unavailable                         503   1      ArtifactMissing, FlowsUnavailable, Overloaded, RegistryAway,
+                                                     RegistryUnread, ServersUnavailable; the registry's database
+                                                     away
     any other ValueError                422   1      AdapterMismatch, BenchmarkUnavailable, CheckpointMismatch,
                                                      CorruptCheckpoint, ProcessesFailed, Refused, RunFailed,
                                                      TrainingDiverged, UnreadableState
