@@ -1,7 +1,8 @@
 """Which rows a model is trained on, which choose its settings, and which it is tested on.
 
-Two splits: by time and by cold users. Each depends only on its arguments and the seed: users are drawn by a
-hash of their index, so the draw is the same in every process, and users who join later do not move those drawn before.
+Two splits: by time and by cold users. Each depends only on its arguments and the seed: a user is hidden or not by a
+hash of their own index against a threshold, so the draw is the same in every process, and neither users who join later
+nor rows that arrive later ever move anybody.
 """
 
 from __future__ import annotations
@@ -71,8 +72,9 @@ def cold_users(
         has_source_history: (N,) bool, whether that user has any
         time_us:            (N,) int64 or None
 
-    ``share`` of the users with source history become cold: none of their rows is trained on. ``validation_share`` of
-    the rest of these users are hidden likewise, for choosing settings. With time, only rows in the last ``CUT_SHARE``
+    ``share`` of all users are hidden, in expectation: none of their rows is trained on. Those of them with source
+    history are the cold users; the others wait, so that a source history that arrives later finds them unmet.
+    ``validation_share`` of the rest are hidden likewise, for choosing settings. With time, only rows in the last ``CUT_SHARE``
     of all rows are tested, and all training and validation rows lie before. Without time, or
     with one time for all rows, there is no cut.
 
@@ -81,20 +83,21 @@ def cold_users(
     """
     _check_shares(share, validation_share)
     user = np.asarray(user, np.int64)
-    eligible = np.unique(user[np.asarray(has_source_history, bool) & (user > 0)])
-    drawn = eligible[np.argsort(_drawn(eligible, seed), kind="stable")]
-    cold = np.sort(drawn[: round(share * len(drawn))])
-    rest = drawn[len(cold) :]
-    held = np.sort(rest[: round(validation_share * len(rest))])
+    everybody = np.unique(user[user > 0])
+    place = _drawn(everybody, seed) / 2.0**64
+    is_hidden = place < share
+    is_kept = ~is_hidden & (place < share + (1 - share) * validation_share)
+    has_history = np.isin(everybody, user[np.asarray(has_source_history, bool)])
+    cold, held = everybody[is_hidden & has_history], everybody[is_kept & has_history]
+    never_trained = everybody[is_hidden | is_kept]
     cut: int | None = None
     before = after = np.ones(len(user), bool)
     if time_us is not None and len(user) and np.ptp(time_us) > 0:
         cut = int(_cut(np.asarray(time_us, np.int64), CUT_SHARE))
         after = np.asarray(time_us) >= cut
         before = ~after
-    is_cold, is_held = np.isin(user, cold), np.isin(user, held)
-    train = np.flatnonzero(~is_cold & ~is_held & before)
-    validation, test = np.flatnonzero(is_held & before), np.flatnonzero(is_cold & after)
+    train = np.flatnonzero(~np.isin(user, never_trained) & before)
+    validation, test = np.flatnonzero(np.isin(user, held) & before), np.flatnonzero(np.isin(user, cold) & after)
     return _filled(Split(train, validation, test, cold, cut, held))
 
 
