@@ -142,17 +142,21 @@ class Gate(_Declared):
     """What a version must show on held-out cold users before it may go live."""
 
     baseline: Literal[
+        "strongest_plain",
         "popularity",
         "item_mean",
+        "item_user_bias",
+        "declared_columns",
         "zero_shot",
         "single_domain",
         "shared_bottom",
         "full_fine_tune",
         "scratch",
         "strongest",
-    ] = "popularity"
-    """What the team would otherwise use, or the strongest of all baselines that are required; the lower bound of the
-    interval must beat it."""
+    ] = "strongest_plain"
+    """What the team would otherwise use: one baseline, the strongest of all that are required (strongest), or the
+    strongest of item mean, item + user bias and a regression on the declared columns (strongest_plain); the lower bound
+    of the interval must beat it."""
     metric: Literal["auc", "gauc", "logloss", "mae", "rmse"] = "auc"
     """Measured by: auc, gauc or logloss for ctr (auc unless said); mae or rmse for rating (mae unless said)."""
     minimum_cold_users: Whole = Field(default=30, ge=1)

@@ -74,8 +74,8 @@ def cold_users(
 
     ``share`` of all users are hidden, in expectation: none of their rows is trained on. Those of them with source
     history are the cold users; the others wait, so that a source history that arrives later finds them unmet.
-    ``validation_share`` of the rest are hidden likewise, for choosing settings. With time, only rows in the last ``CUT_SHARE``
-    of all rows are tested, and all training and validation rows lie before. Without time, or
+    ``validation_share`` of the rest are hidden likewise, for choosing settings. With time, only rows in
+    the last ``CUT_SHARE`` of all rows are tested, and all training and validation rows lie before. Without time, or
     with one time for all rows, there is no cut.
 
     Raises:

@@ -22,18 +22,11 @@ from orchestrator import prefect_client, use_cases
 from orchestrator.errors import RunFailed, Unavailable
 from orchestrator.evaluation.preview_report import PreviewReport
 from orchestrator.evaluation.report import ColdStartReport, HeldOut
+from orchestrator.evaluation.rows import ROWS
+from orchestrator.evaluation.rows import label as row_label
 from orchestrator.jobs.runner import OnProgress
 from orchestrator.settings import Settings
 
-ROW_NAMES = {
-    "train_mean": "mean label",
-    "popularity": "prior (popularity)",
-    "item_mean": "prior (item mean)",
-    "zero_shot": "zero-shot",
-    "adapter": "adapter",
-    "best_reachable": "best reachable",
-}
-"""Printed names of the rows of a cold-start report; other rows keep their own name."""
 RESUME_LIMIT_S = 150
 """How long a run may look ended before it counts as lost: the limit on heartbeats plus a restart."""
 
@@ -68,15 +61,15 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], num
 def cold_start(domain: str, report: ColdStartReport) -> None:
     """What a launch found: a row per baseline, each metric with its 95 % interval; the gate's decision; the cost."""
     rows = report.rows
-    order = [*(name for name in ROW_NAMES if name in rows), *(name for name in rows if name not in ROW_NAMES)]
-    metrics = [METRICS[name] for name in rows[report.subject]]
+    order = [*(name for name in ROWS if name in rows), *(name for name in rows if name not in ROWS)]
+    metrics = [METRICS[name] for name in rows[report.subject] if name in METRICS]
     headings = [metric.heading for metric in metrics]
     table(
         f"{domain}: {report.cold_users:,} cold users, {report.examples:,} examples (95 % intervals over users)",
         ["", *headings, "adapter gains"],
         (
             [
-                ROW_NAMES.get(name, name.replace("_", " ")),
+                row_label(name),
                 *(_interval(rows[name].get(metric.name)) for metric in metrics),
                 _interval(report.gain.get(name), signed=True),
             ]
@@ -164,7 +157,7 @@ def domain_metrics(measured: Mapping[str, HeldOut]) -> None:
     rows = [(domain, row, metrics) for domain, found in measured.items() for row, metrics in found.rows.items()]
     if not rows:
         return
-    names = list(rows[0][2])
+    names = [name for name in METRICS if any(name in metrics for _, _, metrics in rows)]
     headings = [METRICS[name].label for name in names]
     table(
         "the shared model on each domain's held-out events (95 % intervals over users)",
@@ -219,7 +212,7 @@ def preview(report: PreviewReport) -> None:
     curve = report.curve
     table(
         f"{report.metric} on growing shares of its rows",
-        ["rows", *(ROW_NAMES.get(model, model) for model in curve.errors)],
+        ["rows", *(row_label(model) for model in curve.errors)],
         (
             [f"{rows:,.0f}", *(_interval(errors[point]) for errors in curve.errors.values())]
             for point, rows in enumerate(curve.rows)
@@ -228,7 +221,7 @@ def preview(report: PreviewReport) -> None:
     )
     for baseline, needed in report.needed.items():
         low, rows, high = (needed_rows(part, curve.rows[0]) for part in (needed.low, needed.rows, needed.high))
-        say(f"ahead of {ROW_NAMES.get(baseline, baseline)} with {rows} (95 %: {low} to {high}) rows")
+        say(f"ahead of {row_label(baseline)} with {rows} (95 %: {low} to {high}) rows")
     test = report.backtest
     if test.of:
         say(f"forecasts from the smaller shares: the interval held {test.held} of {test.of} times")
@@ -270,7 +263,7 @@ def _bar() -> Progress:
 def _interval(measured: Interval | None, *, signed: bool = False) -> str:
     if measured is None:
         return ""
-    if math.isnan(measured.value):
+    if not math.isfinite(measured.value):
         return "not defined"
     sign = "+" if signed else ""
     return f"{measured.value:{sign}.4f} [{measured.low:{sign}.4f}, {measured.high:{sign}.4f}]"

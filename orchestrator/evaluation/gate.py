@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from domains.spec import Gate
 from orchestrator.evaluation.report import Comparison, Decision
-from orchestrator.evaluation.rows import ROWS, Role
+from orchestrator.evaluation.rows import FREE, ROWS, Role, label
 
 STRONGEST = "strongest"
-"""A gate that names no baseline of its own: the best of all that are required."""
+"""A gate that asks for the best of all that are required."""
+STRONGEST_PLAIN = "strongest_plain"
+"""A gate that names no baseline of its own: the best of what a team could have for nothing."""
 
 
 def row_of(baseline: str, task: str) -> str:
@@ -18,11 +22,13 @@ def row_of(baseline: str, task: str) -> str:
 
 
 def baseline_of(report: Comparison, gate: Gate) -> str:
-    """The row that the gate compares with: the one it names, or the strongest of all that are required."""
-    if gate.baseline != STRONGEST:
+    """The row that the gate compares with: the one it names, or the strongest of all that are required or plain."""
+    if gate.baseline not in (STRONGEST, STRONGEST_PLAIN):
         return row_of(gate.baseline, report.task)
-    known = [name for name in report.required.baselines if name in report.gain]
-    return min(known, key=lambda name: report.gain[name].value, default=STRONGEST)
+    asked = FREE if gate.baseline == STRONGEST_PLAIN else tuple(report.required.baselines)
+    known = {name: report.gain[name].value for name in asked if name in report.gain}
+    # A gain that is not defined is no gain: it comes first, and the version is held.
+    return min(known, key=lambda name: -np.inf if np.isnan(known[name]) else known[name], default=gate.baseline)
 
 
 def decide(report: Comparison, gate: Gate) -> Decision:
@@ -31,16 +37,22 @@ def decide(report: Comparison, gate: Gate) -> Decision:
     It needs enough cold users, no leak, a valid freeze certificate, a row for every required baseline and calibrated
     predictions; the gain must not rest on a lucky seed, and nothing that answers already may be better for certain.
     Where a baseline that borrows nothing is better for certain, the verdict is not to borrow, whatever else holds. A
-    baseline that borrows as well and is better for certain is named among the reasons and holds nothing back: it would
-    be a network of its own for this one domain.
+    required baseline that borrows as well and is better for certain holds the version, for a person to decide; one that
+    nobody requires is named among the reasons and holds nothing back.
     """
     alone = [
-        f"{name}, which borrows nothing, is better on {gate.metric} {by}: do not borrow"
+        f"{label(name)}, which borrows nothing, is better on {gate.metric} {by}: do not borrow"
         for name, by in _better(report, "own data")
     ]
     backward = [
-        f"{name}, which is {ROWS[name].remark}, is better on {gate.metric} {by}"
+        f"{label(name)}, which is {ROWS[name].remark}, is better on {gate.metric} {by}"
         for name, by in _better(report, "answers now")
+    ]
+    networks = dict(_better(report, "own network"))
+    backward += [
+        f"{label(name)}, {ROWS[name].remark}, is required and is better on {gate.metric} {by}"
+        for name, by in networks.items()
+        if name in report.required.baselines
     ]
     refused = [*_evidence_faults(report, gate), *_gain_faults(report, gate), *backward, *alone]
     if refused:
@@ -48,12 +60,10 @@ def decide(report: Comparison, gate: Gate) -> Decision:
     baseline = baseline_of(report, gate)
     gain = report.gain[baseline]
     won = (
-        f"{gate.metric} on {report.cold_users} cold users beats {baseline} by {gain.value:+.4f}, "
+        f"{gate.metric} on {report.cold_users} cold users beats {label(baseline)} by {gain.value:+.4f}, "
         f"95% interval {gain.low:+.4f} to {gain.high:+.4f}"
     )
-    stronger = [
-        f"{name}, {ROWS[name].remark}, would be better still {by}" for name, by in _better(report, "own network")
-    ]
+    stronger = [f"{label(name)}, {ROWS[name].remark}, would be better still {by}" for name, by in networks.items()]
     return Decision(promote=True, verdict="ship", reasons=[won, *stronger])
 
 
@@ -67,21 +77,23 @@ def _evidence_faults(report: Comparison, gate: Gate) -> Iterator[str]:
         yield "the freeze certificate failed: a frozen tensor changed"
     required = {baseline_of(report, gate), *report.required.baselines}
     for name in sorted(required - report.gain.keys()):
-        yield f"the report has no row for the baseline {name!r}"
+        yield f"the report has no row for the baseline {label(name)!r}"
 
 
 def _gain_faults(report: Comparison, gate: Gate) -> Iterator[str]:
     """Why the version is not better than the gate's baseline, or not calibrated."""
     baseline = baseline_of(report, gate)
     gain, seeds = report.gain.get(baseline), report.gain_over_seeds.get(baseline)
-    if gain is not None and not gain.low > 0:
+    if gain is not None and not np.isfinite(gain.value):
+        yield f"{gate.metric} on cold users is not defined, so it does not beat {label(baseline)}"
+    elif gain is not None and not gain.low > 0:
         yield (
-            f"{gate.metric} on cold users does not beat {baseline}: improvement {gain.value:+.4f}, "
+            f"{gate.metric} on cold users does not beat {label(baseline)}: improvement {gain.value:+.4f}, "
             f"95% interval {gain.low:+.4f} to {gain.high:+.4f} reaches zero or below"
         )
     if seeds is not None and gain is not None and gain.value > 0 and not seeds.value > 0:
         yield (
-            f"over {len(seeds.each)} seeds {gate.metric} does not beat {baseline}: mean improvement "
+            f"over {len(seeds.each)} seeds {gate.metric} does not beat {label(baseline)}: mean improvement "
             f"{seeds.value:+.4f}; the seed on offer was lucky"
         )
     if report.prediction_bias > gate.maximum_prediction_bias:

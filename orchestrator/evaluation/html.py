@@ -53,8 +53,8 @@ def render(version: Version, gate: Gate, forced: Promotion | None = None) -> str
             certificate=Certificate.of(version),
             verdict=VERDICTS[report.decision.verdict],
             figures=_figures(report),
-            metric=METRICS[report.metric],
-            metrics=[METRICS[name] for name in report.rows[report.subject]],
+            metric=METRICS.get(report.metric, METRICS["logloss"]),
+            metrics=[METRICS[name] for name in report.rows[report.subject] if name in METRICS],
             order=order,
             segments={"cold_user": cold, **report.segments},
             charts={
@@ -75,7 +75,7 @@ def _environment() -> Environment:
         "row": label,
         "segment": SEGMENTS.get,
         "required_by": REQUIRED_BY.get,
-        "metric": lambda name: METRICS[name].heading if name else "metric",
+        "metric": lambda name: METRICS[name].heading if name in METRICS else name or "metric",
         "number": _number,
         "count": _count,
     }
@@ -102,24 +102,26 @@ def _figures(report: ColdStartReport) -> list[tuple[str, str]]:
 
 def _best_first(report: ColdStartReport) -> list[str]:
     """Rows by the gate's metric, best first; rows without it last."""
-    sign = METRICS[report.metric].sign
+    sign = METRICS[report.metric].sign if report.metric in METRICS else 1.0
 
     def rank(name: str) -> float:
         found = report.rows[name].get(report.metric)
-        return math.inf if found is None else -sign * found.value
+        return math.inf if found is None or not math.isfinite(found.value) else -sign * found.value
 
     return sorted(report.rows, key=rank)
 
 
 def _forest(report: ColdStartReport, gate: Gate, rows: Mapping[str, Interval | None], *, zero: bool = False) -> Markup:
-    known = {name: row for name, row in rows.items() if row is not None}
+    known = {name: row for name, row in rows.items() if row is not None and math.isfinite(row.value)}
     names = {name: label(name) for name in known}
     return svg.forest(known, names, subject=report.subject, baseline=baseline_of(report, gate), zero=zero)
 
 
 def _number(value: float | None, digits: int = 4, *, signed: bool = False) -> str:
-    if value is None or not math.isfinite(value):
+    if value is None:
         return "–"
+    if not math.isfinite(value):
+        return "not defined"
     return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
 
 

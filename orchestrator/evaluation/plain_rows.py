@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
+from models.baselines.plain import ItemUserBias
 from orchestrator.data.batches import Examples
 
 STRENGTH = 20.0
@@ -58,3 +59,9 @@ def plain_rows(task: str, train: Examples, rows: Examples, names: Iterable[str] 
     """Scores of ``rows`` by each plain row of a table; ratings know no popularity."""
     known = [name for name in names if task == "ctr" or name != "popularity"]
     return {name: PLAIN_ROWS[name](train.item, train.label, rows.item) for name in known}
+
+
+def item_user_bias(task: str, train: Examples, rows: Examples) -> np.ndarray:
+    """Mean + item bias + user bias; a user whom training never saw has none. Of clicks it is kept a probability."""
+    score = ItemUserBias(STRENGTH, STRENGTH).fit(train.user, train.item, train.label).predict(rows.user, rows.item)
+    return np.clip(score, 1e-4, 1 - 1e-4) if task == "ctr" else score

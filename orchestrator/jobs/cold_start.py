@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from domains.errors import NotEnoughData
+from domains.errors import InvalidData, NotEnoughData
 from models import metrics
 from models.ranker import adapters, checkpoint
 from models.ranker.network import Ranker
@@ -20,9 +20,10 @@ from orchestrator.data.batches import Examples
 from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.data.model_store import Artifacts
 from orchestrator.data.scoring import score_rows
+from orchestrator.evaluation.declared import declared_columns, regression
 from orchestrator.evaluation.gate import decide
 from orchestrator.evaluation.measure import EvaluationRows, Scores, prediction_bias, reliability
-from orchestrator.evaluation.plain_rows import plain_rows
+from orchestrator.evaluation.plain_rows import item_user_bias, plain_rows
 from orchestrator.evaluation.report import (
     Certificate,
     ColdStartReport,
@@ -157,6 +158,8 @@ def _scores(launch: LaunchState, fresh: FreshSlot) -> dict[str, np.ndarray]:
     adapter = scored(checkpoint.load_into(ranker, launch.context.folder / "adapter", backbone=launch.backbone.id))
     found = {
         **plain_rows(task, train, rows),
+        "item_user_bias": item_user_bias(task, train, rows),
+        "declared_columns": _regression(launch, fresh),
         **{baseline: _saved(launch, baseline, launch.recipe.seed) for baseline in launch.trained_baselines},
         "zero_shot": zero_shot,
         SUBJECT: adapter,
@@ -168,6 +171,14 @@ def _scores(launch: LaunchState, fresh: FreshSlot) -> dict[str, np.ndarray]:
     if best is not None:
         found["best_reachable"] = best
     return found
+
+
+def _regression(launch: LaunchState, fresh: FreshSlot) -> np.ndarray:
+    """The regression on the declared columns, of the evaluation rows."""
+    columns, rows = declared_columns(launch.workspace, launch.name)
+    if not np.array_equal(rows.item, fresh.rows.item):
+        raise InvalidData(f"data of {launch.name!r} changed while this launch ran; start a new one", domain=launch.name)
+    return regression(fresh.encoder.task, columns, rows.label, launch.split)[launch.split.evaluation]
 
 
 def _saved(launch: LaunchState, row: str, seed: int) -> np.ndarray:

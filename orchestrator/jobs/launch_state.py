@@ -24,8 +24,9 @@ from orchestrator.data.batches import BatchBuilder, Examples
 from orchestrator.data.dataset import Workspace
 from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.data.model_store import Artifacts
-from orchestrator.evaluation.gate import STRONGEST, row_of
+from orchestrator.evaluation.gate import STRONGEST, STRONGEST_PLAIN, row_of
 from orchestrator.evaluation.report import ComparisonPolicy, Epoch
+from orchestrator.evaluation.rows import FREE
 from orchestrator.jobs.runner import RunContext
 from orchestrator.jobs.versions import attach_live, zero_shot_slot
 from orchestrator.settings import Settings
@@ -38,8 +39,8 @@ WARM_ROWS = 20_000
 FINE_TUNING = "fine-tuning"
 OPENED, CERTIFICATE, FINE_TUNED = "opened", "certificate", "fine-tuned"
 """Names of the results that the steps of a launch leave for each other."""
-POLICY, GATE, LAUNCH = "policy", "gate", "launch"
-"""Who may require a baseline: whoever runs this installation, the domain's gate, whoever launches."""
+ALWAYS, POLICY, GATE, LAUNCH = "always", "policy", "gate", "launch"
+"""Who may require a baseline: every launch, whoever runs this installation, the domain's gate, whoever launches."""
 
 
 class Opened(Value):
@@ -69,8 +70,8 @@ class Spent(Value):
 
 def comparison_policy(settings: Settings, recipe: Recipe, domain: Domain) -> ComparisonPolicy:
     """The union of all that is asked: a gate or a launch can add to the policy, and neither can take from it."""
-    named = () if domain.spec.gate.baseline == STRONGEST else (domain.spec.gate.baseline,)
-    asked = {POLICY: settings.required_baselines, GATE: named, LAUNCH: recipe.baselines}
+    named = () if domain.spec.gate.baseline in (STRONGEST, STRONGEST_PLAIN) else (domain.spec.gate.baseline,)
+    asked = {ALWAYS: FREE, POLICY: settings.required_baselines, GATE: named, LAUNCH: recipe.baselines}
     found: dict[str, list[str]] = {}
     for who, baselines in asked.items():
         for baseline in baselines:

@@ -63,7 +63,7 @@ def test_a_preview_values_every_source_and_forecasts_before_anything_is_trained(
     assert use_cases.latest_preview("live", registry=registry) == found
     terminal.preview(found)
     shown = capsys.readouterr().out
-    for expected in ("video", found.sources[0].verdict, "beside the others", "ahead of prior (popularity) with"):
+    for expected in ("video", found.sources[0].verdict, "beside the others", "ahead of popularity with"):
         assert expected in shown
 
 

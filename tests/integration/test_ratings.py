@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from domains.registry.registry import Registry
-from domains.spec import DomainSpec
+from domains.spec import DomainSpec, Gate
 from orchestrator import use_cases
 from orchestrator.console import terminal
+from orchestrator.evaluation.gate import decide
 from orchestrator.evaluation.preview_report import PreviewReport
 from orchestrator.evaluation.report import ColdStartReport
+from orchestrator.evaluation.rows import FREE, label
 from orchestrator.settings import Settings
 
 SMALLEST = {"folds": 2, "target_rows": 1_500, "source_rows": 1_500, "width": 4, "lifelong": 10, "epochs": 1}
@@ -91,9 +93,9 @@ def launched(market):
 def test_the_policys_baselines_are_in_the_report_of_ratings(launched):
     """The item's mean stands for popularity, which ratings do not know; every row has its interval and its seeds."""
     report = ColdStartReport.of(launched)
-    assert set(report.required.baselines) == {"item_mean", *FIVE[1:]}
-    assert report.required.baselines["item_mean"] == ["policy", "gate"]
-    assert set(report.rows) == {"train_mean", "item_mean", *FIVE[1:], "zero_shot", "adapter"}
+    assert set(report.required.baselines) == {*FREE, *FIVE[1:]}
+    assert report.required.baselines["item_mean"] == ["always", "policy"]
+    assert set(report.rows) == {"train_mean", *FREE, *FIVE[1:], "zero_shot", "adapter"}
     assert set(report.gain_over_seeds) == set(report.rows) - {"adapter"}
     for row in report.rows.values():
         assert row["rmse"].low <= row["rmse"].value <= row["rmse"].high
@@ -102,10 +104,16 @@ def test_the_policys_baselines_are_in_the_report_of_ratings(launched):
 
 
 def test_the_gate_ships_a_rating_domain_that_names_no_baseline(launched):
-    """Generous users are told by their books: that beats the item's mean for certain."""
-    decision = ColdStartReport.of(launched).decision
-    assert decision.promote, decision
-    assert "item_mean" in decision.reasons[0]
+    """Generous users are told by their books: that surely beats every plain row; a required network may beat it."""
+    report = ColdStartReport.of(launched)
+    assert all(report.gain[row].low > 0 for row in FREE)
+    surely_better = [row for row in FIVE[1:] if report.gain[row].high < 0]
+    assert report.decision.promote == (not surely_better), report.decision
+    assert len(surely_better) == len(report.decision.reasons) or report.decision.promote
+    asked = report.required.model_copy(update={"baselines": {row: ["always"] for row in FREE}})
+    alone = decide(report.model_copy(update={"required": asked}), Gate(metric="mae"))
+    assert alone.promote, alone
+    assert any(label(row) in alone.reasons[0] for row in FREE)
 
 
 def test_no_baseline_is_handicapped_on_ratings(launched):
@@ -124,5 +132,5 @@ def test_a_launch_says_what_it_cost_and_the_page_tells_it(market, launched):
     assert cost.money == pytest.approx(cost.processor_seconds / 1000)
     _, registry = market
     _, page = use_cases.report_page("music", registry=registry)
-    for told in ("required by", "policy, the gate", "processor minutes", "EUR", "trained from scratch"):
+    for told in ("required by", "every launch, policy", "processor minutes", "EUR", "trained from scratch"):
         assert told in page, told

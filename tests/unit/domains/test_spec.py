@@ -57,7 +57,7 @@ class TestAccepted:
             "{name: shop, role: source, task: ctr, owner: us, interactions: {user: u, item: i}}"
         )
         assert (spec.interactions.label, spec.interactions.time, spec.items, spec.schedule) == (None, None, None, None)
-        assert spec.gate == Gate(baseline="popularity", metric="auc")
+        assert spec.gate == Gate(baseline="strongest_plain", metric="auc")
 
     def test_it_comes_back_equal_from_its_own_yaml(self) -> None:
         spec = DomainSpec.from_yaml(PAGE)
