@@ -4,7 +4,8 @@
     NotFound (domains/errors.py)        404   1      UnknownDomain, UnknownVersion, UnknownRun, UnknownKey,
                                                      NoLiveVersion
     Forbidden                           403   1      KeyRefused, RoleRefused
-    Conflict                            409   1      DomainAlreadyRegistered, StalePromotion, IllegalTransition
+    Conflict                            409   1      DomainAlreadyRegistered, StalePromotion, IllegalTransition,
+                                                     ArtifactDamaged
     Rejected                            422   1      InvalidSpec, InvalidData, NotEnoughData, PromotionRefused
     Unavailable                         503   1      ArtifactMissing, FlowsUnavailable, Overloaded, RegistryAway,
                                                      RegistryUnread, ServersUnavailable; the registry's database
@@ -45,6 +46,10 @@ class Unavailable(RuntimeError):
 
 class ArtifactMissing(Unavailable):
     """The model store does not hold a version's files."""
+
+
+class ArtifactDamaged(Conflict):
+    """A version's files are not what was published, or its model does not give numbers: it may not go live."""
 
 
 class FlowsUnavailable(Unavailable):

@@ -7,11 +7,7 @@ repeated without harm.
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import threading
-import uuid
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ import httpx
 from domains.errors import Conflict, PromotionRefused, UnknownVersion
 from domains.events import readiness as reading
 from domains.events.domain_data import DomainData
+from domains.events.publishing import copy_whole
 from domains.events.readiness import Readiness
 from domains.ingestion import ingest as ingesting
 from domains.ingestion.ingest import IngestReport
@@ -112,7 +109,7 @@ def ingest_data(
             on_progress=report_progress,
         )
         if truth is not None:
-            _copy_atomically(truth, settings.data_dir / "domains" / name / "truth.parquet")
+            copy_whole(truth, settings.data_dir / "domains" / name / "truth.parquet")
         # All of them, so that an ingest that was killed after publishing its rows is recorded by the next one.
         for published in DomainData(settings.data_dir, name).ingests():
             registry.record_ingest(name, published.ingest_id, published.as_dict(), by=by)
@@ -281,7 +278,14 @@ def launch(
 
 
 def promote(
-    name: str, version_id: str | None = None, *, registry: Registry, who: str, why: str, force: bool = False
+    name: str,
+    version_id: str | None = None,
+    *,
+    registry: Registry,
+    settings: Settings,
+    who: str,
+    why: str,
+    force: bool = False,
 ) -> Promotion:
     """Set a version live that its gate let pass: the challenger, or else the newest trained one, unless one is named.
 
@@ -291,7 +295,10 @@ def promote(
         UnknownVersion: the domain has none to promote.
         PromotionRefused: it did not pass and is not forced with a reason, or it belongs to another domain.
         StalePromotion: another version went live meanwhile.
+        ArtifactDamaged: its files are not what was published, or what it scores are no numbers; force or not.
     """
+    from orchestrator.data import version_check
+
     domain = registry.domain(name)
     versions = [version for version in registry.versions(name, "adapter") if version.level == "adapter"]
     if version_id is None:
@@ -311,8 +318,24 @@ def promote(
         raise PromotionRefused(refused, domain=name, reasons=reasons)
     if not passed and not why.strip():
         raise PromotionRefused(f"version {version.id[:12]} is forced only with a reason: why", domain=name, field="why")
+    version_check.check(version, registry=registry, settings=settings)
     expect = live.version_id if (live := registry.live(name)) else None
     return registry.promote(name, version.id, expect=expect, who=who, why=why, force=force and not passed)
+
+
+def roll_back(
+    name: str, *, registry: Registry, settings: Settings, who: str, why: str, expect: str | None = None
+) -> Promotion:
+    """Return to the version that was live before; ``expect`` and errors are those of the registry's verb.
+
+    Raises:
+        ArtifactDamaged: the files of the earlier version are not what was published.
+    """
+    from orchestrator.data import version_check
+
+    if (earlier := registry.earlier(name)) is not None:
+        version_check.check(registry.version(earlier), registry=registry, settings=settings)
+    return registry.roll_back(name, who=who, why=why, expect=expect)
 
 
 def cancel(run_id: str, *, registry: Registry, settings: Settings) -> Run:
@@ -347,18 +370,6 @@ def fallback_level(name: str, *, registry: Registry) -> FallbackLevel:
     return "prior" if live is None else registry.version(live.version_id).level or "adapter"
 
 
-def prune(*, registry: Registry, settings: Settings, days: float | None = None) -> int:
-    """Delete answers and feedback older than ``days``, by default the setting's; returns how many rows.
-
-    Raises:
-        ValueError: neither the caller nor the setting names a number of days.
-    """
-    days = settings.keep_predictions_days if days is None else days
-    if days <= 0:
-        raise ValueError("say how many days of answers to keep: --days, or the setting GRAFT_KEEP_PREDICTIONS_DAYS")
-    return registry.forget_answers(datetime.now(UTC) - timedelta(days=days))
-
-
 def rank(
     name: str,
     *,
@@ -387,10 +398,3 @@ def rank(
         error = answer.json()["error"]
         raise Refused(error["message"], code=error["code"], details=error.get("details"), field=error.get("field"))
     return answer.json()
-
-
-def _copy_atomically(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)

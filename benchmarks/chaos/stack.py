@@ -89,7 +89,15 @@ class Stack:
 
     def set_live(self, version_id: str) -> None:
         """Set a version of the target live, whatever its gate says."""
-        use_cases.promote(TARGET, version_id, registry=self.registry, who=BY, why="a fault is rehearsed", force=True)
+        use_cases.promote(
+            TARGET,
+            version_id,
+            registry=self.registry,
+            settings=self.settings,
+            who=BY,
+            why="a fault is rehearsed",
+            force=True,
+        )
 
     def versions(self) -> list[str]:
         """The target's trained versions."""

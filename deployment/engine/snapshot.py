@@ -147,7 +147,7 @@ class SnapshotBuilder:
         if version.backbone_id is None:
             raise CorruptCheckpoint(Path(version.artifact), "names no backbone")
         backbone, _ = self._backbone(version.backbone_id)
-        folder = self._artifacts.path(version.artifact)
+        folder = self._artifacts.verified(version.artifact)
         adapter = checkpoint.load_adapter(folder)
         if adapter.content != version.id:
             raise CorruptCheckpoint(folder, f"holds {adapter.content[:12]}, not the version that was promoted")
@@ -165,7 +165,7 @@ class SnapshotBuilder:
 
     def _backbone(self, backbone_id: str) -> tuple[Ranker, FeatureEncoder]:
         if backbone_id not in self._backbones:
-            folder = self._artifacts.path(self._registry.version(backbone_id).artifact)
+            folder = self._artifacts.verified(self._registry.version(backbone_id).artifact)
             ranker = checkpoint.load_backbone(folder)
             if adapters.backbone_hash(ranker) != backbone_id:
                 raise CorruptCheckpoint(folder, "is not the backbone that its version names")

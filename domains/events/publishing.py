@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,17 @@ def point_at(pointer: Path, value: dict[str, Any]) -> None:
         os.fsync(stream.fileno())
     os.replace(written, pointer)
     flush_folder(pointer.parent)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file so that a reader sees the old one or the new one, whole; makes the folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copyfile(source, written)
+    with open(written, "rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(written, target)
+    flush_folder(target.parent)
 
 
 def pointed_at(pointer: Path) -> dict[str, Any] | None:

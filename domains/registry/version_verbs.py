@@ -231,6 +231,13 @@ class VersionVerbs(Verbs):
                 below=below,
             )
 
+    def earlier(self, domain: str | None) -> str | None:
+        """The version that a roll back would return to; None where there is none."""
+        with self._database.read() as connection:
+            pointer = pointer_row(connection, domain)
+            below = None if pointer is None else row_of(connection, promotions, pointer.rests_on).rests_on
+            return None if below is None else row_of(connection, promotions, below).to_version
+
     def promotions(self, domain: str | None = None) -> list[Promotion]:
         """Every move of a live pointer, of one domain or of all."""
         chosen = select(promotions).order_by(promotions.c.id.desc())

@@ -167,7 +167,14 @@ class _Demo:
 
     def _promote(self, domain: str, version: Version) -> None:
         try:
-            use_cases.promote(domain, version.id, registry=self._registry, who=BY, why="the demo's first launch")
+            use_cases.promote(
+                domain,
+                version.id,
+                registry=self._registry,
+                settings=self._settings,
+                who=BY,
+                why="the demo's first launch",
+            )
         except PromotionRefused as refusal:
             say(f"not promoted: {refusal}")
         else:

@@ -10,6 +10,7 @@ from orchestrator import use_cases
 from orchestrator.cli.options import Name
 from orchestrator.console import terminal
 from orchestrator.console.terminal import say
+from orchestrator.jobs import retention
 from orchestrator.settings import Settings
 
 
@@ -40,5 +41,5 @@ def prune(
 ) -> None:
     """Delete old answers and feedback; `graft up` does so every hour if GRAFT_KEEP_PREDICTIONS_DAYS is set."""
     settings = Settings()
-    deleted = use_cases.prune(registry=use_cases.open_registry(settings), settings=settings, days=days)
+    deleted = retention.prune(registry=use_cases.open_registry(settings), settings=settings, days=days)
     say(f"{deleted:,} old rows of answers and feedback deleted")

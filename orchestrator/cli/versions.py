@@ -39,15 +39,18 @@ def promote(
     by: By = "command line",
 ) -> None:
     """Set a version live that its gate let pass."""
-    registry = use_cases.open_registry(Settings())
-    move = use_cases.promote(name, _whole_id(registry, name, version), registry=registry, who=by, why=why, force=force)
+    settings = Settings()
+    registry = use_cases.open_registry(settings)
+    chosen = _whole_id(registry, name, version)
+    move = use_cases.promote(name, chosen, registry=registry, settings=settings, who=by, why=why, force=force)
     against = ", against the gate" if move.kind == "force" else ""
     say(f"{name}: version {str(move.to_version)[:12]} is live{against}")
 
 
 def rollback(name: Name, *, why: Why, by: By = "command line") -> None:
     """Go back to the version that was live before."""
-    move = use_cases.open_registry(Settings()).roll_back(name, who=by, why=why)
+    settings = Settings()
+    move = use_cases.roll_back(name, registry=use_cases.open_registry(settings), settings=settings, who=by, why=why)
     say(f"{name}: version {str(move.to_version)[:12]} is live again")
 
 

@@ -158,16 +158,24 @@ class Workspace:
         Raises:
             NotEnoughData: the domain has no rows.
         """
-        domain, data = self.domain(name), self.data(name)
-        table = data.interactions()
+        table = self.data(name).interactions()
         if len(table) == 0:
             raise NotEnoughData(f"domain {name!r} has no interactions yet; ingest some first", domain=name)
+        return self._examples_of(encoder, name, table)
+
+    def first_examples(self, encoder: FeatureEncoder, name: str, *, most: int) -> Examples:
+        """Some rows of a domain, at most so many, without reading the others."""
+        files = self.data(name).event_files()
+        table = pq.ParquetFile(files[0]).read_row_group(0).slice(0, most)
+        return self._examples_of(encoder, name, table)
+
+    def _examples_of(self, encoder: FeatureEncoder, name: str, table: pa.Table) -> Examples:
         order = np.lexsort((table["item"].to_numpy(), table["user"].to_numpy(), table["time_us"].to_numpy()))
         table = table.take(pa.array(order))
         rows = len(table)
         return Examples(
             domain=name,
-            number=domain.number,
+            number=self.domain(name).number,
             user=table["user"].to_numpy().astype(np.int64),
             item=table["item"].to_numpy().astype(np.int64),
             time_us=table["time_us"].to_numpy().astype(np.int64),

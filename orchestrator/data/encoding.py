@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from domains.errors import InvalidSpec
+from domains.events.publishing import point_at
 from domains.spec import DomainSpec
 from orchestrator.values import Value
 
@@ -137,7 +138,7 @@ class FeatureEncoder(Value):
 
     def save(self, directory: Path) -> None:
         """Write ``encoder.json`` into a version's folder."""
-        (directory / "encoder.json").write_text(json.dumps(self.as_dict(), ensure_ascii=False))
+        point_at(directory / "encoder.json", self.as_dict())
 
     @classmethod
     def load(cls, directory: Path) -> Self:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import shutil
 from pathlib import Path
 
-from orchestrator.errors import ArtifactMissing
+from domains.events.publishing import copy_whole, flush_folder, flush_tree, point_at, pointed_at
+from orchestrator.errors import ArtifactDamaged, ArtifactMissing
 
+FILES = "files.json"
+"""Lists the files of a version with their SHA-256, so that a damaged one is found before anything answers from it."""
 TAG_DIGITS = 40
 """BentoML's tags hold at most 63 characters; loading checks the whole hash anyway."""
 
@@ -20,23 +23,50 @@ class Artifacts:
         self._home.mkdir(parents=True, exist_ok=True)
 
     def publish(self, kind: str, directory: Path, content_hash: str) -> str:
-        """Copy a finished folder into the store and return its tag, ``graft-<kind>:<first of the hash>``."""
+        """Copy a finished folder into the store and return its tag, ``graft-<kind>:<first of the hash>``.
+
+        All of it is on the disk when this returns. A stored version whose files were damaged is repaired.
+        """
         import bentoml
         from bentoml.exceptions import BentoMLException
 
         tag = f"graft-{kind}:{content_hash[:TAG_DIGITS]}"
-        store = self._store()
-        if self._holds(tag):
-            return tag
-        # The store writes into a temporary folder and renames it at the end of the block: half a version is never seen.
+        if not self._holds(tag):
+            # The store writes into a temporary folder and renames it at the end of the block: half a version is never
+            # seen.
+            try:
+                with bentoml.models.create(tag, labels={"kind": kind}, _model_store=self._store()) as model:
+                    _fill(Path(model.path), directory)
+            except BentoMLException:
+                if not self._holds(tag):
+                    raise
+            else:
+                flush_tree(self.path(tag))
+                flush_folder(self.path(tag).parent)
         try:
-            with bentoml.models.create(tag, labels={"kind": kind}, _model_store=store) as model:
-                for file in directory.iterdir():
-                    shutil.copy2(file, Path(model.path) / file.name)
-        except BentoMLException:
-            if not self._holds(tag):
-                raise
+            self.verified(tag)
+        except ArtifactDamaged:
+            _fill(self.path(tag), directory)
         return tag
+
+    def verified(self, tag: str) -> Path:
+        """Folder of a version whose files are what was published.
+
+        Raises:
+            ArtifactMissing: the store does not hold it.
+            ArtifactDamaged: a file is missing or has changed; the message names it.
+        """
+        folder = self.path(tag)
+        try:
+            listed = pointed_at(folder / FILES)
+        except (OSError, ValueError):
+            listed = None
+        if not isinstance(listed, dict) or not listed:
+            raise ArtifactDamaged(f"{folder / FILES} cannot be read; publishing the version again repairs it")
+        for name, digest in listed.items():
+            if _digest(folder / name) != digest:
+                raise ArtifactDamaged(f"{folder / name} is not what was published; publishing it again repairs it")
+        return folder
 
     def path(self, tag: str) -> Path:
         """Folder of a version.
@@ -66,3 +96,21 @@ class Artifacts:
         folder = self._home / "models"
         folder.mkdir(exist_ok=True)
         return ModelStore(folder)
+
+
+def _fill(folder: Path, directory: Path) -> None:
+    """Bring the files of a directory into a version's folder, each whole or not at all, and list them."""
+    digests = {}
+    for file in sorted(directory.iterdir()):
+        digests[file.name] = _digest(file)
+        copy_whole(file, folder / file.name)
+    point_at(folder / FILES, digests)
+
+
+def _digest(file: Path) -> str | None:
+    """SHA-256 of a file; None where it cannot be read."""
+    try:
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None

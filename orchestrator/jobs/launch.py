@@ -15,6 +15,7 @@ from domains.events.splits import Split
 from domains.registry.registry import Domain, Version
 from models.ranker import adapters, checkpoint
 from models.training import loop
+from orchestrator.data import version_check
 from orchestrator.data.batches import Examples
 from orchestrator.data.dataset import Workspace
 from orchestrator.data.encoding import FeatureEncoder
@@ -217,11 +218,13 @@ def go_live(context: RunContext) -> None:
 
     Raises:
         StalePromotion: somebody promoted another version while this one was trained.
+        ArtifactDamaged: the version's files are not what was published.
     """
     result, registry = context.result_of(RESULT, results.Launch), context.registry
     live = registry.live(name_of(context))
     if not result.decision.promote or (live is not None and live.version_id == result.version):
         return
+    version_check.check(registry.version(result.version), registry=registry, settings=context.settings)
     registry.promote(
         name_of(context),
         result.version,

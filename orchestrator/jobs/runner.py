@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import socket
 import uuid
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from domains.events.publishing import point_at
 from domains.registry.registry import Registry, Run
 from orchestrator.errors import as_line, http_status
 from orchestrator.settings import Settings
@@ -99,10 +99,8 @@ class RunContext:
         return kind.from_dict(found)
 
     def write(self, name: str, value: Value) -> None:
-        """Publish a result atomically."""
-        temporary = self.folder / f".{name}.{uuid.uuid4().hex}"
-        temporary.write_text(json.dumps(value.as_dict(), indent=1))
-        os.replace(temporary, self._path(name))
+        """Publish a result in one step, on the disk before this returns."""
+        point_at(self._path(name), value.as_dict())
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"

@@ -9,6 +9,7 @@ from domains.registry.records import VersionKind
 from domains.registry.registry import Version
 from models.ranker import adapters, checkpoint
 from models.ranker.network import Ranker
+from orchestrator.data import version_check
 from orchestrator.data.dataset import Workspace
 from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.data.model_store import Artifacts
@@ -66,8 +67,13 @@ def zero_shot_slot(
 
 
 def set_live(context: RunContext, domain: str | None, version_id: str, *, why: str) -> None:
-    """Point a domain at a version; where that version is live already nothing changes."""
+    """Point a domain at a version that could answer; where that version is live already nothing changes.
+
+    Raises:
+        ArtifactDamaged: its files are not what was published, or what it scores are no numbers.
+    """
     live = context.registry.live(domain)
     if live is not None and live.version_id == version_id:
         return
+    version_check.check(context.registry.version(version_id), registry=context.registry, settings=context.settings)
     context.registry.promote(domain, version_id, expect=live.version_id if live else None, who=context.by, why=why)

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 from domains.registry.registry import Registry
-from orchestrator import prefect_client, use_cases
+from orchestrator import prefect_client
+from orchestrator.jobs import retention
 from orchestrator.jobs.runner import close_dead
 from orchestrator.settings import Settings
 
@@ -49,7 +50,7 @@ class Chores:
         if not days or time.monotonic() < self._prune_due:
             return
         self._prune_due = time.monotonic() + PRUNE_EVERY_S
-        deleted = use_cases.prune(registry=self._registry, settings=self._settings)
+        deleted = retention.prune(registry=self._registry, settings=self._settings)
         if deleted:
             self._say(f"{deleted:,} rows of answers and feedback older than {days:g} days deleted")
 

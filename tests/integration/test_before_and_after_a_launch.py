@@ -212,7 +212,15 @@ def test_a_history_that_holds_its_rows_own_moment_is_found(scanned, monkeypatch)
 def test_a_retrain_keeps_what_was_chosen_for_the_version_that_is_live(market, launched):
     """A schedule asks for nothing; the version before is a row of the report, and cannot be undercut for certain."""
     settings, registry = market
-    use_cases.promote("live", launched.id, registry=registry, who="test", why="past the gate, for the test", force=True)
+    use_cases.promote(
+        "live",
+        launched.id,
+        registry=registry,
+        settings=settings,
+        who="test",
+        why="past the gate, for the test",
+        force=True,
+    )
     again = use_cases.launch("live", registry=registry, settings=settings, by="schedule", kind="retrain", seed=3)
     assert {name: again.config[name] for name in QUICK} == QUICK
     assert again.config["seed"] == 3

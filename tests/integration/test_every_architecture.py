@@ -72,7 +72,9 @@ def test_an_interest_trains_launches_certifies_attaches_and_serves(architecture,
     fine = FINE | {"bf16": choices.get("bf16", False)}
     use_cases.launch(OLD, registry=registry, settings=settings, by="test", **fine)
     old = max(registry.versions(OLD, "adapter"), key=lambda version: version.created_at)
-    use_cases.promote(OLD, old.id, registry=registry, who="test", why="past the gate, for the test", force=True)
+    use_cases.promote(
+        OLD, old.id, registry=registry, settings=settings, who="test", why="past the gate, for the test", force=True
+    )
     builder = SnapshotBuilder(registry=registry, settings=settings)
     before = answers(builder.build(Snapshot()), settings, OLD)
     assert (before.served_by, before.model_version) == ("adapter", old.id)
@@ -90,7 +92,9 @@ def test_an_interest_trains_launches_certifies_attaches_and_serves(architecture,
     assert (ranker.config.contrast is not None) == (choices.get("contrastive_weight", 0) > 0)
     slot = adapters.attach(ranker, checkpoint.load_adapter(store.path(version.artifact)))
 
-    use_cases.promote(NEW, version.id, registry=registry, who="test", why="past the gate", force=True)
+    use_cases.promote(
+        NEW, version.id, registry=registry, settings=settings, who="test", why="past the gate", force=True
+    )
     snapshot = builder.build(Snapshot())
     served = answers(snapshot, settings, NEW)
     assert (served.served_by, served.model_version, served.reason) == ("adapter", version.id, None)

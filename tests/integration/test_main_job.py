@@ -1,11 +1,13 @@
 """The main job in one process: from files on disk to a certified, compared and promoted adapter."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,9 @@ from models.ranker import adapters, checkpoint
 from orchestrator import use_cases
 from orchestrator.cli import app
 from orchestrator.data.dataset import Workspace
+from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.data.model_store import Artifacts
+from orchestrator.errors import ArtifactDamaged
 from orchestrator.evaluation.report import Certificate, ColdStartReport, ZeroShotReport
 from orchestrator.settings import Settings
 from orchestrator.training import fit
@@ -122,10 +126,10 @@ def test_a_report_carries_the_plain_rows_and_the_best_reachable_with_intervals(l
 
 def test_a_version_of_another_domain_cannot_be_promoted(launched):
     """Each domain's endpoint serves its own adapter."""
-    _, registry, *_ = launched
+    settings, registry, *_ = launched
     other = registry.versions("grocery")[0].id
     with pytest.raises(PromotionRefused, match="belongs to 'grocery'"):
-        use_cases.promote("live", other, registry=registry, who="test", why="mix-up")
+        use_cases.promote("live", other, registry=registry, settings=settings, who="test", why="mix-up")
 
 
 def test_a_contrastive_weight_puts_the_contrast_into_training(launched):
@@ -149,11 +153,13 @@ def test_promotion_refuses_what_the_gate_refused_and_says_why(launched, monkeypa
     second = use_cases.launch("grocery", registry=registry, settings=settings, by="test", **{**QUICK, "seed": 5})
     assert ColdStartReport.of(second).decision.verdict == "hold"
     with pytest.raises(PromotionRefused, match="gate asks for 1000000"):
-        use_cases.promote("grocery", second.id, registry=registry, who="test", why="try")
+        use_cases.promote("grocery", second.id, registry=registry, settings=settings, who="test", why="try")
     with pytest.raises(PromotionRefused, match="only with a reason"):
-        use_cases.promote("grocery", second.id, registry=registry, who="test", why=" ", force=True)
+        use_cases.promote("grocery", second.id, registry=registry, settings=settings, who="test", why=" ", force=True)
     assert (registry.live("grocery"), registry.domain("grocery").challenger) == (None, None)
-    move = use_cases.promote("grocery", second.id, registry=registry, who="ann", why="a demo", force=True)
+    move = use_cases.promote(
+        "grocery", second.id, registry=registry, settings=settings, who="ann", why="a demo", force=True
+    )
     assert (move.kind, registry.domain("grocery").state) == ("force", State.LIVE)
     _, page = use_cases.report_page("grocery", second.id, registry=registry)
     assert "Set live against the gate" in page
@@ -212,6 +218,61 @@ def test_a_tampered_or_foreign_adapter_does_not_load(launched, tmp_path):
         checkpoint.load_into(ranker, store.path(version.artifact), backbone="f" * 64)
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "encoder.json"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_damaged_version_does_not_go_live_and_publishing_again_repairs_it(launched, file, shared, tmp_path):
+    """Forced or not, and where the shared model that it rests on is the damaged one; the pointer stays."""
+    settings, registry, backbone, _, version = launched
+    store, before = Artifacts(settings.artifacts_dir), registry.live("live")
+    harmed = backbone if shared else version
+    finished = tmp_path / "finished"
+    shutil.copytree(store.path(harmed.artifact), finished, ignore=shutil.ignore_patterns("files.json", "model.yaml"))
+    known = {"registry": registry, "settings": settings, "who": "test"}
+    content = bytearray((store.path(harmed.artifact) / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (store.path(harmed.artifact) / file).write_bytes(content)
+    with pytest.raises(ArtifactDamaged, match=file):
+        use_cases.promote("live", version.id, **known, why="a test", force=True)
+    assert registry.live("live") == before
+    store.publish(harmed.kind, finished, harmed.id)
+    assert use_cases.promote("live", version.id, **known, why="a test", force=True).to_version == version.id
+    if before is None:
+        registry.withdraw("live", who="test", why="as it was")
+    elif before.version_id != version.id:
+        use_cases.roll_back("live", **known, why="as it was")
+
+
+def test_a_version_that_scores_no_numbers_does_not_go_live(launched, tmp_path):
+    """Its files are what was published, and say nothing."""
+    settings, registry, backbone, _, version = launched
+    folder = tmp_path / "adapter"
+    tensors, config = checkpoint.load(Artifacts(settings.artifacts_dir).path(version.artifact))
+    content = checkpoint.save(folder, {name: tensor * float("nan") for name, tensor in tensors.items()}, config)
+    FeatureEncoder.load(Artifacts(settings.artifacts_dir).path(version.artifact)).save(folder)
+    known = {"registry": registry, "settings": settings}
+    tag = Artifacts(settings.artifacts_dir).publish("adapter", folder, content)
+    broken = registry.add_version(replace(version, id=content, artifact=tag, backbone_id=backbone.id))
+    with pytest.raises(ArtifactDamaged, match="no finite number"):
+        use_cases.promote("live", broken.id, **known, who="test", why="a test", force=True)
+
+
+def test_a_roll_back_to_a_damaged_version_is_refused(launched):
+    """What answers now goes on."""
+    settings, registry, _, _, version = launched
+    known = {"registry": registry, "settings": settings, "who": "test", "why": "a test"}
+    use_cases.promote("live", version.id, **known, force=True)
+    other = next(one for one in registry.versions("live") if one.id != version.id and one.level == "zero_shot")
+    registry.promote("live", other.id, expect=version.id, who="test", why="a test", force=True)
+    file = Artifacts(settings.artifacts_dir).path(version.artifact) / "model.safetensors"
+    good = file.read_bytes()
+    file.write_bytes(good[:-1])
+    with pytest.raises(ArtifactDamaged, match=r"model\.safetensors"):
+        use_cases.roll_back("live", **known)
+    assert registry.live("live").version_id == other.id
+    file.write_bytes(good)
+    assert use_cases.roll_back("live", **known).to_version == version.id
+
+
 def test_a_launch_before_any_shared_model_says_so(tmp_path):
     """The message names the step to run first."""
     settings, registry = a_workplace(tmp_path)
@@ -239,7 +300,7 @@ def test_unknown_names_and_empty_domains_are_refused_by_name(tmp_path):
     )
     use_cases.register(spec, registry=registry, by="test")
     with pytest.raises(UnknownVersion, match="launch it first"):
-        use_cases.promote("empty", registry=registry, who="test", why="too early")
+        use_cases.promote("empty", registry=registry, settings=settings, who="test", why="too early")
     other = DomainSpec.from_mapping({**spec.model_dump(mode="json"), "owner": "another team"})
     with pytest.raises(DomainAlreadyRegistered):
         use_cases.register(other, registry=registry, by="another team")

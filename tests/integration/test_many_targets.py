@@ -43,7 +43,7 @@ def test_an_adapter_of_an_older_shared_model_goes_on_answering(market):
     """A new shared model goes live beside it; the adapter keeps the one that it was trained on."""
     settings, registry = market
     version = next(version for version in registry.versions("feed") if version.level == "adapter")
-    use_cases.promote("feed", version.id, registry=registry, who="test", why="a test", force=True)
+    use_cases.promote("feed", version.id, registry=registry, settings=settings, who="test", why="a test", force=True)
     newer = use_cases.train_shared(registry=registry, settings=settings, by="test", **QUICK, seed=1)
     assert newer.id != version.backbone_id == registry.version(registry.live("feed").version_id).backbone_id
     snapshot = SnapshotBuilder(registry=registry, settings=settings).build(Snapshot())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from domains.lifecycle import State
@@ -150,7 +152,7 @@ def _promote(domain: Domain, candidates: list[Version]) -> None:
         st.success(wording.sentence(reason))
     st.caption("The service switches to it within seconds, without a restart. You can roll back in one step.")
     if (why := _why("promote", "Promote it", example="beats popularity on cold users")) is not None:
-        use_cases.promote(domain.name, chosen.id, registry=session.registry(), who=session.who(), why=why)
+        use_cases.promote(domain.name, chosen.id, **_known(), why=why)
         st.rerun()
 
 
@@ -169,7 +171,13 @@ def _force(domain: Domain, refused: list[Version]) -> None:
         st.error(wording.sentence(reason))
     st.caption("Your name and reason stay with this version for good, wherever it is shown.")
     if (why := _why("force", "Set live against the gate")) is not None:
-        use_cases.promote(domain.name, chosen.id, registry=session.registry(), who=session.who(), why=why, force=True)
+        use_cases.promote(
+            domain.name,
+            chosen.id,
+            **_known(),
+            why=why,
+            force=True,
+        )
         st.rerun()
 
 
@@ -178,8 +186,13 @@ def _roll_back(domain: Domain, live: Version | None) -> None:
     expect = None if live is None else live.id
     st.markdown(f"**{domain.name}** goes back at once to the version that was live before `{wording.short(expect)}`.")
     if (why := _why("roll-back", "Roll back", example="clicks fell since this morning")) is not None:
-        session.registry().roll_back(domain.name, who=session.who(), why=why, expect=expect)
+        use_cases.roll_back(domain.name, **_known(), why=why, expect=expect)
         st.rerun()
+
+
+def _known() -> dict[str, Any]:
+    """What every use case on versions asks for."""
+    return {"registry": session.registry(), "settings": session.settings(), "who": session.who()}
 
 
 def _resume(domain: Domain) -> None:

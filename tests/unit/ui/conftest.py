@@ -6,6 +6,7 @@ from domains.ingestion.ingest import ingest
 from domains.registry.records import Version
 from domains.registry.registry import Registry
 from models.intervals import Interval
+from orchestrator.data import version_check
 from orchestrator.evaluation.report import HeldOut
 from orchestrator.settings import Settings
 from tests.unit.ui.fake_domains import CERTIFICATE, REPORT, spec, write_events
@@ -36,8 +37,9 @@ def registry(settings) -> Registry:
 
 
 @pytest.fixture
-def full(registry, settings, tmp_path) -> Registry:
-    """A source and a target with data, a shared model, and a challenger that passed its gate."""
+def full(registry, settings, tmp_path, monkeypatch) -> Registry:
+    """A source and a target with data, a shared model, and a challenger that passed its gate; no version has files."""
+    monkeypatch.setattr(version_check, "check", lambda version, **known: None)
     for name, role in (("video", "source"), ("live", "target")):
         domain = registry.register_domain(spec(name, role), by="ann")
         report = ingest(
