@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     api_key: SecretStr = SecretStr("")
     """API key that `graft rank` and the pages of the UI send to the prediction service; empty for the stack's own,
     kept in the file `service-key` of the home folder."""
+    service_keep_alive_s: int = Field(default=75, ge=1)
+    """Seconds that the service keeps an idle connection open: longer than a proxy before it keeps its own, or the proxy
+    meets closed ones."""
     ui_port: int = 8501
     """Port of the web UI."""
     prefect_port: int = 4200

@@ -110,6 +110,11 @@ class Serving:
         return self._watcher.snapshot
 
     @property
+    def overloaded(self) -> bool:
+        """Whether the next request to rank would be turned away."""
+        return self._waiting >= MOST_WAITING
+
+    @property
     def registry(self) -> str:
         """up, or why what is loaded may be behind the registry."""
         return self._watcher.fault or "up"
@@ -155,7 +160,7 @@ class Serving:
             Overloaded: too many requests wait already.
         """
         domain = self._domain(name)
-        if self._waiting >= MOST_WAITING:
+        if self.overloaded:
             raise Overloaded(f"{self._waiting} requests are waiting; try again shortly")
         if request.request_id is not None:
             await self._claim(request.request_id, request.user_id, domain.name)

@@ -2,20 +2,21 @@
 
     bentoml serve deployment.http.service:Graft --host 127.0.0.1 --port 3000
 
-BentoML brings /livez, /readyz and /metrics; the paths of ``api.py`` are mounted beside them.
+BentoML starts and restarts the workers. Every request goes to the app of ``api.py`` alone: BentoML's own pages load
+scripts from elsewhere, and its metrics make a label of every path that a caller thinks of.
 """
 
 from __future__ import annotations
 
-import logging
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import bentoml
-import orjson
+from uvicorn.config import HTTP_PROTOCOLS
 
 from deployment.http.api import create_app
 from deployment.http.keys import Keys, RequireKey
+from deployment.records import metrics
+from deployment.records.log_lines import log_as_json
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,36 +27,6 @@ _running: list[Serving] = []
 _keys: list[Keys] = []
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, event, and whatever ``extra`` gave."""
-
-    _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        """A record as a line."""
-        line = {
-            "at": datetime.fromtimestamp(record.created, UTC).isoformat(),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "event": record.getMessage(),
-            **{name: value for name, value in vars(record).items() if name not in self._PLAIN},
-        }
-        if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
-
-
-def log_as_json() -> None:
-    """Graft's own loggers write JSON lines to stderr; BentoML keeps its own."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
-    for name in ("deployment", "orchestrator", "feature_repo", "domains", "models"):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-
-
 def _serving() -> Serving:
     if not _running:
         raise RuntimeError("the service has not started")
@@ -63,6 +34,19 @@ def _serving() -> Serving:
 
 
 app = create_app(_serving)
+metrics.place(str(SETTINGS.service_port), workers=SETTINGS.service_workers)
+# BentoML leaves the choice to uvicorn; this is what it chooses, with limits.
+HTTP_PROTOCOLS["auto"] = "deployment.http.connections:BoundedConnection"
+
+
+class OwnApp:
+    """Sends every request to the app, and the start and end of the process to BentoML."""
+
+    def __init__(self, bentoml_app: Any) -> None:
+        self._bentoml_app = bentoml_app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await (app if scope["type"] == "http" else self._bentoml_app)(scope, receive, send)
 
 
 @bentoml.service(
@@ -71,9 +55,8 @@ app = create_app(_serving)
     traffic={"timeout": 60},
     # A line a request costs more than some requests; the prediction log holds what was answered.
     logging={"access": {"enabled": False}},
-    metrics={"enabled": True, "namespace": "graft"},
+    metrics={"enabled": False},
 )
-@bentoml.asgi_app(app, path="/")
 class Graft:
     """Ranks items for users in every registered domain."""
 
@@ -87,17 +70,17 @@ class Graft:
         keys = Keys(SETTINGS)
         keys.start()
         _keys[:] = [keys]
+        metrics.reserve()
         self._serving.settle_memory()
         _running[:] = [self._serving]
-
-    async def __is_ready__(self) -> bool:
-        return self._serving.ready
 
     @bentoml.on_shutdown
     def close(self) -> None:
         """Keep the records of what was answered."""
         self._serving.close()
+        metrics.release()
 
 
-# Around everything that BentoML serves too: its /metrics and its pages.
+# In this order: the key is asked for first, for every path.
 Graft.add_asgi_middleware(RequireKey, keys=lambda: _keys[0] if _keys else None)  # type: ignore[attr-defined]
+Graft.add_asgi_middleware(OwnApp)  # type: ignore[attr-defined]

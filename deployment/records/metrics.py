@@ -1,16 +1,34 @@
-"""What the process counts for /metrics, beside what BentoML counts of HTTP."""
+"""What a process counts, and /metrics.
+
+No label is what a caller wrote: paths are those of the routes, domains those of the registry. One worker counts in its
+own memory. Several count in files mapped into memory, to be added up by whichever is asked: these lie in memory too
+(``/dev/shm``) and are filled at once, for a write to a mapped file without room behind it kills the process.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 from functools import cache
+from pathlib import Path
 from typing import Any
+
+import psutil
+
+SHARED_MEMORY = Path("/dev/shm")
+NEEDED_BYTES = 64 * 1024 * 1024
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 class Metrics:
     """Counters of one process; over several workers they add up."""
 
     def __init__(self) -> None:
-        self._answers, self._faults, self._generation, self._lost = _collectors()
+        collectors = _collectors()
+        self._answers, self._faults = collectors["answers"], collectors["faults"]
+        self._generation, self._lost = collectors["generation"], collectors["lost"]
 
     def answered(self, domain: str, served_by: str, reason: str | None) -> None:
         """Count an answer by its fallback level."""
@@ -25,15 +43,75 @@ class Metrics:
         """Say how many predictions and pushes could not be kept so far."""
         self._lost.set(records)
 
+    @staticmethod
+    def requested(path: str, method: str, status: int, seconds: float) -> None:
+        """Count a request by the template of its path; status 0 is one that the caller did not wait for."""
+        collectors = _collectors()
+        collectors["requests"].labels(path, method, status).inc()
+        collectors["seconds"].labels(path).observe(seconds)
+
+
+def place(service: str, *, workers: int) -> None:
+    """Choose where this process counts, before anything counts.
+
+    Args:
+        service: names the service on this machine, the same for all its workers.
+    """
+    os.environ.pop(_FOLDER, None)
+    if workers == 1 or not SHARED_MEMORY.is_dir() or shutil.disk_usage(SHARED_MEMORY).free < NEEDED_BYTES:
+        return  # without shared memory each worker counts for itself: /metrics is then one worker's
+    folder = SHARED_MEMORY / f"graft-{os.getuid()}-{service}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for file in folder.glob("*_*.db"):
+        pid = file.stem.rpartition("_")[2]
+        if not pid.isdigit() or not psutil.pid_exists(int(pid)):
+            file.unlink(missing_ok=True)
+    os.environ[_FOLDER] = str(folder)
+
+
+def reserve() -> None:
+    """Fill this process's files, so that no later write can find shared memory full."""
+    if _FOLDER in os.environ:
+        for file in Path(os.environ[_FOLDER]).glob(f"*_{os.getpid()}.db"):
+            with file.open("r+b") as held:
+                os.posix_fallocate(held.fileno(), 0, file.stat().st_size)
+
+
+def release() -> None:
+    """Remove this process's files; nothing counts here afterwards."""
+    if _FOLDER in os.environ:
+        folder = Path(os.environ[_FOLDER])
+        for file in folder.glob(f"*_{os.getpid()}.db"):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # other workers count on
+            folder.rmdir()
+
+
+def exposition() -> tuple[bytes, str]:
+    """All counts in Prometheus's text format, and its content type."""
+    from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    _collectors()
+    registry = REGISTRY
+    if _FOLDER in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
 
 @cache
-def _collectors() -> tuple[Any, Any, Any, Any]:
-    # Not at the top: a worker tells prometheus_client where its files lie only after this module is imported.
-    from prometheus_client import Counter, Gauge
+def _collectors() -> dict[str, Any]:
+    # Not at the top: prometheus_client asks where its files lie when it is imported, and `place` says so only then.
+    from prometheus_client import Counter, Gauge, Histogram
 
-    return (
-        Counter("graft_answers", "Rank answers by fallback level", ["domain", "served_by", "reason"]),
-        Gauge("graft_version_faults", "Domains whose live version does not load", multiprocess_mode="max"),
-        Gauge("graft_generation", "Registry generation that is loaded", multiprocess_mode="min"),
-        Gauge("graft_lost_records", "Predictions and pushes not kept", multiprocess_mode="sum"),
-    )
+    return {
+        "requests": Counter("graft_requests", "Requests by path and status", ["path", "method", "status"]),
+        "seconds": Histogram(
+            "graft_request_seconds", "From the head of a request to its answer", ["path"], buckets=_BUCKETS
+        ),
+        "answers": Counter("graft_answers", "Rank answers by fallback level", ["domain", "served_by", "reason"]),
+        "faults": Gauge("graft_version_faults", "Domains whose live version does not load", multiprocess_mode="max"),
+        "generation": Gauge("graft_generation", "Registry generation that is loaded", multiprocess_mode="min"),
+        "lost": Gauge("graft_lost_records", "Predictions and pushes not kept", multiprocess_mode="sum"),
+    }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
 import subprocess
 import threading
 import time
+from contextlib import ExitStack, closing
 
 import httpx
 import psutil
@@ -167,5 +169,55 @@ def test_killing_a_worker_costs_at_most_what_it_was_answering(market):
             eventually(lambda: len(server.workers()) == 2 and killed.pid not in [w.pid for w in server.workers()], 60)
         assert {status for status, _ in load.answers} == {200}
         assert len(load.broken) <= 4
+    finally:
+        server.stop()
+
+
+@pytest.mark.servers
+def test_slow_and_large_callers_are_answered_or_let_go(market):
+    """Idle connections are kept as long as the setting says, half-sent heads are not, and 413 is read by its caller."""
+    market.settings = market.settings.model_copy(update={"service_keep_alive_s": 14})
+    server = Server(market)
+    address = ("127.0.0.1", server.settings.service_port)
+    opened = ExitStack()
+    try:
+        server.wait_until_ready()
+        halves = [opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(20)]
+        for half in halves:
+            half.sendall(b"POST /v1/domains/live/rank HTTP/1.1\r\nhost: x\r\n")
+        kept = opened.enter_context(closing(http.client.HTTPConnection(*address, timeout=20)))
+        for pause_s in (12, 0):  # longer than a head may take, shorter than an idle connection is kept
+            kept.request("GET", "/v1/domains")
+            assert kept.getresponse().read()
+            time.sleep(pause_s)
+        for half in halves:
+            assert half.recv(100) == b""
+        for close in ("close", "keep-alive"):
+            large = opened.enter_context(closing(http.client.HTTPConnection(*address, timeout=20)))
+            headers = {"content-type": "application/json", "connection": close}
+            large.request("POST", "/v1/domains/live/rank", b"x" * 6_000_000, headers)
+            assert large.getresponse().status == 413
+        time.sleep(15)
+        assert kept.sock.recv(100) == b""
+    finally:
+        opened.close()
+        server.stop()
+
+
+@pytest.mark.servers
+def test_unknown_paths_cost_no_memory(market):
+    """3,000 of them leave the worker and /metrics as they were."""
+    server = Server(market)
+    try:
+        server.wait_until_ready()
+        server.client.get("/v1/never-there")
+        [worker] = server.workers()
+        before = len(server.client.get("/metrics").text), worker.memory_info().rss
+        for number in range(3_000):
+            server.client.get(f"/v1/x{number}")
+        after = len(server.client.get("/metrics").text), worker.memory_info().rss
+        assert after[0] < before[0] + 200
+        assert after[1] < before[1] + 20e6
+        assert server.client.get("/").json()["service"] == "graft"
     finally:
         server.stop()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
+import zlib
+from functools import partial
+
 import pytest
 
 from deployment.engine import scorer, serving
 from tests.integration.service.fakes import ask, assert_is_error
 
 pytestmark = pytest.mark.xdist_group("service")  # these files share one trained marketplace
+
+JSON = {"content-type": "application/json"}
 
 
 @pytest.mark.parametrize(
@@ -50,16 +57,90 @@ def test_ids_may_be_numbers(shared_market, shared_client):
 
 def test_a_body_too_large_is_refused_before_it_is_read(shared_client):
     """By its declared length, and by what arrives where none is declared."""
-    assert_is_error(shared_client.post("/v1/domains/live/rank", content=b"x" * 5_000_000), 413, "too_large")
-    chunks = (b"x" * 100_000 for _ in range(50))
-    assert_is_error(shared_client.post("/v1/domains/live/rank", content=chunks), 413, "too_large")
+    post = partial(shared_client.post, "/v1/domains/live/rank", headers=JSON)
+    assert_is_error(post(content=b"x" * 5_000_000), 413, "too_large")
+    assert_is_error(post(content=(b"x" * 100_000 for _ in range(50))), 413, "too_large")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack"), [("gzip", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress)]
+)
+def test_a_packed_body_is_unpacked(shared_market, shared_client, encoding, pack):
+    """And answered as the plain one is; a byte-order mark before it does no harm."""
+    user, items = shared_market.user(), shared_market.items("live")
+    plain = ask(shared_client, user, items)
+    body = pack(codecs.BOM_UTF8 + plain.request.content)
+    headers = {**JSON, "content-encoding": encoding}
+    answer = shared_client.post("/v1/domains/live/rank", content=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["items"] == plain.json()["items"]
+
+
+def test_a_packed_body_is_bounded_and_whole(shared_client):
+    """What comes out counts, not what goes in; what is not one whole stream is named."""
+    headers = {**JSON, "content-encoding": "gzip"}
+    post = partial(shared_client.post, "/v1/domains/live/rank", headers=headers)
+    assert_is_error(post(content=gzip.compress(b" " * 500_000_000, 1)), 413, "too_large")
+    packed = gzip.compress(b"{}")
+    for content in (packed[:-4], packed + packed, b"{}", b""):
+        assert assert_is_error(post(content=content), 422, "invalid_request")["field"] == "content-encoding"
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "code"),
+    [
+        ("content-encoding", "br", "unsupported_encoding"),
+        ("content-encoding", "gzip, gzip", "unsupported_encoding"),
+        ("content-encoding", "x" * 4000, "unsupported_encoding"),
+        ("content-type", "text/plain", "unsupported_media_type"),
+        ("content-type", "application/x-www-form-urlencoded", "unsupported_media_type"),
+        ("content-type", "", "unsupported_media_type"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/domains/live/rank", "/v1/feedback"])
+def test_an_encoding_or_a_type_that_is_not_known_is_named(shared_client, path, header, value, code):
+    """By its header, in a message of bounded length."""
+    error = assert_is_error(shared_client.post(path, content=b"{}", headers={**JSON, header: value}), 415, code)
+    assert error["field"] == header
+    assert len(error["message"]) < 200
+
+
+@pytest.mark.parametrize("body", [b"\xff\xfe", b"[" * 100_000, b'{"top_k": ' + b"1" * 5_000 + b"}", b'{"a": "\xff"}'])
+def test_bytes_that_are_no_json_are_wrong_and_no_fault(shared_client, body):
+    """No text, too deep, a number too long to read."""
+    answer = shared_client.post("/v1/domains/live/rank", content=body, headers=JSON)
+    assert_is_error(answer, 422, "invalid_request")
+
+
+def test_callers_make_no_labels(shared_client):
+    """Neither paths nor methods nor ids: /metrics stays as long as it was."""
+    shared_client.get("/v1/never-there")
+    shared_client.request("BREW", "/v1/domains")
+    ask(shared_client, "u", ["a"], domain="no-such")
+    shared_client.get("/metrics")
+    before = shared_client.get("/metrics").text
+    assert 'path="/v1/domains/{domain}/rank"' in before
+    for number in range(300):
+        shared_client.get(f"/v1/x{number}/{number}")
+        shared_client.request(f"M{number}", "/v1/domains")
+        ask(shared_client, f"user-{number}", ["a"], domain=f"d{number}", request_id=f"r{number}")
+    after = shared_client.get("/metrics").text
+    assert len(after.splitlines()) == len(before.splitlines())
+    assert 'path="other"' in after
+
+
+def test_the_first_page_is_ours_and_loads_nothing(shared_client):
+    """No page here fetches a script from elsewhere."""
+    assert shared_client.get("/").json()["service"] == "graft"
+    for path in ("/docs.json", "/schema.json", "/static_content/index.html", "/docs", "/redoc"):
+        assert_is_error(shared_client.get(path), 404, "not_found")
 
 
 def test_paths_that_do_not_exist_have_the_same_error_shape(shared_client):
     """Unknown path, unknown domain, wrong method."""
     assert_is_error(shared_client.get("/v1/nothing"), 404, "not_found")
     assert_is_error(ask(shared_client, "u", ["a"], domain="nothing"), 404, "unknown_domain")
-    assert_is_error(shared_client.get("/v1/domains/live/rank"), 404, "not_found")
+    assert_is_error(shared_client.get("/v1/domains/live/rank"), 405, "method_not_allowed")
 
 
 def test_an_unexpected_fault_has_the_same_error_shape_and_tells_no_secrets(shared_serving, shared_client, monkeypatch):
