@@ -25,14 +25,14 @@ def market(tmp_path_factory, simulated_market):
         asked = {"registry": registry, "settings": settings, "by": "test"}
         use_cases.ingest_data(name, interactions=[interactions], **files, **asked)
     use_cases.train_shared(registry=registry, settings=settings, by="test", **QUICK)
+    for name in reversed(TWINS):
+        use_cases.launch(name, registry=registry, settings=settings, by="test", **QUICK)
     return settings, registry
 
 
 def test_every_twin_has_versions_of_its_own_in_any_order(market):
     """Equal weights under two names are two versions, and no launch fails for another's sake."""
-    settings, registry = market
-    for name in reversed(TWINS):
-        use_cases.launch(name, registry=registry, settings=settings, by="test", **QUICK)
+    _, registry = market
     versions = [version for name in TWINS for version in registry.versions(name)]
     assert [version.domain for version in versions if version.level == "adapter"] == list(TWINS)
     assert len({version.id for version in versions}) == len(versions)

@@ -254,6 +254,25 @@ def running(tmp_path_factory):
         process.wait(60)
 
 
+@pytest.fixture(scope="module")
+def market(running, tmp_path_factory):
+    """Data in the home that the servers look after; nothing is trained."""
+    settings, _ = running
+    registry = Registry(settings.registry_url)
+    for made in simulate(SimulatorConfig(events=6_000), tmp_path_factory.mktemp("simulated"))[:4]:
+        use_cases.register(made.spec, registry=registry, by="test")
+        use_cases.ingest_data(
+            made.spec.name,
+            interactions=[made.interactions],
+            items=made.items,
+            users=made.users,
+            registry=registry,
+            settings=settings,
+            by="test",
+        )
+    return settings, registry
+
+
 @pytest.mark.timeout(600)
 def test_all_four_answer_on_loopback_only(running):
     """Each at the address that it was said to have, and on no other interface."""
@@ -305,21 +324,9 @@ def test_status_shows_each_server_with_its_address(running):
 
 
 @pytest.mark.timeout(600)
-def test_a_run_whose_process_is_killed_continues_where_it_stopped(running, tmp_path):
+def test_a_run_whose_process_is_killed_continues_where_it_stopped(market):
     """kill -9 in the middle of training: Crashed, then the same run continues and succeeds."""
-    settings, _ = running
-    registry = Registry(settings.registry_url)
-    for made in simulate(SimulatorConfig(events=6_000), tmp_path)[:4]:
-        use_cases.register(made.spec, registry=registry, by="test")
-        use_cases.ingest_data(
-            made.spec.name,
-            interactions=[made.interactions],
-            items=made.items,
-            users=made.users,
-            registry=registry,
-            settings=settings,
-            by="test",
-        )
+    settings, registry = market
     params = {"epochs": 2, "width": 8, "batch_size": 32, "checkpoint_every_steps": 5}
     run = use_cases.start("train-shared", params=params, registry=registry, settings=settings, by="test")
     folder = settings.runs_dir / run.id / "training"
@@ -343,10 +350,11 @@ def test_a_run_whose_process_is_killed_continues_where_it_stopped(running, tmp_p
 
 
 @pytest.mark.timeout(600)
-def test_the_clock_starts_a_retrain_until_its_schedule_is_removed(running):
+def test_the_clock_starts_a_retrain_until_its_schedule_is_removed(market):
     """A run appears in the registry by itself, in the minute that the spec names, and comes to an end."""
-    settings, _ = running
-    registry = Registry(settings.registry_url)
+    settings, registry = market
+    if registry.live(None) is None:
+        use_cases.train_shared(registry=registry, settings=settings, by="test", epochs=1, width=4)
     declared = registry.domain("live").spec.model_dump(mode="json")
 
     def scheduled():

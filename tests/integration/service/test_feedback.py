@@ -80,8 +80,9 @@ def test_feedback_to_a_request_that_nobody_remembers_names_user_and_domain(marke
     assert assert_is_error(tell(client, "old", [event], user_id=user), 422, "unknown_request")["field"] == "domain"
     assert tell(client, "old", [event], user_id=user, domain="live").json()["accepted"] == 1
     assert_is_error(tell(client, "older", [event], domain="nothing"), 404, "unknown_domain")
+    surrogate = rb'{"request_id":"r","domain":"\ud800","events":[{"item_id":"i"}]}'
     assert_is_error(
-        client.post("/v1/feedback", content=rb'{"request_id":"r","domain":"\ud800","events":[{"item_id":"i"}]}'),
+        client.post("/v1/feedback", content=surrogate, headers={"content-type": "application/json"}),
         422,
         "invalid_request",
     )

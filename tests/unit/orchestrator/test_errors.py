@@ -40,7 +40,8 @@ def raised() -> dict[str, type]:
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 bases = {getattr(base, "id", "") for base in getattr(node, "bases", ())}
-                if bases & known and node.name not in CAUGHT:
+                # A private one never leaves its module.
+                if bases & known and node.name not in CAUGHT and not node.name.startswith("_"):
                     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
                     found[node.name] = getattr(importlib.import_module(module), node.name)
     return {name: kind for name, kind in found.items() if not kind.__subclasses__() or name == "RunFailed"}
