@@ -72,7 +72,6 @@ class Part:
         }
         if self.role == "target":
             declared["sources"] = list(sources)
-            declared["gate"] = {"baseline": "item_mean" if self.task == "rating" else "popularity"}
         if self.items is not None:
             declared["items"] = {"id": "item_id", "features": dict(self.item_features)}
         if self.users is not None:

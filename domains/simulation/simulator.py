@@ -226,7 +226,7 @@ def _spec(shape: DomainShape, config: SimulatorConfig) -> DomainSpec:
     if shape.role == "target":
         declared["sources"] = [name for name in shape.sources if name in {d.name for d in config.domains}]
         declared["schedule"] = "0 3 * * *"
-        declared["gate"] = {"baseline": "popularity", "metric": "auc", "minimum_cold_users": 30}
+        declared["gate"] = {"metric": "auc", "minimum_cold_users": 30}
     return DomainSpec.model_validate(declared)
 
 

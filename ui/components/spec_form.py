@@ -40,7 +40,7 @@ items:
   id: item_id
   features: {category: category, price: number}
 domain_features: {surface: live, layout: feed}
-gate: {baseline: popularity, metric: auc}
+gate: {metric: auc}
 """
 
 
