@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -25,7 +25,11 @@ TAG = "graft"
 """Tag of all of Graft's deployments, and so of their flow runs."""
 
 STARTS_ALLOWED = 4
-"""A run whose process dies is started again; after this many starts it stays crashed."""
+"""A run whose process dies or cannot start is started again; after this many starts it stays crashed."""
+RESUMING = "Resuming"
+"""Name of the state of a run that is started again after a death: Prefect keeps the states, so they can be counted."""
+PENDING_LIMIT_S = 180.0
+"""A run that a worker took and that has not begun by then is lost: the server died before it heard of its end."""
 CRASH_SETTLES_S = 10.0
 """Prefect's worker may report one crash twice within seconds: a run is resumed only after this time."""
 RESUMED_WITHIN_S = 86_400.0
@@ -58,6 +62,7 @@ def create_flow_run(
     api_url: str,
     name: str | None = None,
     idempotency_key: str | None = None,
+    patience_s: float = 0.0,
 ) -> str:
     """Ask Prefect to run a deployment; returns the flow run's id at once.
 
@@ -67,23 +72,30 @@ def create_flow_run(
         api_url: Prefect's API with its credentials, ``Settings.prefect_api``.
         name: The run's name on Prefect's pages; Prefect invents one otherwise.
         idempotency_key: A second call with the same key returns the first call's run and starts nothing.
+        patience_s: How long to ask again while Prefect does not answer, as when it is being started again.
 
     Raises:
         FlowsUnavailable: Prefect does not answer.
         NotFound: Prefect knows no such deployment; ``graft up`` creates them.
     """
-    with _client(api_url) as client:
-        deployment = _deployment(client, deployment_name)
-        body: dict[str, Any] = {
-            "parameters": parameters,
-            "state": {"type": "SCHEDULED"},
-            # Always a key: a request that is repeated after a timeout must not start a second run.
-            "idempotency_key": idempotency_key or uuid.uuid4().hex,
-        }
-        if name is not None:
-            body["name"] = name
-        answer = _send(client, "POST", f"/deployments/{deployment['id']}/create_flow_run", body)
-    return str(answer["id"])
+    body: dict[str, Any] = {
+        "parameters": parameters,
+        "state": {"type": "SCHEDULED"},
+        # Always a key: a request that is repeated after a timeout must not start a second run.
+        "idempotency_key": idempotency_key or uuid.uuid4().hex,
+    }
+    if name is not None:
+        body["name"] = name
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            with _client(api_url) as client:
+                deployment = _deployment(client, deployment_name)
+                return str(_send(client, "POST", f"/deployments/{deployment['id']}/create_flow_run", body)["id"])
+        except FlowsUnavailable:
+            if time.monotonic() > until:
+                raise
+            time.sleep(1.0)
 
 
 def state(flow_run_id: str, *, api_url: str) -> FlowState:
@@ -184,7 +196,7 @@ def resume_abandoned(*, api_url: str) -> int:
     with _client(api_url) as client:
         abandoned = _send(client, "POST", "/flow_runs/filter", wanted)
         for run in abandoned:
-            state = {"type": "SCHEDULED", "name": "Resuming", "message": "the servers were stopped while it ran"}
+            state = {"type": "SCHEDULED", "name": "Continuing", "message": "the servers were stopped while it ran"}
             if run["state_type"] == "CANCELLING":
                 state = {"type": "CANCELLED", "message": "it was being stopped when the servers were stopped"}
             _send(client, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
@@ -192,33 +204,48 @@ def resume_abandoned(*, api_url: str) -> int:
 
 
 def resume_crashed(*, api_url: str) -> list[str]:
-    """Schedule every run whose process died once more; returns their flow run ids.
+    """Schedule every run once more whose process died or never began; returns their flow run ids.
 
-    Not resumed: a run that never began, as its process cannot start, and one that died ``STARTS_ALLOWED`` times.
+    A run of the second kind is one whose start the Prefect server did not live to see. None is started more than
+    ``STARTS_ALLOWED`` times.
 
     Raises:
         FlowsUnavailable: Prefect does not answer.
     """
-    now = datetime.now(UTC)
-    recent = (now - timedelta(seconds=RESUMED_WITHIN_S)).isoformat()
+    kinds = {"CRASHED": CRASH_SETTLES_S, "PENDING": PENDING_LIMIT_S}
     wanted = {
-        "flow_runs": {
-            "tags": {"all_": [TAG]},
-            "state": {"type": {"any_": ["CRASHED"]}},
-            "start_time": {"after_": recent},
-        }
+        "flow_runs": {"tags": {"all_": [TAG]}, "state": {"type": {"any_": list(kinds)}}},
+        "sort": "EXPECTED_START_TIME_DESC",
     }
     resumed = []
     with _client(api_url) as client:
         for run in _send(client, "POST", "/flow_runs/filter", wanted):
-            since = now - datetime.fromisoformat(run["state"]["timestamp"])
-            if since.total_seconds() < CRASH_SETTLES_S or not 0 < run["run_count"] < STARTS_ALLOWED:
-                continue
-            message = f"its process died; start {run['run_count'] + 1} of {STARTS_ALLOWED} continues where it stopped"
-            state = {"type": "SCHEDULED", "name": "Resuming", "message": message}
-            _send(client, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
-            resumed.append(run["id"])
+            since = datetime.now(UTC) - datetime.fromisoformat(run["state"]["timestamp"])
+            if kinds[run["state_type"]] < since.total_seconds() < RESUMED_WITHIN_S and _start_again(client, run["id"]):
+                resumed.append(run["id"])
     return resumed
+
+
+def start_again(flow_run_id: str, *, api_url: str) -> bool:
+    """Schedule a run once more whose process is gone; False when it had all the starts that it is allowed.
+
+    Raises:
+        FlowsUnavailable: Prefect does not answer.
+        NotFound: Prefect knows no such run.
+    """
+    with _client(api_url) as client:
+        return _start_again(client, flow_run_id)
+
+
+def _start_again(client: httpx.Client, flow_run_id: str) -> bool:
+    states = _send(client, "GET", f"/flow_run_states/?flow_run_id={flow_run_id}")
+    starts = 1 + sum(one["name"] == RESUMING for one in states)
+    if starts >= STARTS_ALLOWED:
+        return False
+    message = f"its process is gone; start {starts + 1} of {STARTS_ALLOWED} continues where it stopped"
+    now = {"type": "SCHEDULED", "name": RESUMING, "message": message}
+    _send(client, "POST", f"/flow_runs/{flow_run_id}/set_state", {"state": now, "force": True})
+    return True
 
 
 def healthy(api_url: str, *, timeout_s: float = 2.0) -> bool:

@@ -97,6 +97,10 @@ class Settings(BaseSettings):
     """Currency of that price, such as EUR."""
     keep_predictions_days: float = Field(default=0.0, ge=0)
     """Days that the log of answers and feedback is kept; 0 keeps it for ever."""
+    log_mb: int = Field(default=20, ge=1)
+    """Size in MB at which the log of a server is moved aside."""
+    log_files: int = Field(default=5, ge=0)
+    """Older logs that are kept of each server."""
 
     def as_environment(self) -> dict[str, str]:
         """Environment variables that give another process these settings."""
@@ -129,6 +133,11 @@ class Settings(BaseSettings):
     @property
     def logs_dir(self) -> Path:
         return self.home / "logs"
+
+    @property
+    def servers_file(self) -> Path:
+        """What `graft up` runs on this machine."""
+        return self.home / "servers.json"
 
     @property
     def prefect_url(self) -> str:

@@ -103,3 +103,9 @@ class RunVerbs(Verbs):
             chosen = chosen.where(runs.c.domain == domain)
         with self._database.read() as connection:
             return [as_run(row) for row in connection.execute(chosen)]
+
+    def unfinished_runs(self) -> list[Run]:
+        """All runs that wait or are under way, however many there have been since."""
+        chosen = select(runs).where(runs.c.state.not_in(FINISHED)).order_by(runs.c.started_at.desc(), runs.c.id)
+        with self._database.read() as connection:
+            return [as_run(row) for row in connection.execute(chosen)]

@@ -27,11 +27,16 @@ def up(
     start(Settings(), ui=ui, say=say)
 
 
-def down() -> None:
+def down(
+    *,
+    supervisor_only: Annotated[
+        bool, typer.Option("--supervisor-only", help="End what looks after the servers; the next `graft up` goes on.")
+    ] = False,
+) -> None:
     """Stop the servers, from any shell."""
     from orchestrator.servers import supervisor
 
-    if not supervisor.down(Settings(), say=say):
+    if not supervisor.down(Settings(), say=say, supervisor_only=supervisor_only):
         say("no servers are running")
 
 

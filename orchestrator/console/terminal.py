@@ -13,13 +13,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from domains.errors import NotFound
 from domains.events.readiness import Readiness
 from domains.ingestion.ingest import IngestReport
 from domains.registry.registry import Registry, Run
 from models.intervals import Interval
 from models.metrics import METRICS
 from orchestrator import prefect_client, use_cases
-from orchestrator.errors import RunFailed, Unavailable
+from orchestrator.errors import DATABASE_AWAY, RunFailed, Unavailable, as_line
 from orchestrator.evaluation.preview_report import PreviewReport
 from orchestrator.evaluation.report import ColdStartReport, HeldOut
 from orchestrator.evaluation.rows import ROWS
@@ -29,6 +30,9 @@ from orchestrator.settings import Settings
 
 RESUME_LIMIT_S = 150
 """How long a run may look ended before it counts as lost: the limit on heartbeats plus a restart."""
+
+UNHEARD_LIMIT_S = 300
+"""How long neither Prefect nor the registry may answer while somebody watches a run."""
 
 MOST_WARNINGS = 20
 """Warnings of an ingest that are printed one by one."""
@@ -127,26 +131,57 @@ def run_to_end(
 
 def _watch(run: Run, registry: Registry, settings: Settings) -> Run:
     title = " ".join(filter(None, [run.kind, run.domain]))
-    looked_at, lost_since = 0.0, None
+    lost = LostRun()
     with _bar() as bar:
         task = bar.add_task(f"{title}: waiting for the worker", total=1.0)
         while run.state in ("queued", "running"):
             bar.update(task, completed=run.progress, description=f"{title}: {run.step}" if run.step else None)
             time.sleep(0.3)
-            run = registry.run(run.id)
-            if run.flow_run_id is None or time.monotonic() - looked_at < 5 or run.state not in ("queued", "running"):
-                continue
-            looked_at = time.monotonic()
-            state = prefect_client.state(run.flow_run_id, api_url=settings.prefect_api)
-            # The supervisor starts a crashed run again: only one that stays ended is lost.
-            lost_since = (lost_since or looked_at) if state.final else None
-            if lost_since is not None and looked_at - lost_since > RESUME_LIMIT_S:
-                raise Unavailable(
-                    f"Prefect says {state.name}: {state.message or 'no reason'}; run {run.id} did not end"
-                )
+            try:
+                run = registry.run(run.id)
+                lost.look(run, settings)
+            except DATABASE_AWAY:
+                lost.unheard("the registry's database does not answer")
         if run.state == "succeeded":
             bar.update(task, completed=1.0, description=f"{title}: done")
     return run
+
+
+class LostRun:
+    """Tells a run that will not end from one whose Prefect server is being started again."""
+
+    def __init__(self) -> None:
+        self._looked_at, self._heard_at = 0.0, time.monotonic()
+        self._ended_since: float | None = None
+
+    def look(self, run: Run, settings: Settings) -> None:
+        """Every five seconds, ask Prefect what has become of it.
+
+        Raises:
+            Unavailable: it ended, was not resumed and has not reported; or Prefect has not answered for minutes.
+        """
+        if run.flow_run_id is None or time.monotonic() - self._looked_at < 5 or run.state not in ("queued", "running"):
+            return
+        self._looked_at = now = time.monotonic()
+        try:
+            state = prefect_client.state(run.flow_run_id, api_url=settings.prefect_api)
+        except (Unavailable, NotFound) as fault:
+            self.unheard(as_line(fault))
+            return
+        self._heard_at = now
+        # The supervisor starts a crashed run again: only one that stays ended is lost.
+        self._ended_since = (self._ended_since or now) if state.final else None
+        if self._ended_since is not None and now - self._ended_since > RESUME_LIMIT_S:
+            raise Unavailable(f"Prefect says {state.name}: {state.message or 'no reason'}; run {run.id} did not end")
+
+    def unheard(self, why: str) -> None:
+        """Note that nothing is known of the run just now.
+
+        Raises:
+            Unavailable: nothing has been for minutes.
+        """
+        if time.monotonic() - self._heard_at > UNHEARD_LIMIT_S:
+            raise Unavailable(f"{why}; the run may go on all the same, `graft runs` tells")
 
 
 def domain_metrics(measured: Mapping[str, HeldOut]) -> None:

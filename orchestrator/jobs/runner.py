@@ -170,15 +170,21 @@ def close_dead(registry: Registry, settings: Settings) -> list[str]:
     under its id, the run continues.
     """
     closed = []
-    for run in registry.runs(limit=200):
-        path = settings.runs_dir / run.id / f"{PROCESS}.json"
-        if run.state != "running" or run.flow_run_id is not None or not path.is_file():
-            continue
-        process = ProcessAtWork.from_dict(json.loads(path.read_text()))
-        if process.host == socket.gethostname() and not alive(process.pid, process.created):
+    for run in registry.unfinished_runs():
+        if run.state == "running" and run.flow_run_id is None and process_died(run.id, settings):
             registry.finish_run(run.id, state="failed", error="its process ended without a word; it can be continued")
             closed.append(run.id)
     return closed
+
+
+def process_died(run_id: str, settings: Settings) -> bool:
+    """Whether a run was at work in a process of this machine that is gone."""
+    path = settings.runs_dir / run_id / f"{PROCESS}.json"
+    try:
+        process = ProcessAtWork.from_dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return False
+    return process.host == socket.gethostname() and not alive(process.pid, process.created)
 
 
 def _this_process() -> ProcessAtWork:

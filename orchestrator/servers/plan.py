@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.util
+import json
 import os
 import socket
 import sys
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -33,6 +36,12 @@ class Server:
     port_setting: str = ""
     address: str = ""
     """The address that a person opens, if there is one."""
+    made_of: str = ""
+    """A digest of its command, the settings and the code: a process that was started alike can be taken over."""
+
+    def responds(self) -> bool:
+        """Whether anything answers where it should, be it that it is not ready."""
+        return not self.health_url or _quietly(lambda: _asked(self.health_url, 5.0) > 0)
 
     def healthy(self) -> bool:
         """Whether it is healthy now."""
@@ -80,8 +89,12 @@ def environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def servers(settings: Settings, *, ui: bool = True) -> list[Server]:
-    """The servers in the order in which they start; without Prefect's if the settings name an outside one."""
+def servers(settings: Settings, *, ui: bool = True, worker: str = "") -> list[Server]:
+    """The servers in the order in which they start; without Prefect's if the settings name an outside one.
+
+    Args:
+        worker: the name under which the worker reports to Prefect; by default one that no worker had before.
+    """
     host, python = settings.bind_host, sys.executable
     planned = []
     if not settings.prefect_api_url:
@@ -110,7 +123,7 @@ def servers(settings: Settings, *, ui: bool = True) -> list[Server]:
                 address=settings.ui_url,
             )
         )
-    name = f"worker-{uuid.uuid4().hex[:8]}"
+    name = worker or new_worker_name()
     planned.append(
         Server(
             "worker",
@@ -121,7 +134,18 @@ def servers(settings: Settings, *, ui: bool = True) -> list[Server]:
             check=lambda: _quietly(lambda: prefect_client.worker_online(name, api_url=settings.prefect_api)),
         )
     )
-    return planned
+    return [replace(server, made_of=_made_of(server, settings, name)) for server in planned]
+
+
+def new_worker_name() -> str:
+    """A name under which no worker has reported to Prefect yet."""
+    return f"worker-{uuid.uuid4().hex[:8]}"
+
+
+def worker_name(plan: list[Server]) -> str:
+    """The name under which the planned worker reports to Prefect; empty where none is planned."""
+    found = [server.command for server in plan if "--name" in server.command]
+    return found[0][found[0].index("--name") + 1] if found else ""
 
 
 def service(settings: Settings) -> Server:
@@ -162,7 +186,11 @@ def refuse_busy_ports(plan: list[Server], settings: Settings) -> None:
 
 def answers(url: str) -> bool:
     """Whether a server at the address says that it is healthy."""
-    return _quietly(lambda: httpx.get(url, timeout=2.0, trust_env=False).status_code == 200)
+    return _quietly(lambda: _asked(url, 2.0) == 200)
+
+
+def _asked(url: str, timeout_s: float) -> int:
+    return httpx.get(url, timeout=timeout_s, trust_env=False).status_code
 
 
 def _quietly(check: Callable[[], bool]) -> bool:
@@ -170,6 +198,21 @@ def _quietly(check: Callable[[], bool]) -> bool:
         return check()
     except (httpx.HTTPError, Unavailable):
         return False
+
+
+def _made_of(server: Server, settings: Settings, worker: str) -> str:
+    told = {name: value for name, value in os.environ.items() if name.startswith(("OMP_", "PREFECT_", "BENTOML_"))}
+    told |= {**settings.as_environment(), "GRAFT_HOME": str(settings.home.absolute())}
+    said = [[word for word in server.command if word != worker], sorted(told.items()), _code()]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+@functools.cache
+def _code() -> float:
+    """When a module of Graft was last changed: servers that run older code are not taken over."""
+    root = Path(__file__).parents[2]
+    packages = [found for found in root.glob("*/__init__.py") if (found.parent / "py.typed").exists()]
+    return max(file.stat().st_mtime for package in packages for file in package.parent.rglob("*.py"))
 
 
 def _ui_script() -> Path:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
+from orchestrator.credentials import write_private
 from orchestrator.jobs.runner import alive
 from orchestrator.servers.plan import answers
 from orchestrator.settings import Settings
@@ -25,6 +25,9 @@ class RunningServer:
     health_url: str = ""
     healthy: bool = False
     restarts: int = 0
+    """How often it was started again, ever."""
+    made_of: str = ""
+    """``Server.made_of`` of what was started."""
 
     @property
     def alive(self) -> bool:
@@ -40,6 +43,8 @@ class ServersState:
     supervisor_created: float
     ready: bool = False
     """Whether all servers have come up."""
+    worker: str = ""
+    """The name under which the worker reports to Prefect."""
     servers: list[RunningServer] = field(default_factory=list)
 
     @property
@@ -48,24 +53,28 @@ class ServersState:
         return alive(self.supervisor_pid, self.supervisor_created)
 
     def save(self, settings: Settings) -> None:
-        """Write ``servers.json`` atomically."""
-        temporary = _path(settings).with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(asdict(self), indent=1))
-        temporary.replace(_path(settings))
+        """Write ``servers.json`` atomically.
+
+        Raises:
+            OSError: the disk takes no file.
+        """
+        temporary = settings.servers_file.with_suffix(f".{os.getpid()}")
+        write_private(temporary, json.dumps(asdict(self), indent=1))
+        temporary.replace(settings.servers_file)
 
 
 def read(settings: Settings) -> ServersState | None:
-    """What ``servers.json`` says; None if there is none."""
+    """What ``servers.json`` says; None if there is none, or one that a power cut or another version of Graft left."""
     try:
-        stored = json.loads(_path(settings).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        stored = json.loads(settings.servers_file.read_text())
+        return ServersState(**{**stored, "servers": [RunningServer(**server) for server in stored["servers"]]})
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
-    return ServersState(**{**stored, "servers": [RunningServer(**server) for server in stored["servers"]]})
 
 
 def remove(settings: Settings) -> None:
     """Delete ``servers.json``: nothing runs any more."""
-    _path(settings).unlink(missing_ok=True)
+    settings.servers_file.unlink(missing_ok=True)
 
 
 def health(settings: Settings) -> dict[str, bool]:
@@ -75,7 +84,3 @@ def health(settings: Settings) -> dict[str, bool]:
         server.name: server.alive and (not server.health_url or answers(server.health_url))
         for server in (state.servers if state else [])
     }
-
-
-def _path(settings: Settings) -> Path:
-    return settings.home / "servers.json"

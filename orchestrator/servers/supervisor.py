@@ -1,7 +1,8 @@
 """Starts and stops the servers of one machine: Prefect's server and worker, the prediction service and the UI.
 
-``up`` stays in the foreground as their supervisor: it restarts a server that dies, does the chores, and stops all of
-them on Ctrl-C or SIGTERM. ``servers.json`` in Graft's home records what runs, so that ``down`` works from any shell.
+``up`` stays in the foreground as their supervisor: it restarts a server that dies or freezes, does the chores, and
+stops all of them on Ctrl-C, SIGTERM or a closed terminal. ``servers.json`` in Graft's home records what runs, so that
+``down`` works from any shell, and the next ``up`` takes over the servers of a supervisor that was killed.
 """
 
 from __future__ import annotations
@@ -16,26 +17,28 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import psutil
 
 from orchestrator import prefect_client, use_cases
 from orchestrator.errors import ServersUnavailable
-from orchestrator.servers import state
+from orchestrator.servers import handover, logs, state
 from orchestrator.servers.chores import Chores
 from orchestrator.servers.plan import Server, environment, refuse_busy_ports, servers
 from orchestrator.servers.state import RunningServer, ServersState
+from orchestrator.servers.watch import HUNG_AFTER, STOP_LIMIT_S, Watched, end, kill_group
 from orchestrator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 START_LIMIT_S = 180
 """A server that is not healthy by then has failed to start."""
-STOP_LIMIT_S = 15
-"""A server that is asked to stop is killed after this long."""
-RESTARTS_ALLOWED = 5
-"""A server that dies more often than this stays down; its log says why."""
+POLL_S = 0.25
+"""How often the supervisor looks for dead processes."""
+LOOK_EVERY_S = 2.0
+"""How often each server is asked whether it is healthy."""
+ENDING_ORDER = ("worker", "ui", "service", "prefect")
+"""Prefect's server goes last: the worker reports to it how its runs ended."""
 
 Say = Callable[[str], None]
 
@@ -45,22 +48,24 @@ def up(settings: Settings, *, ui: bool = True, say: Say = print, stop: threading
 
     Args:
         say: Receives each line meant for a person.
-        stop: Stops the servers when set; SIGINT and SIGTERM set it too when called from the main thread.
+        stop: Stops the servers when set; SIGINT, SIGTERM and SIGHUP set it too when called from the main thread, and
+            SIGUSR1 ends the supervisor alone.
 
     Raises:
         ServersUnavailable: they run already, a port is taken, or a server does not come up.
     """
-    stop = stop or threading.Event()
+    stop, leave = stop or threading.Event(), threading.Event()
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
-    plan = servers(settings, ui=ui)
-    _refuse_second_start(settings)
+        _heed_signals(stop, leave)
     _refuse_open_doors(settings, ui=ui)
-    refuse_busy_ports(plan, settings)
-    for folder in (settings.logs_dir, settings.artifacts_dir, settings.runs_dir):
-        folder.mkdir(parents=True, exist_ok=True)
-    Supervisor(settings, plan, say, stop).run()
+    with handover.only_supervisor(settings):
+        left = handover.left_behind(settings)
+        plan = servers(settings, ui=ui, worker=left.worker if left else "")
+        taken_over = handover.take_over(left, plan)
+        refuse_busy_ports([server for server in plan if server.name not in taken_over], settings)
+        for folder in (settings.logs_dir, settings.artifacts_dir, settings.runs_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+        Supervisor(settings, plan, say, stop, leave=leave, taken_over=taken_over).run()
 
 
 def up_in_background(settings: Settings, *, ui: bool = True, say: Say = print) -> ServersState:
@@ -69,13 +74,14 @@ def up_in_background(settings: Settings, *, ui: bool = True, say: Say = print) -
     Raises:
         ServersUnavailable: they did not come up; the message ends with the last lines of the log.
     """
-    _refuse_second_start(settings)
+    handover.refuse_second_start(settings)
     _refuse_open_doors(settings, ui=ui)
-    refuse_busy_ports(servers(settings, ui=ui), settings)
-    settings.logs_dir.mkdir(parents=True, exist_ok=True)
+    left = handover.left_behind(settings)
+    plan = servers(settings, ui=ui, worker=left.worker if left else "")
+    refuse_busy_ports([server for server in plan if not handover.holds(left, server.name)], settings)
     log = settings.logs_dir / "supervisor.log"
     command = [sys.executable, "-m", "orchestrator.cli", "up", *([] if ui else ["--no-ui"])]
-    with log.open("w") as sink:
+    with logs.open_log(log, "the supervisor") or open(os.devnull, "wb") as sink:
         process = subprocess.Popen(
             command,
             env=environment(settings),
@@ -95,173 +101,268 @@ def up_in_background(settings: Settings, *, ui: bool = True, say: Say = print) -
             if running.ready:
                 return running
         time.sleep(0.2)
-    raise ServersUnavailable(f"the servers did not come up: {_tail(log, 3)} (all of it: {log})")
+    handover.refuse_second_start(settings)  # another one was started at the same moment
+    raise ServersUnavailable(f"the servers did not come up: {logs.tail(log, 3)} (all of it: {log})")
 
 
-def down(settings: Settings, *, say: Say = print) -> list[str]:
-    """Stop the servers from any shell; returns the names of those that were still running."""
+def down(settings: Settings, *, say: Say = print, supervisor_only: bool = False) -> list[str]:
+    """Stop the servers from any shell; returns the names of those that were still running.
+
+    Args:
+        supervisor_only: end the supervisor alone; its servers go on, and the next ``up`` takes them over.
+    """
     running = state.read(settings)
     if running is None:
         return []
     living = [server for server in running.servers if server.alive]
     if running.supervised:
-        os.kill(running.supervisor_pid, signal.SIGTERM)
+        os.kill(running.supervisor_pid, signal.SIGUSR1 if supervisor_only else signal.SIGTERM)
         deadline = time.monotonic() + (len(running.servers) + 1) * STOP_LIMIT_S
         while running.supervised and time.monotonic() < deadline:
             time.sleep(0.1)
-    for server in reversed(living):
+    if supervisor_only:
+        say("the supervisor ended; its servers go on")
+        return [server.name for server in living]
+    for server in sorted(living, key=lambda server: _ending(server.name)):
         if server.alive:  # its supervisor was killed
-            _end(server.pid)
+            end(server.pid)
         say(f"{server.name} ended")
     state.remove(settings)
     return [server.name for server in living]
 
 
 class Supervisor:
-    """Runs planned servers in this process until ``stop`` is set."""
+    """Runs planned servers in this process until ``stop`` is set; until ``leave`` is, when they go on without it.
 
-    def __init__(self, settings: Settings, plan: list[Server], say: Say, stop: threading.Event) -> None:
-        self._settings, self._plan, self._say, self._stop = settings, plan, say, stop
-        self._chores = Chores(settings, use_cases.open_registry(settings), say)
+    Args:
+        taken_over: servers that run already, by name.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        plan: list[Server],
+        say: Say,
+        stop: threading.Event,
+        *,
+        leave: threading.Event | None = None,
+        taken_over: dict[str, RunningServer] | None = None,
+    ) -> None:
+        self._settings, self._plan, self._stop = settings, plan, stop
+        self._listener = say
+        self._leave = leave or threading.Event()
+        self._file, self._forgotten = threading.Lock(), False
+        self._chores = Chores(settings, use_cases.open_registry(settings), self._say)
         self._environment = environment(settings)
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        worker = next(
+            (server.command[server.command.index("--name") + 1] for server in plan if "--name" in server.command), ""
+        )
         own = psutil.Process()
-        self._state = ServersState(own.pid, own.create_time())
+        self._state = ServersState(own.pid, own.create_time(), worker=worker)
+        self._watched = {
+            server.name: Watched(server, record)
+            for server in plan
+            if (record := (taken_over or {}).get(server.name)) is not None
+        }
 
     def run(self) -> None:
         """Start them, restart those that die, and stop all of them at the end."""
         try:
+            self._save()
             self._start_all()
             if not self._stop.is_set():
                 self._state.ready = True
-                self._state.save(self._settings)
+                self._save()
                 self._say("all servers are up; Ctrl-C or `graft down` stops them")
-            while not self._stop.wait(1.0):
-                self._restart_the_dead()
-                self._chores.do()
+            # In threads of their own: what hangs must not keep the other servers from being looked after.
+            for work, every_s in ((self._look, LOOK_EVERY_S), (self._chores.do, 1.0), (self._rotate_logs, 1.0)):
+                threading.Thread(target=self._again_and_again, args=(work, every_s), daemon=True).start()
+            while not self._stop.wait(POLL_S):
+                for watched in list(self._watched.values()):
+                    with contextlib.suppress(OSError):  # no process, no file now: tried again in a moment
+                        self._care_for(watched)
         finally:
-            self._end_all()
+            self._end(came_up=self._state.ready)
+
+    def _again_and_again(self, work: Callable[[], None], every_s: float) -> None:
+        while not self._stop.wait(every_s):
+            try:
+                work()
+            except Exception:
+                logger.warning("done again later", exc_info=True)
 
     def _start_all(self) -> None:
         # The worker needs Prefect's work pool; the others load while Prefect starts.
         *first, worker = self._plan
+        for name in self._watched:
+            self._say(f"{name} runs already and is taken over")
         for server in first:
-            self._start(server)
+            if server.name not in self._watched:
+                self._start(server)
         if first[0].name == "prefect":
             self._await(first[0])
         if self._stop.is_set():
             return
         self.deploy_flows()
-        if first[0].name == "prefect":
-            abandoned = prefect_client.resume_abandoned(api_url=self._settings.prefect_api)
-            if abandoned:
-                self._say(f"{abandoned} runs were interrupted by the last stop and continue now")
-        self._start(worker)
+        if worker.name not in self._watched:
+            if first[0].name == "prefect":
+                abandoned = prefect_client.resume_abandoned(api_url=self._settings.prefect_api)
+                if abandoned:
+                    self._say(f"{abandoned} runs were interrupted by the last stop and continue now")
+            self._start(worker)
         for server in self._plan:
             self._await(server)
 
-    def _start(self, server: Server, restarts: int = 0) -> None:
+    def _start(self, server: Server) -> None:
         log = self._settings.logs_dir / f"{server.name}.log"
-        with log.open("ab" if restarts else "wb") as sink:
-            process = self._spawn(server.command, sink)
-        self._processes[server.name] = process
-        created = psutil.Process(process.pid).create_time()
+        process = self._spawn(server.command, log, server.name)
+        before = self._watched.get(server.name)
         record = RunningServer(
-            server.name, process.pid, created, server.address, str(log), server.health_url, restarts=restarts
+            server.name,
+            process.pid,
+            psutil.Process(process.pid).create_time(),
+            server.address,
+            str(log),
+            server.health_url,
+            restarts=before.record.restarts + 1 if before else 0,
+            made_of=server.made_of,
         )
-        self._state.servers = [old for old in self._state.servers if old.name != server.name] + [record]
-        self._state.save(self._settings)
+        self._watched[server.name] = Watched(server, record, process, deaths=before.deaths if before else 0)
+        self._save()
 
-    def _spawn(self, command: tuple[str, ...], sink: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _spawn(self, command: tuple[str, ...], log: Path, name: str) -> subprocess.Popen[bytes]:
         # A session of its own: a terminal's Ctrl-C reaches only the supervisor, which ends the servers in order.
-        return subprocess.Popen(
-            command,
-            env=self._environment,
-            cwd=self._settings.home,
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=sink,
-            start_new_session=True,
-        )
+        with logs.open_log(log, name) or open(os.devnull, "wb") as sink:
+            return subprocess.Popen(
+                command,
+                env=self._environment,
+                cwd=self._settings.home,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                start_new_session=True,
+            )
 
     def _await(self, server: Server) -> None:
-        record = self._record(server.name)
-        if record.healthy:
-            return
+        watched = self._watched[server.name]
         deadline = time.monotonic() + START_LIMIT_S
         while not server.healthy():
             if self._stop.is_set():
                 return
-            status = self._processes[server.name].poll()
-            if status is not None:
-                raise ServersUnavailable(
-                    f"the {server.name} ended with status {status}: {_tail(record.log)} ({record.log})"
-                )
+            if watched.process is None and (watched.ended() or time.monotonic() > deadline - START_LIMIT_S + 30):
+                end(watched.record.pid)  # it died, or hangs, since it was taken over
+                self._start(server)
+                watched = self._watched[server.name]
+            if watched.ended():
+                log = watched.record.log
+                raise ServersUnavailable(f"the {server.name} {watched.how()}: {logs.tail(log)} ({log})")
             if time.monotonic() > deadline:
-                raise ServersUnavailable(f"the {server.name} is not healthy after {START_LIMIT_S} s; see {record.log}")
+                log = watched.record.log
+                raise ServersUnavailable(f"the {server.name} is not healthy after {START_LIMIT_S} s; see {log}")
             self._stop.wait(0.2)
-        record.healthy = True
-        self._state.save(self._settings)
-        self._say(_is_up(record))
+        if not watched.record.healthy:
+            watched.look(healthy=True, responds=True)
+            self._save()
+            self._say(_is_up(watched.record))
 
     def deploy_flows(self) -> None:
         """Write the deployments, in a process of its own because Prefect reads its settings once, at import."""
         log = self._settings.logs_dir / "deploy.log"
-        with log.open("wb") as sink:
-            process = self._spawn((sys.executable, "-m", "orchestrator.cli", "deploy"), sink)
+        process = self._spawn((sys.executable, "-m", "orchestrator.cli", "deploy"), log, "deploy")
         while process.poll() is None and not self._stop.wait(0.1):
             continue
         if process.poll() is None:
-            _end(process.pid)
+            end(process.pid)
         elif process.returncode != 0:
-            raise ServersUnavailable(f"the flows could not be deployed: {_tail(log)} ({log})")
+            raise ServersUnavailable(f"the flows could not be deployed: {logs.tail(log)} ({log})")
 
-    def _restart_the_dead(self) -> None:
-        for server in self._plan:
-            status = self._processes[server.name].poll()
-            record = self._record(server.name)
-            if status is None:
-                if not record.healthy and server.healthy():
-                    record.healthy = True
-                    self._state.save(self._settings)
-                continue
-            if record.restarts >= RESTARTS_ALLOWED:
-                if record.healthy or record.restarts == RESTARTS_ALLOWED:
-                    record.restarts, record.healthy = RESTARTS_ALLOWED + 1, False
-                    self._state.save(self._settings)
-                    self._say(f"{server.name} died {RESTARTS_ALLOWED + 1} times and stays down; see {record.log}")
-                continue
-            self._say(f"{server.name} ended with status {status}; starting it again")
-            _kill_group(self._processes[server.name].pid)  # its children may still hold the port
-            self._stop.wait(2**record.restarts - 1)
-            if not self._stop.is_set():
-                self._start(server, restarts=record.restarts + 1)
+    def _care_for(self, watched: Watched) -> None:
+        """Start a server again whose process is gone, after a wait that grows with its deaths of late."""
+        if watched.due is None:
+            if not watched.ended():
+                return
+            watched.deaths += 1
+            watched.due = time.monotonic() + watched.wait_s()
+            watched.record.healthy = False
+            self._save()
+            wait_s = watched.wait_s()
+            again = f"starting it again in {wait_s:.0f} s" if wait_s else "starting it again"
+            self._say(
+                f"{watched.server.name} {watched.how()}; {again}" + (f", see {watched.record.log}" if wait_s else "")
+            )
+            kill_group(watched.record.pid)  # its children may still hold the port
+        if time.monotonic() >= watched.due:
+            self._start(watched.server)
 
-    def _end_all(self) -> None:
+    def _look(self) -> None:
+        """Ask every living server how it is; end one that was healthy and answers nothing any more."""
+        for watched in list(self._watched.values()):
+            if self._stop.is_set() or watched.due is not None or watched.ended():
+                continue
+            was = watched.record.healthy
+            healthy = watched.server.healthy()
+            watched.look(healthy=healthy, responds=healthy or watched.server.responds())
+            if healthy != was:
+                self._save()
+            if watched.silent >= HUNG_AFTER:
+                self._say(f"{watched.server.name} has answered nothing for a while; it is ended and started again")
+                watched.silent = 0
+                kill_group(watched.record.pid)
+
+    def _rotate_logs(self) -> None:
+        most_bytes, kept = self._settings.log_mb * 1_000_000, self._settings.log_files
+        for log in self._settings.logs_dir.glob("*.log"):
+            logs.rotate(log, most_bytes=most_bytes, kept=kept)
+
+    def _end(self, *, came_up: bool) -> None:
+        asked = self._stop.is_set()
         self._stop.set()
-        # Prefect's server goes last: the worker reports to it how its runs ended.
-        for name in sorted(self._processes, key=("worker", "ui", "service", "prefect").index):
-            process = self._processes[name]
-            if process.poll() is None:
-                _end(process.pid)
-                process.wait()
-                self._say(f"{name} ended")
-        state.remove(self._settings)
+        if self._leave.is_set():
+            self._say("the supervisor ends; its servers go on, and the next `graft up` takes them over")
+            return
+        for name in sorted(self._watched, key=_ending):
+            watched = self._watched[name]
+            # A start that failed must not end what answered before it.
+            if watched.ended() or (not asked and not came_up and watched.process is None):
+                continue
+            end(watched.record.pid)
+            if watched.process is not None:
+                watched.process.wait()
+            self._say(f"{name} ended")
+        with self._file:
+            if all(watched.ended() for watched in self._watched.values()):
+                self._forgotten = True
+                state.remove(self._settings)
 
-    def _record(self, name: str) -> RunningServer:
-        return next(server for server in self._state.servers if server.name == name)
+    def _save(self) -> None:
+        with self._file:
+            if not self._forgotten:
+                self._write_state()
+
+    def _write_state(self) -> None:
+        self._state.servers = [watched.record for watched in self._watched.values()]
+        try:
+            self._state.save(self._settings)
+        except OSError:  # a full disk must not end the supervisor, and with it the servers
+            logger.warning("servers.json not written", exc_info=True)
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone, or the log's disk full
+            self._listener(line)
 
 
-def _refuse_second_start(settings: Settings) -> None:
-    running = state.read(settings)
-    if running is None:
-        return
-    if running.supervised:
-        raise ServersUnavailable(
-            f"the servers of {settings.home} are up already; `graft status` shows them, `graft down` stops them"
-        )
-    # The supervisor was killed: the servers that it left would hold the ports.
-    down(settings, say=logger.info)
+def _heed_signals(stop: threading.Event, leave: threading.Event) -> None:
+    """Python calls these between two steps of the main thread; setting an event is all that they may do."""
+
+    def end_alone(*_: object) -> None:
+        leave.set()
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Under nohup a hang-up stays ignored.
+        if not (number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN):
+            signal.signal(number, lambda *_: stop.set())
+    signal.signal(signal.SIGUSR1, end_alone)
 
 
 def _refuse_open_doors(settings: Settings, *, ui: bool) -> None:
@@ -275,33 +376,9 @@ def _refuse_open_doors(settings: Settings, *, ui: bool) -> None:
         raise ServersUnavailable(f"{where} and there is no API key; `graft keys add` makes one")
 
 
-def _end(pid: int) -> None:
-    """SIGTERM to a server, then SIGKILL to it and to those of its children that are left."""
-    try:
-        leader = psutil.Process(pid)
-        family = [leader, *leader.children(recursive=True)]
-        leader.terminate()
-    except psutil.NoSuchProcess:
-        family = []
-    _, left = psutil.wait_procs(family, timeout=STOP_LIMIT_S)
-    for process in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    _kill_group(pid)
-    psutil.wait_procs(left, timeout=5)
-
-
-def _kill_group(leader_pid: int) -> None:
-    """Kill a server's whole process group, which lives on while one of its children does."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader_pid, signal.SIGKILL)
+def _ending(name: str) -> int:
+    return ENDING_ORDER.index(name) if name in ENDING_ORDER else len(ENDING_ORDER)
 
 
 def _is_up(server: RunningServer) -> str:
     return f"{server.name} is up" + (f" at {server.address}" if server.address else "")
-
-
-def _tail(log: str | Path, lines: int = 1) -> str:
-    """The last lines of a log."""
-    text = Path(log).read_text(errors="replace").strip().splitlines()
-    return " / ".join(line.strip() for line in text[-lines:]) or "its log is empty"

@@ -9,9 +9,11 @@ os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["PREFECT_LOGGING_LEVEL"] = "CRITICAL"
 os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
 
+import httpx
 import pytest
 from prefect import get_client
 from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.client.schemas.objects import State, StateType
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 from sqlalchemy.exc import OperationalError
@@ -269,3 +271,48 @@ def test_a_prefect_server_that_does_not_answer_is_named():
     with pytest.raises(FlowsUnavailable, match=r"127\.0\.0\.1:1"):
         prefect_client.state("x", api_url="http://127.0.0.1:1/api")
     assert not prefect_client.healthy("http://127.0.0.1:1/api")
+
+
+def test_a_run_that_crashed_before_it_began_is_started_again_a_few_times(settings, registry, monkeypatch):
+    """As when the Prefect server died while it was starting; four starts in all, counted by Prefect itself."""
+    monkeypatch.setattr(prefect_client, "CRASH_SETTLES_S", 0.0)
+    flows.deploy(settings)
+    flow_run = prefect_client.create_flow_run("train-shared", {}, api_url=settings.prefect_url)
+    for _ in range(3):
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run, State(type=StateType.CRASHED), force=True)
+        assert flow_run in prefect_client.resume_crashed(api_url=settings.prefect_url)
+        assert flow_run not in prefect_client.resume_crashed(api_url=settings.prefect_url), "once a crash"
+        assert prefect_client.state(flow_run, api_url=settings.prefect_url).kind == "SCHEDULED"
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run, State(type=StateType.CRASHED), force=True)
+    assert flow_run not in prefect_client.resume_crashed(api_url=settings.prefect_url)
+    assert not prefect_client.start_again(flow_run, api_url=settings.prefect_url)
+
+
+def test_a_run_that_a_worker_took_and_nobody_began_is_started_again(settings, registry, monkeypatch):
+    """The server died between the two; after a while, not at once."""
+    flows.deploy(settings)
+    flow_run = prefect_client.create_flow_run("train-shared", {}, api_url=settings.prefect_url)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run, State(type=StateType.PENDING), force=True)
+    assert flow_run not in prefect_client.resume_crashed(api_url=settings.prefect_url)
+    monkeypatch.setattr(prefect_client, "PENDING_LIMIT_S", 0.0)
+    assert flow_run in prefect_client.resume_crashed(api_url=settings.prefect_url)
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_prefect_server_that_is_being_started_again_is_waited_for(settings, monkeypatch):
+    """Whoever asks for a run meanwhile gets it; without patience one line says that it does not answer."""
+    flows.deploy(settings)
+    request, away = httpx.Client.request, [httpx.ConnectError("refused")] * 2
+
+    def sometimes(*words, **options):
+        if away:
+            raise away.pop()
+        return request(*words, **options)
+
+    monkeypatch.setattr(httpx.Client, "request", sometimes)
+    with pytest.raises(FlowsUnavailable):
+        prefect_client.create_flow_run("train-shared", {}, api_url=settings.prefect_url)
+    assert prefect_client.create_flow_run("train-shared", {}, api_url=settings.prefect_url, patience_s=30)

@@ -21,7 +21,7 @@ from domains.simulation.simulator import SimulatorConfig, simulate
 from domains.spec import DomainSpec
 from orchestrator import use_cases
 from orchestrator.errors import ServersUnavailable
-from orchestrator.servers import chores, plan, state, supervisor
+from orchestrator.servers import chores, handover, plan, state, supervisor, watch
 from orchestrator.servers.plan import Server
 from orchestrator.settings import Settings
 
@@ -85,7 +85,7 @@ def supervise(tmp_path, monkeypatch):
 
     def start(*planned: Server):
         settings, lines, stop, faults = settings_in(tmp_path), [], threading.Event(), []
-        monkeypatch.setattr(supervisor, "servers", lambda settings, ui=True: list(planned))
+        monkeypatch.setattr(supervisor, "servers", lambda settings, ui=True, worker="": list(planned))
 
         def run():
             try:
@@ -160,6 +160,93 @@ def test_a_second_start_in_the_same_home_is_refused(supervise):
     wait_until(lambda: ready(settings), 20)
     with pytest.raises(ServersUnavailable, match="up already"):
         supervisor.up(settings)
+
+
+def restarts(settings: Settings) -> dict[str, int]:
+    """How often each server was started again."""
+    running = state.read(settings)
+    return {server.name: server.restarts for server in running.servers} if running else {}
+
+
+def pids(settings: Settings) -> dict[str, int]:
+    """The process of each server."""
+    return {server.name: server.pid for server in state.read(settings).servers}
+
+
+def test_no_number_of_deaths_leaves_a_server_down(supervise, monkeypatch):
+    """Seven in a row, more than any budget had; the waits between them grow and are forgiven by time in health."""
+    monkeypatch.setattr(watch, "LONGEST_WAIT_S", 0.1)
+    settings, _, _, _, _ = supervise(idle("ui"), idle("worker"))
+    wait_until(lambda: ready(settings), 20)
+    for death in range(1, 8):
+        os.kill(pids(settings)["ui"], signal.SIGKILL)
+        wait_until(lambda death=death: restarts(settings)["ui"] == death, 20)
+    wait_until(lambda: all(server.healthy for server in state.read(settings).servers), 20)
+
+
+def test_one_server_that_waits_for_its_next_start_keeps_no_other_waiting(supervise):
+    """The second death of one is answered after a second; a death of the other meanwhile at once."""
+    settings, _, _, _, _ = supervise(idle("ui"), idle("worker"), idle("service", "import sys; sys.exit(1)"))
+    wait_until(lambda: restarts(settings).get("service", 0) >= 2, 20)
+    before = pids(settings)["ui"]
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: pids(settings)["ui"] != before, 2)
+
+
+def test_a_server_that_answers_nothing_any_more_is_started_again(supervise, monkeypatch):
+    """Its process is stopped, not dead: only its silence tells."""
+    monkeypatch.setattr(supervisor, "HUNG_AFTER", 2)
+    monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.2)
+    (port,) = free_ports(1)
+    code = f"from http.server import *; HTTPServer(('127.0.0.1', {port}), SimpleHTTPRequestHandler).serve_forever()"
+    answering = Server("ui", (sys.executable, "-c", code), f"http://127.0.0.1:{port}/")
+    settings, lines, _, _, _ = supervise(answering, idle("worker"))
+    wait_until(lambda: ready(settings), 20)
+    os.kill(pids(settings)["ui"], signal.SIGSTOP)
+    wait_until(lambda: restarts(settings)["ui"] == 1, 60)
+    assert any("answered nothing" in line for line in lines)
+
+
+@pytest.mark.parametrize("how", ["killed", "ended alone"])
+def test_the_next_supervisor_takes_over_what_runs(tmp_path, monkeypatch, how):
+    """The servers' processes and logs stay; one that died meanwhile is started, and the supervisor looks after all."""
+    monkeypatch.setattr(supervisor.Supervisor, "deploy_flows", lambda self: None)
+    monkeypatch.setattr(chores.Chores, "do", lambda self: None)
+    settings = settings_in(tmp_path)
+    monkeypatch.setattr(supervisor, "servers", lambda settings, ui=True, worker="": [idle("ui"), idle("worker")])
+
+    def supervised() -> tuple[threading.Event, threading.Event, threading.Thread]:
+        stop, leave = threading.Event(), threading.Event()
+        with handover.only_supervisor(settings):
+            taken = handover.take_over(handover.left_behind(settings), supervisor.servers(settings))
+            planned = supervisor.servers(settings)
+            one = supervisor.Supervisor(settings, planned, lambda line: None, stop, leave=leave, taken_over=taken)
+        thread = threading.Thread(target=one.run, daemon=True)
+        thread.start()
+        wait_until(lambda: ready(settings), 20)
+        return stop, leave, thread
+
+    stop, leave, thread = supervised()
+    before = pids(settings)
+    with monkeypatch.context() as dying:
+        if how == "killed":  # it ends nothing and says nothing
+            dying.setattr(supervisor.Supervisor, "_end", lambda self, came_up: None)
+        else:
+            leave.set()
+        stop.set()
+        thread.join(10)
+    os.kill(before["worker"], signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(before["worker"], 0)
+    stop, _, thread = supervised()
+    wait_until(lambda: pids(settings)["worker"] != before["worker"], 20)
+    after = pids(settings)
+    assert after["ui"] == before["ui"]
+    os.kill(after["ui"], signal.SIGKILL)
+    wait_until(lambda: restarts(settings)["ui"] == 1, 20)
+    stop.set()
+    thread.join(30)
+    assert state.read(settings) is None
 
 
 def test_down_ends_what_a_killed_supervisor_left_behind(tmp_path):
