@@ -71,7 +71,8 @@ def create_flow_run(
         parameters: The flow's arguments.
         api_url: Prefect's API with its credentials, ``Settings.prefect_api``.
         name: The run's name on Prefect's pages; Prefect invents one otherwise.
-        idempotency_key: A second call with the same key returns the first call's run and starts nothing.
+        idempotency_key: A second call with the same key returns the first call's run and starts nothing; by default
+            the name.
         patience_s: How long to ask again while Prefect does not answer, as when it is being started again.
 
     Raises:
@@ -82,7 +83,7 @@ def create_flow_run(
         "parameters": parameters,
         "state": {"type": "SCHEDULED"},
         # Always a key: a request that is repeated after a timeout must not start a second run.
-        "idempotency_key": idempotency_key or uuid.uuid4().hex,
+        "idempotency_key": idempotency_key or name or uuid.uuid4().hex,
     }
     if name is not None:
         body["name"] = name

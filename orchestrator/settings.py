@@ -140,6 +140,11 @@ class Settings(BaseSettings):
         return self.home / "servers.json"
 
     @property
+    def prefect_patience_s(self) -> float:
+        """How long a run that is started waits for a Prefect server that is looked after, and so is being restarted."""
+        return 60.0 if self.prefect_api_url or self.servers_file.exists() else 0.0
+
+    @property
     def prefect_url(self) -> str:
         return self.prefect_api_url or f"http://{self.bind_host}:{self.prefect_port}/api"
 

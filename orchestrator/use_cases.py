@@ -33,9 +33,6 @@ from orchestrator.jobs import results, runner
 from orchestrator.jobs.runner import Call, OnProgress, RunContext, Step
 from orchestrator.settings import Settings
 
-PREFECT_RETURNS_S = 60.0
-"""How long a Prefect server that is started again may be away before a run that needs it fails."""
-
 
 def open_registry(settings: Settings) -> Registry:
     """The registry that the settings name, brought up to the current schema; makes the home folder."""
@@ -244,15 +241,8 @@ def start(
     if domain is not None:
         arguments["domain"] = domain
     try:
-        flow_run_id = prefect_client.create_flow_run(
-            f"{kind}/{kind}",
-            arguments,
-            api_url=settings.prefect_api,
-            name=started.id,
-            idempotency_key=started.id,
-            # Where a server is looked after, one that does not answer is being started again.
-            patience_s=PREFECT_RETURNS_S if settings.prefect_api_url or settings.servers_file.exists() else 0.0,
-        )
+        asked: dict[str, Any] = {"name": started.id, "patience_s": settings.prefect_patience_s}
+        flow_run_id = prefect_client.create_flow_run(f"{kind}/{kind}", arguments, api_url=settings.prefect_api, **asked)
     except Unavailable as error:
         registry.finish_run(started.id, state="failed", error=as_line(error))
         raise
