@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from domains.lifecycle import FallbackLevel
-from domains.limits import LONGEST_ACTION, LONGEST_ID
+from domains.limits import LONGEST_ACTION, LONGEST_ID, SPACES
 
 MOST_ITEMS = 1_000
 MOST_BYTES = 4 * 1024 * 1024
@@ -18,6 +18,8 @@ MOST_BYTES = 4 * 1024 * 1024
 
 def _id_as_text(value: Any) -> Any:
     # Many callers hold ids as numbers; Graft knows them as text. A bool is a mistake, not an id.
+    if isinstance(value, str):
+        return value.strip(SPACES)  # as ingestion reads it
     if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
         value = int(value)  # a column of whole numbers that was read as floats
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value

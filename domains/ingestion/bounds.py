@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,17 +28,37 @@ ROWS_PER_BYTE = 64
 UNQUESTIONED_ROWS = 1_000_000
 
 
-def decompressed(path: Path) -> BinaryIO:
-    """The content of a gzip file, as a stream that ends in an error where it grows beyond the bounds.
+GZIP = b"\x1f\x8b"
+"""How a gzip file begins, whatever it is called."""
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+"""What reading a damaged gzip file raises."""
+
+
+def name_of(path: Path) -> str:
+    """A file's name for messages: control characters and bytes that are no UTF-8 come escaped."""
+    text = os.fsencode(path.name).decode("utf-8", "backslashreplace")
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def content_of(path: Path) -> BinaryIO:
+    """The content of a file as a stream, decompressed where it is gzip.
 
     Raises:
-        InvalidData: while reading; it is larger than ``LARGEST_BYTES`` or than ``LARGEST_RATIO`` allows.
+        InvalidData: while reading a gzip file; its content is larger than ``LARGEST_BYTES`` or ``LARGEST_RATIO`` allow.
+        EOFError, zlib.error, gzip.BadGzipFile: while reading one (``DAMAGED``); it is.
     """
-    return io.BufferedReader(_Counted(path), 1 << 20)
+    with open(path, "rb") as stream:
+        compressed = stream.read(len(GZIP)) == GZIP
+    return io.BufferedReader(_Counted(path), 1 << 20) if compressed else open(path, "rb")
 
 
-def refuse_swollen(path: Path) -> None:
-    """Refuse a Parquet file that declares more content than its size can stand for.
+def damaged(path: Path, fault: BaseException) -> InvalidData:
+    """The refusal of a gzip file that raised one of ``DAMAGED``."""
+    return InvalidData(f"{name_of(path)}: the compressed file is truncated or damaged: {fault}", file=name_of(path))
+
+
+def refuse_swollen(path: Path) -> list[str]:
+    """The names of a Parquet file's columns; refuses one that declares more content than its size can stand for.
 
     Raises:
         InvalidData: it does, in bytes or in rows.
@@ -45,12 +66,15 @@ def refuse_swollen(path: Path) -> None:
     try:
         described = pq.read_metadata(path)
     except (pa.ArrowException, OSError):  # what reads its rows says what is wrong with it
-        return
+        return []
     size = os.path.getsize(path)
     groups = (described.row_group(number) for number in range(described.num_row_groups))
     _check(path, sum(group.total_byte_size for group in groups), size)
     if described.num_rows > UNQUESTIONED_ROWS + ROWS_PER_BYTE * size:
-        raise InvalidData(f"{path.name}: {described.num_rows:,} rows in {size:,} bytes; refused", file=path.name)
+        raise InvalidData(
+            f"{name_of(path)}: {described.num_rows:,} rows in {size:,} bytes; refused", file=name_of(path)
+        )
+    return described.schema.to_arrow_schema().names
 
 
 def line_of(stream: BinaryIO, path: Path) -> bytes:
@@ -71,16 +95,18 @@ def check_line(path: Path, length: int) -> None:
         InvalidData: it is longer than ``LONGEST_LINE``.
     """
     if length >= LONGEST_LINE:
-        raise InvalidData(f"{path.name}: a line is longer than {LONGEST_LINE:,} bytes; no table is", file=path.name)
+        raise InvalidData(
+            f"{name_of(path)}: a line is longer than {LONGEST_LINE:,} bytes; no table is", file=name_of(path)
+        )
 
 
 def _check(path: Path, content: int, size: int) -> None:
     most = min(LARGEST_BYTES, max(UNQUESTIONED_BYTES, LARGEST_RATIO * size))
     if content > most:
         raise InvalidData(
-            f"{path.name}: holds more than {most:,} bytes once decompressed, {LARGEST_RATIO} times its size or the "
+            f"{name_of(path)}: holds more than {most:,} bytes once decompressed, {LARGEST_RATIO} times its size or the "
             "most that one file may hold; refused",
-            file=path.name,
+            file=name_of(path),
         )
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import duckdb
 
 from domains.errors import InvalidData
-from domains.ingestion.source_files import SourceFile, literal, parquet, quoted, rows_of
-from domains.ingestion.validation import present, text_of, unify_whole_ids, unusable
-from domains.limits import LONGEST_ID, LONGEST_TEXT
+from domains.ingestion.file_rows import rows_of
+from domains.ingestion.ids import settle_ids
+from domains.ingestion.source_files import SourceFile, literal, parquet, quoted
+from domains.ingestion.validation import feature, present, text_of, unread_values, unusable
+from domains.limits import LONGEST_ID
 
 
 @dataclass(frozen=True)
@@ -42,23 +44,17 @@ class Catalogue:
             " WHERE reason IS NOT NULL AND reason <> 'repeated'"
         )
         values = "".join(
-            f", {_value(i, kind)} AS {quoted(name)}" for i, (name, kind) in enumerate(self.features.items())
+            f", {feature(f'feature_{i}', kind)} AS {quoted(name)}"
+            for i, (name, kind) in enumerate(self.features.items())
         )
         con.execute(f"CREATE TABLE {table}_new AS SELECT _id{values} FROM {table}_checked WHERE reason IS NULL")
         self._refuse_if_empty(con)
         refused = _count(con, f"SELECT count(*) FROM bad WHERE file = {self.file}")
         if refused:
-            warnings.append(f"{self.source.path.name}: {refused:,} of its rows are quarantined")
+            warnings.append(f"{self.source.name}: {refused:,} of its rows are quarantined")
+        read = f"FROM {table}_checked WHERE reason IS NULL"
         for position, (name, kind) in enumerate(self.features.items()):
-            if kind == "number" and (unread := self._unread_numbers(con, position, name)):
-                problem = f"{name!r} is no number in {unread:,} rows; read there as missing"
-                warnings.append(f"{self.source.path.name}: {problem}")
-            text = f"feature_{position}"
-            if kind == "category" and (
-                long := _count(con, f"SELECT count(*) FROM {table}_checked WHERE {unusable(text, LONGEST_TEXT)}")
-            ):
-                problem = f"{name!r} holds over {LONGEST_TEXT:,} characters, or a NUL, in {long:,} rows"
-                warnings.append(f"{self.source.path.name}: {problem}; read there as missing")
+            warnings += unread_values(con, self.source, name, text=f"feature_{position}", kind=kind, rows=read)
         con.execute(f"DROP TABLE {table}_checked")
         return warnings
 
@@ -70,8 +66,8 @@ class Catalogue:
                 f"CREATE TEMP TABLE {self.table}_rows AS SELECT _line AS line, _lines AS lines, _fault AS fault,"
                 f" {present(text_of(self.source, self.key, identifies=True))} AS _id{texts} FROM {rows}"
             )
-        name = f"{self.source.path.name}: {self.key!r}"
-        warnings = unify_whole_ids(con, f"{self.table}_rows", "_id", "fault IS NULL", name=name)
+        read = f"{self.table}_rows"
+        warnings = settle_ids(con, self.source, self.key, table=read, into="_id", where="fault IS NULL")
         features = [f"feature_{i}" for i in range(len(self.features))]
         same = "".join(f" AND {name} IS NOT DISTINCT FROM first({name}) OVER same" for name in features)
         con.execute(
@@ -90,31 +86,10 @@ class Catalogue:
         rows = con.execute(f"SELECT line, reason FROM {self.table}_checked ORDER BY line LIMIT 5").fetchall()
         shown = ", ".join(f"line {line}: {reason}" for line, reason in rows)
         raise InvalidData(
-            f"{self.source.path.name}: holds no usable row" + (f" ({shown})" if shown else " after its header"),
-            file=self.source.path.name,
+            f"{self.source.name}: holds no usable row" + (f" ({shown})" if shown else " after its header"),
+            file=self.source.name,
             column=self.key,
             first_bad=[{"line": line, "reason": reason} for line, reason in rows],
-        )
-
-    def _unread_numbers(self, con: duckdb.DuckDBPyConnection, position: int, name: str) -> int:
-        """How many values of a number column are no numbers; refuses the file where none is one."""
-        text = present(f"feature_{position}")
-        filled, unread = con.execute(
-            f"SELECT count({text}), count({text}) - count({_value(position, 'number')})"
-            f" FROM {self.table}_checked WHERE reason IS NULL"
-        ).fetchall()[0]
-        if unread < filled or not filled:
-            return unread
-        lines = con.execute(
-            f"SELECT line, feature_{position} FROM {self.table}_checked WHERE reason IS NULL"
-            f" AND {text} IS NOT NULL ORDER BY line LIMIT 5"
-        ).fetchall()
-        raise InvalidData(
-            f"{self.source.path.name}: column {name!r} is declared a number and holds none; first: "
-            + ", ".join(f"line {line}: {text!r}" for line, text in lines),
-            file=self.source.path.name,
-            column=name,
-            first_bad=[{"line": line, "reason": "bad_number", "row": text} for line, text in lines],
         )
 
 
@@ -145,14 +120,6 @@ def write_catalogue(con: duckdb.DuckDBPyConnection, table: str, id_name: str, vo
         f" JOIN {vocabulary} AS ids ON ids.name = rows._id ORDER BY ids.index) TO {literal(str(path))}"
         " (FORMAT parquet, COMPRESSION zstd)"
     )
-
-
-def _value(position: int, kind: str) -> str:
-    text = present(f"feature_{position}")
-    if kind == "category":
-        return f"CASE WHEN NOT {unusable(text, LONGEST_TEXT)} THEN {text} END"
-    number = f"TRY_CAST({text} AS DOUBLE)"
-    return f"CASE WHEN isfinite({number}) THEN {number} END"
 
 
 def _count(con: duckdb.DuckDBPyConnection, query: str) -> int:

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from domains.events.domain_data import QUARANTINE
-from domains.ingestion.source_files import SourceFile, quoted, raw_parquet_rows, raw_rows
+from domains.ingestion.file_rows import raw_parquet_rows, raw_rows
+from domains.ingestion.source_files import SourceFile, quoted
 from domains.spec import DomainSpec
 
 ROWS_AT_ONCE = 1 << 17
@@ -66,7 +67,7 @@ def write_quarantine(con: duckdb.DuckDBPyConnection, sources: Sequence[SourceFil
             found = _bad_rows(con, file, source)
             while chunk := list(islice(found, 20_000)):
                 line, reason, row = zip(*chunk, strict=True)
-                names = [source.path.name] * len(chunk)
+                names = [source.name] * len(chunk)
                 writer.write_batch(pa.record_batch([names, list(line), list(reason), list(row)], schema=QUARANTINE))
                 rows += len(chunk)
     return rows

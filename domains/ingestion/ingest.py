@@ -23,21 +23,17 @@ from domains.errors import InvalidData
 from domains.events.domain_data import DomainFolder, IngestReport
 from domains.events.publishing import flush_folder, flush_tree, only_writer, point_at
 from domains.events.vocabulary import Vocabulary
+from domains.ingestion.bounds import name_of
 from domains.ingestion.catalogue import Catalogue, merge_catalogue, write_catalogue
 from domains.ingestion.events_writer import write_events, write_quarantine
-from domains.ingestion.source_files import (
-    SourceFile,
-    content_hash,
-    literal,
-    open_source,
-    parquet,
-    raw_parquet_rows,
-    raw_rows,
-)
+from domains.ingestion.file_rows import raw_parquet_rows, raw_rows
+from domains.ingestion.source_files import SourceFile, content_hash, literal, open_source, parquet
 from domains.ingestion.validation import REASONS, EventColumns, create_checked, create_staging, stage_events
 from domains.spec import DomainSpec
 
 SHOWN_BAD_LINES = 5
+SHOWN_CHARACTERS = 200
+"""Lines, and characters of each, that the refusal of a file shows."""
 
 
 def ingest(
@@ -68,7 +64,9 @@ def ingest(
         raise InvalidData(f"{spec.name}: no interactions file was given", domain=spec.name)
     for declared, path, what in ((spec.items, items, "items"), (spec.users, users, "users")):
         if path is not None and declared is None:
-            raise InvalidData(f"{spec.name}: got a file of {what}, and the spec declares none", file=Path(path).name)
+            raise InvalidData(
+                f"{spec.name}: got a file of {what}, and the spec declares none", file=name_of(Path(path))
+            )
     columns = EventColumns.of(spec)
     events = [open_source(Path(path)) for path in interactions]
     for source in events:
@@ -142,7 +140,7 @@ class _Ingest:
         self._read_sides()
         create_staging(con, EventColumns.of(spec))
         for file, source in enumerate(self.events):
-            progress(0.05 + 0.30 * file / len(self.events), f"reading {source.path.name}")
+            progress(0.05 + 0.30 * file / len(self.events), f"reading {source.name}")
             self.warnings += stage_events(con, source, file=file, spec=spec)
         progress(0.35, "checking rows")
         create_checked(con, spec, now_us=now_us, known_items=self._know_items())
@@ -180,7 +178,7 @@ class _Ingest:
         for file, source in enumerate(self.events):
             rows = self._count(f"SELECT count(*) FROM staged WHERE file = {file}")
             if rows == 0:
-                raise InvalidData(f"{source.path.name}: has a header and no rows", file=source.path.name)
+                raise InvalidData(f"{source.name}: has a header and no rows", file=source.name)
             if self._count(f"SELECT count(*) FROM bad WHERE file = {file}") < rows:
                 continue
             counted = self.con.execute(
@@ -193,13 +191,13 @@ class _Ingest:
                 f"{count:,} {'row' if count == 1 else 'rows'}: {REASONS[reason]}" for reason, count in counted
             )
             raise InvalidData(
-                f"{source.path.name}: none of its {rows:,} rows can be used, so nothing was added"
+                f"{source.name}: none of its {rows:,} rows can be used, so nothing was added"
                 + (f" (column {column!r})" if column else "")
                 + f". {reasons}"
-                + "".join(f"; {line}" for line in self.warnings if line.startswith(f"{source.path.name}: its times"))
+                + "".join(f"; {line}" for line in self.warnings if line.startswith(f"{source.name}: its times"))
                 + ". First: "
-                + "; ".join(f"line {bad['line']}: {bad['row']}" for bad in first),
-                file=source.path.name,
+                + "; ".join(f"line {bad['line']}: {' '.join(bad['row'][:SHOWN_CHARACTERS].split())}" for bad in first),
+                file=source.name,
                 column=column,
                 reasons=dict(counted),
                 first_bad=first,

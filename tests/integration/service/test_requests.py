@@ -232,6 +232,13 @@ def test_items_of_which_nothing_is_known_come_last(shared_market, shared_client,
     assert {item["item_id"] for item in answer["items"][-2:]} == {"new-1", "new-2"}
 
 
+def test_spaces_around_an_id_do_not_count(shared_client):
+    """As in the files that the ids came from; nothing but spaces is no id."""
+    answer = rank_raw(shared_client, '{"user_id":" a\\u3000","items":[{"item_id":"\\t7\\u00a0"}]}').json()
+    assert [item["item_id"] for item in answer["items"]] == ["7"]
+    assert_is_error(rank_raw(shared_client, '{"user_id":" ","items":[{"item_id":7}]}'), 422, "invalid_request")
+
+
 def test_a_whole_number_id_that_was_read_as_float_is_that_number(shared_client):
     """12.0 is 12; a half is no id."""
     answer = rank_raw(shared_client, '{"user_id":12.0,"items":[{"item_id":7.0}]}').json()

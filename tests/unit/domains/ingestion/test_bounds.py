@@ -8,7 +8,8 @@ import pytest
 
 from domains.errors import InvalidData
 from domains.ingestion import bounds
-from domains.ingestion.source_files import open_source, text_records
+from domains.ingestion.source_files import open_source
+from domains.ingestion.text_records import text_records
 
 HEADER = b"u,i,t,y\n"
 

@@ -116,6 +116,22 @@ def test_ids_that_no_request_can_name_are_set_aside(desk):
     assert desk.data().items()["category"].to_pylist() == ["a", None]
 
 
+def test_a_context_value_that_cannot_be_used_is_missing_and_said(desk):
+    """As an item's or a user's would be: the event stays, without it."""
+    spec = a_spec(
+        interactions={"action": None, "context": {"hour": "number", "page": "category"}}, items=None, users=None
+    )
+    rows = [("3", "home"), ("3,5", "w" * (LONGEST_TEXT + 1)), ("inf", "null"), ("nan", "")]
+    text = "user_id,item_id,ts,click,hour,page\n"
+    text += "".join(f'u,i,{START_S + at},1,"{hour}",{page}\n' for at, (hour, page) in enumerate(rows))
+    report = desk.ingest(text, spec=spec)
+    found = desk.data().interactions()
+    assert found["hour"].to_pylist() == [3.0, None, None, None]
+    assert found["page"].to_pylist() == ["home", None, None, None]
+    assert "events.csv: 'hour' is no number in 2 rows, first on line 3: '3,5'; read there as missing" in report.warnings
+    assert any("'page' holds over 1,000 characters" in line for line in report.warnings)
+
+
 def test_nanoseconds_are_named(desk):
     """A future in the year 55,000 says little to whoever wrote nanoseconds."""
     rows = "".join(f"u{k},{k},{(START_S + k) * 10**9},1\n" for k in range(3))
