@@ -141,6 +141,8 @@ class DomainStatus(Message):
     items: int
     fault: str | None = None
     """Why a newer version could not be loaded; the one before goes on answering."""
+    forced: str | None = None
+    """Why a person set this version live against the gate; absent where the gate let it pass."""
 
 
 class DomainsAnswer(Message):

@@ -42,6 +42,14 @@ FALLBACK_LEVELS: tuple[FallbackLevel, ...] = get_args(FallbackLevel)
 """From the last resort to the best."""
 
 
+def state_under(level: FallbackLevel | None) -> State:
+    """The state of a domain with data, neither paused nor retired, by the level of what is live in it; None: nothing.
+
+    Live says that a version trained for the domain answers; under a zero-shot one it is still to be launched.
+    """
+    return State.LIVE if level == "adapter" else State.DATA_READY
+
+
 def check_move(current: State, wanted: State) -> None:
     """Let an allowed move pass, and a move to where the domain already is.
 

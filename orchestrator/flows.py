@@ -115,7 +115,7 @@ def mark_cancelled(flow: Flow, flow_run: FlowRun, state: State) -> None:  # noqa
 
 @flow(name="train-shared", on_cancellation=[mark_cancelled])
 def train_shared(run_id: str | None = None, by: str = "schedule", params: dict[str, Any] | None = None) -> None:
-    """Train the shared model on every domain's events and evaluate it on each."""
+    """Train the shared model on the sources' events and evaluate it on each."""
     _drive("train-shared", None, run_id, by, params)
 
 
@@ -192,8 +192,9 @@ def deploy(settings: Settings) -> list[str]:
         deployment.apply()
         names.append(f"{name}/{name}")
     for domain in _registry(settings).domains():
-        prefect_client.schedule_retrain(domain.name, domain.spec.schedule, api_url=settings.prefect_api)
-        if domain.spec.schedule:
+        cron = None if domain.state == "retired" else domain.spec.schedule
+        prefect_client.schedule_retrain(domain.name, cron, api_url=settings.prefect_api)
+        if cron:
             names.append(f"retrain/{domain.name}")
     return names
 

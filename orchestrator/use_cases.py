@@ -13,25 +13,34 @@ from typing import Any
 
 import httpx
 
-from domains.errors import Conflict, PromotionRefused, UnknownVersion
+from domains.errors import Conflict, IllegalTransition, NotEnoughData, Rejected, UnknownVersion
 from domains.events import readiness as reading
 from domains.events.domain_data import DomainData
 from domains.events.publishing import copy_whole
 from domains.events.readiness import Readiness
 from domains.ingestion import ingest as ingesting
 from domains.ingestion.ingest import IngestReport
-from domains.lifecycle import FallbackLevel
+from domains.lifecycle import State
 from domains.registry.records import FINISHED
-from domains.registry.registry import Domain, Promotion, Registry, Run, Version
+from domains.registry.registry import Domain, Registry, Run, Version
 from domains.spec import DomainSpec
 from models.training.allocator import keep_freed_memory
 from orchestrator import prefect_client
 from orchestrator.errors import Refused, Unavailable, as_line
 from orchestrator.evaluation.preview_report import PreviewReport
-from orchestrator.evaluation.report import ColdStartReport, decision_of
+from orchestrator.evaluation.report import ColdStartReport
 from orchestrator.jobs import results, runner
 from orchestrator.jobs.runner import Call, OnProgress, RunContext, Step
 from orchestrator.settings import Settings
+from orchestrator.traffic import (  # noqa: F401  what answers is asked for here too
+    fallback_level,
+    fallback_levels,
+    pause,
+    promote,
+    resume,
+    retire,
+    roll_back,
+)
 
 
 def open_registry(settings: Settings) -> Registry:
@@ -60,7 +69,7 @@ def register(spec: DomainSpec, *, registry: Registry, by: str) -> Domain:
 
     Raises:
         UnknownDomain: a source that the spec names is not registered.
-        DomainAlreadyRegistered: another spec holds the name.
+        DomainAlreadyRegistered: another spec holds the name, or a retired domain does.
     """
     for source in spec.sources:
         registry.domain(source)
@@ -86,8 +95,11 @@ def ingest_data(
 
     Raises:
         InvalidData: a file is unreadable or wrong as a whole; nothing was added.
+        IllegalTransition: the domain is retired.
     """
     domain = registry.domain(name)
+    if domain.state is State.RETIRED:
+        raise IllegalTransition(f"{name!r} is retired; it takes no more data", domain=name)
     runner.close_dead(registry, settings)
     params = {"interactions": [str(path) for path in interactions]}
     run = registry.start_run("ingest", name, params=params, by=by, run_id=runner.new_run_id("ingest"))
@@ -187,11 +199,12 @@ def run(
 
     Raises:
         UnknownDomain: no such domain.
-        NotEnoughData: there are too few rows to train on or to compare.
+        IllegalTransition: the domain is retired.
+        Rejected: it is a source, which has no launches of its own.
+        NotEnoughData: it has no data yet, or there are too few rows to train on or to compare.
         whatever else a step raises, after the run is recorded as failed.
     """
-    if domain is not None:
-        registry.domain(domain)
+    _check_runnable(domain, registry)
     keep_freed_memory()
     if settings.threads:
         import torch
@@ -224,10 +237,12 @@ def start(
 
     Raises:
         UnknownDomain: no such domain.
+        IllegalTransition: the domain is retired.
+        Rejected: it is a source, which has no launches of its own.
+        NotEnoughData: it has no data yet.
         FlowsUnavailable: no Prefect server answers.
     """
-    if domain is not None:
-        registry.domain(domain)
+    _check_runnable(domain, registry)
     arguments: dict[str, Any] = {"run_id": runner.new_run_id(kind), "by": by, "params": params or {}}
     started = registry.start_run(kind, domain, params=arguments["params"], by=by, run_id=arguments["run_id"])
     if local:
@@ -248,6 +263,19 @@ def start(
         raise
     registry.link_flow_run(started.id, flow_run_id)
     return registry.run(started.id)
+
+
+def _check_runnable(name: str | None, registry: Registry) -> None:
+    """Refuse at once what would fail later: only targets with data are launched or previewed, and no retired ones."""
+    if name is None:
+        return
+    domain = registry.domain(name)
+    if domain.role == "source":
+        raise Rejected(f"{name!r} is a source: train the shared model on it, and launch a target", domain=name)
+    if domain.state is State.RETIRED:
+        raise IllegalTransition(f"{name!r} is retired; nothing is trained for it any more", domain=name)
+    if not domain.counts.get("rows_added"):
+        raise NotEnoughData(f"domain {name!r} has no interactions yet; ingest some first", domain=name)
 
 
 def train_shared(
@@ -276,67 +304,6 @@ def launch(
     return registry.version(results.version_of(done))
 
 
-def promote(
-    name: str,
-    version_id: str | None = None,
-    *,
-    registry: Registry,
-    settings: Settings,
-    who: str,
-    why: str,
-    force: bool = False,
-) -> Promotion:
-    """Set a version live that its gate let pass: the challenger, or else the newest trained one, unless one is named.
-
-    With ``force`` also one that the gate refused or nothing has judged: it needs a reason, and is marked for good.
-
-    Raises:
-        UnknownVersion: the domain has none to promote.
-        PromotionRefused: it did not pass and is not forced with a reason, or it belongs to another domain.
-        StalePromotion: another version went live meanwhile.
-        ArtifactDamaged: its files are not what was published, or what it scores are no numbers; force or not.
-    """
-    from orchestrator.data import version_check
-
-    domain = registry.domain(name)
-    versions = [version for version in registry.versions(name, "adapter") if version.level == "adapter"]
-    if version_id is None:
-        if not versions:
-            raise UnknownVersion(f"domain {name!r} has no trained version to promote; launch it first", domain=name)
-        newest = max(versions, key=lambda candidate: candidate.created_at)
-        version = newest if domain.challenger is None else registry.version(domain.challenger)
-    else:
-        version = registry.version(version_id)
-    if version.domain != name:
-        raise PromotionRefused(f"version {version.id[:12]} belongs to {version.domain!r}, not to {name!r}", domain=name)
-    decision = decision_of(version)
-    reasons = ["nothing has judged it; launch the domain"] if decision is None else decision.reasons
-    passed = decision is not None and decision.promote
-    if not passed and not force:
-        refused = f"version {version.id[:12]} may not go live: " + "; ".join(reasons)
-        raise PromotionRefused(refused, domain=name, reasons=reasons)
-    if not passed and not why.strip():
-        raise PromotionRefused(f"version {version.id[:12]} is forced only with a reason: why", domain=name, field="why")
-    version_check.check(version, registry=registry, settings=settings)
-    expect = live.version_id if (live := registry.live(name)) else None
-    return registry.promote(name, version.id, expect=expect, who=who, why=why, force=force and not passed)
-
-
-def roll_back(
-    name: str, *, registry: Registry, settings: Settings, who: str, why: str, expect: str | None = None
-) -> Promotion:
-    """Return to the version that was live before; ``expect`` and errors are those of the registry's verb.
-
-    Raises:
-        ArtifactDamaged: the files of the earlier version are not what was published.
-    """
-    from orchestrator.data import version_check
-
-    if (earlier := registry.earlier(name)) is not None:
-        version_check.check(registry.version(earlier), registry=registry, settings=settings)
-    return registry.roll_back(name, who=who, why=why, expect=expect)
-
-
 def cancel(run_id: str, *, registry: Registry, settings: Settings) -> Run:
     """Stop a run on the Prefect worker; its checkpoints stay, so that starting it again continues it.
 
@@ -352,21 +319,6 @@ def cancel(run_id: str, *, registry: Registry, settings: Settings) -> Run:
         raise Conflict(f"run {run_id} is running in the process that started it; stop that process", run=run_id)
     prefect_client.cancel(run.flow_run_id, api_url=settings.prefect_api)
     return registry.run(run_id)
-
-
-def fallback_level(name: str, *, registry: Registry) -> FallbackLevel:
-    """The fallback level that a domain answers at now.
-
-    A source domain has no live version of its own: its adapter is part of the live shared model.
-    """
-    domain, live = registry.domain(name), registry.live(name)
-    if domain.state == "paused":
-        return "prior"
-    if live is None and domain.role == "source":
-        backbone = registry.live(None)
-        known = backbone is not None and name in registry.version(backbone.version_id).metrics
-        return "adapter" if known else "prior"
-    return "prior" if live is None else registry.version(live.version_id).level or "adapter"
 
 
 def rank(

@@ -12,6 +12,7 @@ import streamlit as st
 
 from domains.events.domain_data import DomainData
 from domains.events.readiness import Readiness
+from domains.lifecycle import FallbackLevel
 from domains.registry.records import Domain, Version
 from domains.registry.registry import Registry
 from orchestrator import prefect_client, use_cases
@@ -62,8 +63,14 @@ def live_version(name: str | None) -> Version | None:
 
 
 def fallback_level(domain: Domain) -> str:
-    """What a domain's answers rest on: ``none`` without data, else ``prior``, ``zero_shot`` or ``adapter``."""
-    level = use_cases.fallback_level(domain.name, registry=registry())
+    """What a domain's answers rest on: a fallback level, or ``none`` without data, or ``retired``."""
+    return level_name(domain, use_cases.fallback_level(domain.name, registry=registry()))
+
+
+def level_name(domain: Domain, level: FallbackLevel | None) -> str:
+    """The word for a level as ``fallback_level`` gives it."""
+    if level is None:
+        return "retired"
     return "none" if level == "prior" and not domain.counts.get("rows_added") else level
 
 

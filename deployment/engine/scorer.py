@@ -108,6 +108,7 @@ class LiveDomain:
         item_codes: (V, F) feature codes by local index for ``model``; empty without one.
         sources: numbers of the source domains whose events its histories hold; None for all of them.
         fault: why a newer version is not the one that answers.
+        forced: why a person set the version live against the gate; None where they did not.
         label_range: lowest and highest value of feedback.
         features: what the spec declares, name -> kind, by the part of a request that carries it: items, user, context.
     """
@@ -123,6 +124,7 @@ class LiveDomain:
     item_codes: np.ndarray
     sources: frozenset[int] | None = None
     fault: str | None = None
+    forced: str | None = None
     label_range: tuple[float, float] = (0.0, 1.0)
     features: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 

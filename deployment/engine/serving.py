@@ -276,6 +276,7 @@ class Serving:
                 model_version=domain.model.version_id if domain.served_by != "prior" and domain.model else None,
                 items=len(domain.item_index),
                 fault=domain.fault,
+                forced=domain.forced if domain.served_by != "prior" else None,
             )
             for domain in self.snapshot.domains.values()
         ]

@@ -68,6 +68,7 @@ class SnapshotBuilder:
         self._settings = settings
         self._artifacts = Artifacts(settings.artifacts_dir)
         self._backbones: dict[str, tuple[Ranker, FeatureEncoder]] = {}
+        self._backbone_of: dict[str, str] = {}
         self._catalogues: dict[str, _Catalogue] = {}
 
     def build(self, previous: Snapshot) -> Snapshot:
@@ -75,14 +76,16 @@ class SnapshotBuilder:
         # The generation first: a promotion between the two reads is then seen at the next look, and never missed.
         generation = self._registry.generation()
         lives = {live.domain: live.version_id for live in self._registry.lives()}
-        domains = tuple(self._registry.domains())
+        domains, forced = tuple(self._registry.domains()), self._registry.forced()
         workspace = Workspace(self._settings, domains)
         answering = {}
         for domain in domains:
             if domain.state is not State.RETIRED:
                 before = previous.domains.get(domain.name)
                 loaded = self._domain(domain, lives.get(domain.name), lives.get(None), before)
-                answering[domain.name] = replace(loaded, sources=workspace.sources_of(domain.name))
+                move = None if loaded.model is None else forced.get(loaded.model.version_id)
+                sources, why = workspace.sources_of(domain.name), None if move is None else move.why
+                answering[domain.name] = replace(loaded, sources=sources, forced=why)
         self._forget_backbones(answering, lives.get(None))
         return Snapshot(generation=generation, domains=answering)
 
@@ -146,6 +149,7 @@ class SnapshotBuilder:
         version = self._registry.version(version_id)
         if version.backbone_id is None:
             raise CorruptCheckpoint(Path(version.artifact), "names no backbone")
+        self._backbone_of[version_id] = version.backbone_id
         backbone, _ = self._backbone(version.backbone_id)
         folder = self._artifacts.verified(version.artifact)
         adapter = checkpoint.load_adapter(folder)
@@ -176,7 +180,7 @@ class SnapshotBuilder:
         used = {live}
         for domain in answering.values():
             if domain.model is not None and domain.role == "target":
-                used.add(self._registry.version(domain.model.version_id).backbone_id)
+                used.add(self._backbone_of.get(domain.model.version_id))
         for backbone_id in set(self._backbones) - used:
             del self._backbones[backbone_id]
 

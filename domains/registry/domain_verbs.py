@@ -7,9 +7,9 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 
 from domains.errors import DomainAlreadyRegistered, IllegalTransition, InvalidSpec, Rejected
-from domains.lifecycle import State, check_move
+from domains.lifecycle import State, check_move, state_under
 from domains.registry.database import Verbs, advance, now
-from domains.registry.records import Domain, added_counts, as_domain, domain_row, note, pointer_row, version_of
+from domains.registry.records import Domain, added_counts, as_domain, domain_row, level_of, note, version_of
 from domains.registry.tables import domains, ingests
 from domains.spec import DomainSpec
 
@@ -21,13 +21,17 @@ class DomainVerbs(Verbs):
         """Register a domain under its spec's name; the same spec again gives the domain as it is.
 
         Raises:
-            DomainAlreadyRegistered: another spec holds the name.
+            DomainAlreadyRegistered: another spec holds the name, or the domain is retired.
             InvalidSpec: one of its sources is registered as a target.
         """
         with self._database.write() as connection:
             held = connection.execute(select(domains).where(domains.c.name == spec.name)).one_or_none()
             if held is not None:
                 domain = as_domain(held)
+                if domain.state is State.RETIRED:
+                    raise DomainAlreadyRegistered(
+                        f"{spec.name!r} is retired, for good; choose another name", name=spec.name, owner=domain.owner
+                    )
                 if domain.spec == spec:
                     return domain
                 raise DomainAlreadyRegistered(
@@ -94,21 +98,45 @@ class DomainVerbs(Verbs):
 
         Raises:
             UnknownDomain: no such domain.
-            IllegalTransition: the lifecycle has no such move, or nothing is live in a domain that is to be live.
+            IllegalTransition: the lifecycle has no such move, or what is live in the domain says otherwise: live is one
+                with a trained version, data_ready one without.
         """
         to = State(to)
         with self._database.write() as connection:
             held = as_domain(domain_row(connection, name))
             if held.state is to:
                 return held
-            if to is State.LIVE and pointer_row(connection, name) is None:
+            level = level_of(connection, name)
+            if to is State.LIVE and level != "adapter":
                 raise IllegalTransition(
-                    f"{name!r} has no live version; promote one, which makes it live", current=held.state, wanted=to
+                    f"{name!r} has no trained version live; promote one, which makes it live",
+                    current=held.state,
+                    wanted=to,
+                )
+            if to is State.DATA_READY and level == "adapter":
+                raise IllegalTransition(
+                    f"a trained version is live in {name!r}, so it is live or paused", current=held.state, wanted=to
                 )
             change_state(connection, held, to, by=by, why=why)
             if to is State.RETIRED:
                 set_challenger(connection, held, None, by=by, why=why)
             advance(connection, "generation")
+            return as_domain(domain_row(connection, name))
+
+    def resume(self, name: str, *, by: str, why: str = "") -> Domain:
+        """End a domain's pause: what is live answers again. A domain that is not paused stays as it is.
+
+        Raises:
+            UnknownDomain: no such domain.
+            IllegalTransition: it is retired, or has no data yet.
+        """
+        with self._database.write() as connection:
+            held = as_domain(domain_row(connection, name))
+            if held.state is State.PAUSED:
+                change_state(connection, held, state_under(level_of(connection, name)), by=by, why=why)
+                advance(connection, "generation")
+            else:
+                check_move(held.state, State.PAUSED)
             return as_domain(domain_row(connection, name))
 
     def offer(self, name: str, version_id: str | None, *, by: str, why: str = "") -> Domain:

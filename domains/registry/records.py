@@ -8,7 +8,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, Table, insert, select
+from sqlalchemy import Connection, Row, Select, Table, insert, select
 
 from domains.errors import UnknownDomain, UnknownRun, UnknownVersion
 from domains.lifecycle import FallbackLevel, State
@@ -95,6 +95,8 @@ class Live:
     generation: int
     """The registry's generation when the pointer was moved here."""
     since: datetime
+    level: FallbackLevel | None = None
+    """Of the version; None of the shared model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +168,27 @@ def pointer_row(connection: Connection, domain: str | None) -> Row[Any] | None:
     return connection.execute(select(live).where(live.c.slot == slot)).one_or_none()
 
 
+def pointers() -> Select[Any]:
+    """Every live pointer with the level of its version: the reports of the versions are long, and not read."""
+    named = (live.c.slot, live.c.version_id, live.c.generation, live.c.since, versions.c.level)
+    return select(*named).join(versions, versions.c.id == live.c.version_id)
+
+
+def level_of(connection: Connection, domain: str) -> FallbackLevel | None:
+    """The level of the version that is live in a domain; None where nothing is."""
+    row = connection.execute(pointers().where(live.c.slot == domain)).one_or_none()
+    return None if row is None else as_live(row).level or "adapter"
+
+
 def as_live(row: Row[Any]) -> Live:
-    return Live(domain=row.slot or None, version_id=row.version_id, generation=row.generation, since=row.since)
+    """Of a row of ``pointers``."""
+    return Live(
+        domain=row.slot or None,
+        version_id=row.version_id,
+        generation=row.generation,
+        since=row.since,
+        level=row.level,
+    )
 
 
 def as_promotion(row: Row[Any]) -> Promotion:

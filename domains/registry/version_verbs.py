@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select, update
 
 from domains.errors import Conflict, IllegalTransition, NoLiveVersion, PromotionRefused, Rejected, StalePromotion
-from domains.lifecycle import State, check_move
+from domains.lifecycle import State, check_move, state_under
 from domains.registry.database import Verbs, advance, now
 from domains.registry.domain_verbs import change_state, set_challenger
 from domains.registry.records import (
@@ -27,6 +27,7 @@ from domains.registry.records import (
     domain_row,
     note,
     pointer_row,
+    pointers,
     row_of,
     version_of,
 )
@@ -105,22 +106,24 @@ class VersionVerbs(Verbs):
 
     def live(self, domain: str | None) -> Live | None:
         """What answers in a domain, or with None the shared model; None when nothing does."""
+        slot = BACKBONE_SLOT if domain is None else domain
         with self._database.read() as connection:
-            row = pointer_row(connection, domain)
+            row = connection.execute(pointers().where(live.c.slot == slot)).one_or_none()
             return None if row is None else as_live(row)
 
     def lives(self) -> list[Live]:
         """Every pointer, those of paused and retired domains too: their state says that they do not answer."""
         with self._database.read() as connection:
-            return [as_live(row) for row in connection.execute(select(live).order_by(live.c.slot))]
+            return [as_live(row) for row in connection.execute(pointers().order_by(live.c.slot))]
 
     def promote(
         self, domain: str | None, version_id: str, *, expect: str | None, who: str, why: str, force: bool = False
     ) -> Promotion:
         """Set a version live if ``expect`` (None: nothing) is still what is live.
 
-        The domain's state becomes live, unless the version is a zero-shot one or the domain is paused: then it does not
-        change. Whether the version passed a gate is the caller's to check; ``force`` records for good that it had not.
+        Where the domain is not paused, its state says then whether a trained version answers: live, or data_ready under
+        a zero-shot one. Whether the version passed a gate is the caller's to check; ``force`` records for good that it
+        had not, also of a version that is live already.
 
         Promoting what is already live gives the promotion that made it so, whatever is expected, so that a call whose
         answer was lost can be repeated.
@@ -140,11 +143,11 @@ class VersionVerbs(Verbs):
             before = pointer_row(connection, domain)
             current = None if before is None else before.version_id
             if before is not None and current == version_id:
-                # It may have left the live state meanwhile.
+                # Its state may say otherwise since.
                 if _enter_live(connection, held, version, who=who, why=why):
                     advance(connection, "generation")
-                if force:
-                    note(connection, who, "force", domain, why=why, before=version_id, after=version_id)
+                if force and not _is_forced(connection, version_id):
+                    return _mark_forced(connection, domain, version_id, who=who, why=why)
                 return as_promotion(row_of(connection, promotions, before.moved_by))
             if current != expect:
                 raise StalePromotion(
@@ -194,7 +197,7 @@ class VersionVerbs(Verbs):
     def roll_back(self, domain: str | None, *, who: str, why: str, expect: str | None = None) -> Promotion:
         """Return to the version that was live before, in one step; again: one further back.
 
-        The domain's state stays. With ``expect``, only if that version is still live, so that two people who press the
+        A paused domain stays so. With ``expect``, only if that version is still live, so that two people who press the
         button at once go one back and not two.
 
         Raises:
@@ -204,7 +207,8 @@ class VersionVerbs(Verbs):
             IllegalTransition: the domain is retired.
         """
         with self._database.write() as connection:
-            if domain is not None and domain_row(connection, domain).state == State.RETIRED:
+            held = None if domain is None else as_domain(domain_row(connection, domain))
+            if held is not None and held.state is State.RETIRED:
                 raise IllegalTransition(f"{domain!r} is retired; nothing answers there", domain=domain)
             pointer = pointer_row(connection, domain)
             where = domain or "the shared model"
@@ -220,6 +224,8 @@ class VersionVerbs(Verbs):
                     f"{where} has no earlier version to go back to (live: {pointer.version_id[:12]})", domain=domain
                 )
             earlier = row_of(connection, promotions, below).to_version
+            if held is not None:
+                _follow_pointer(connection, held, version_of(connection, earlier), who=who, why=why)
             return _set_live(
                 connection,
                 domain,
@@ -246,26 +252,53 @@ class VersionVerbs(Verbs):
         with self._database.read() as connection:
             return [as_promotion(row) for row in connection.execute(chosen)]
 
-    def forced(self, domain: str) -> dict[str, Promotion]:
-        """The versions of a domain that a person once set live against the gate, each with the first such move."""
-        return {move.to_version: move for move in self.promotions(domain) if move.kind == "force" and move.to_version}
+    def forced(self, domain: str | None = None) -> dict[str, Promotion]:
+        """The versions of a domain, or of all, that a person once set live against the gate, each with the first such
+        move."""
+        chosen = select(promotions).where(promotions.c.kind == "force").order_by(promotions.c.id.desc())
+        if domain is not None:
+            chosen = chosen.where(promotions.c.domain == domain)
+        with self._database.read() as connection:
+            return {row.to_version: as_promotion(row) for row in connection.execute(chosen)}
 
 
 def _enter_live(connection: Connection, held: Domain | None, version: Version, *, who: str, why: str) -> bool:
-    """Move the domain of a promoted version to live, if it is not; says whether it moved.
-
-    A zero-shot version answers, yet nothing was launched: the domain stays where it is. So does a paused one.
-    """
+    """Let a domain follow the version that is promoted in it, which then waits no longer; says whether it moved."""
     if held is None:
         return False
     check_move(held.state, State.LIVE)
     if held.challenger is not None and version.level != "zero_shot":
         set_challenger(connection, held, None, by=who, why=why)
-    # A pause ends when a person says so, never because a better version came.
-    if version.level == "zero_shot" or held.state in (State.LIVE, State.PAUSED):
+    return _follow_pointer(connection, held, version, who=who, why=why)
+
+
+def _follow_pointer(connection: Connection, held: Domain, version: Version, *, who: str, why: str) -> bool:
+    """Put a domain into the state that it has while this version is live; says whether it moved.
+
+    A pause ends when a person says so, never because a better version came.
+    """
+    follows = state_under(version.level or "adapter")
+    if held.state in (State.PAUSED, follows):
         return False
-    change_state(connection, held, State.LIVE, by=who, why=why)
+    change_state(connection, held, follows, by=who, why=why)
     return True
+
+
+def _is_forced(connection: Connection, version_id: str) -> bool:
+    moved = select(promotions.c.id).where(promotions.c.kind == "force", promotions.c.to_version == version_id)
+    return connection.execute(moved.limit(1)).one_or_none() is not None
+
+
+def _mark_forced(connection: Connection, domain: str | None, version_id: str, *, who: str, why: str) -> Promotion:
+    """Note of the version that is live that a person answers for it; the pointer and what it rests on stay."""
+    row = {"domain": domain, "from_version": version_id, "to_version": version_id, "who": who, "why": why, "at": now()}
+    added = insert(promotions).values(**row, kind="force", rests_on=None).returning(promotions.c.id)
+    promotion_id = connection.execute(added).scalar_one()
+    slot = BACKBONE_SLOT if domain is None else domain
+    connection.execute(update(live).where(live.c.slot == slot).values(moved_by=promotion_id))
+    note(connection, who, "force", domain, why=why, before=version_id, after=version_id)
+    advance(connection, "generation")
+    return as_promotion(row_of(connection, promotions, promotion_id))
 
 
 def _set_live(

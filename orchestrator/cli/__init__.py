@@ -53,7 +53,7 @@ def _database_line(error: DBAPIError) -> str:
 SHOW_TRACEBACK = "traceback"
 
 app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, pretty_exceptions_show_locals=False)
-domains_app = typer.Typer(no_args_is_help=True, help="Register, list and show domains.")
+domains_app = typer.Typer(no_args_is_help=True, help="Register, list and show domains; pause, resume and retire them.")
 
 
 @app.callback()
@@ -101,6 +101,9 @@ DOMAINS_COMMANDS: dict[str, Callable[..., None]] = {
     "register": domain.register,
     "list": domain.list_domains,
     "show": domain.show,
+    "pause": domain.pause,
+    "resume": domain.resume,
+    "retire": domain.retire,
 }
 KEYS_COMMANDS: dict[str, Callable[..., None]] = {
     "add": keys.add,

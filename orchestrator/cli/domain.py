@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from domains.registry.registry import Registry, Version
+from domains.registry.registry import Version
 from domains.spec import DomainSpec
 from orchestrator import use_cases
-from orchestrator.cli.options import By, Interactions, Items, Name, Users
+from orchestrator.cli.options import By, Interactions, Items, Name, Users, Why
 from orchestrator.console import terminal
 from orchestrator.console.terminal import console, say
 from orchestrator.evaluation.report import ZeroShotReport, decision_of, metrics_of
@@ -35,12 +35,15 @@ def register(
 def list_domains() -> None:
     """List every domain with its state and the fallback level that it answers at."""
     registry = use_cases.open_registry(Settings())
+    levels, forced = use_cases.fallback_levels(registry), registry.forced()
+    lives = {live.domain: live.version_id for live in registry.lives()}
     terminal.table(
         "domains",
         ["domain", "role", "state", "answers by", "events", "users", "items", "owner", "retrains"],
         (
             [
-                *(domain.name, domain.role, domain.state.value, _level(registry, domain.name)),
+                *(domain.name, domain.role, domain.state.value),
+                _level(levels[domain.name], forced=lives.get(domain.name) in forced),
                 *(f"{domain.counts.get(key) or 0:,}" for key in ("rows_added", "users", "items")),
                 *(domain.owner, domain.spec.schedule),
             ]
@@ -54,9 +57,11 @@ def show(name: Name) -> None:
     """Show one domain: spec, data, versions, promotions."""
     registry = use_cases.open_registry(Settings())
     domain = registry.domain(name)
-    console.print(f"[bold]{name}[/bold]: {domain.role}, {domain.state.value}, answers by {_level(registry, name)}")
-    console.print(domain.spec.to_yaml().rstrip(), highlight=False, markup=False)
     live, forced = registry.live(name), registry.forced(name)
+    level = use_cases.fallback_level(name, registry=registry)
+    answers = _level(level, forced=live is not None and live.version_id in forced)
+    console.print(f"[bold]{name}[/bold]: {domain.role}, {domain.state.value}, answers by {answers}")
+    console.print(domain.spec.to_yaml().rstrip(), highlight=False, markup=False)
     if domain.challenger is not None:
         say(f"version {domain.challenger[:12]} passed its gate and waits to be promoted")
     versions = registry.versions(name)
@@ -128,8 +133,30 @@ def readiness(name: Name) -> None:
     terminal.readiness(name, found)
 
 
-def _level(registry: Registry, name: str) -> str:
-    return use_cases.fallback_level(name, registry=registry).replace("_", "-")
+def pause(name: Name, *, why: Why, by: By = "command line") -> None:
+    """Let popularity answer until the domain is resumed, whatever is promoted or retrained meanwhile."""
+    use_cases.pause(name, registry=use_cases.open_registry(Settings()), who=by, why=why)
+    say(f"{name} is paused: popularity answers until it is resumed")
+
+
+def resume(name: Name, *, why: Why, by: By = "command line") -> None:
+    """End a pause: what is live answers again."""
+    registry = use_cases.open_registry(Settings())
+    use_cases.resume(name, registry=registry, who=by, why=why)
+    say(f"{name} answers by {_level(use_cases.fallback_level(name, registry=registry))} again")
+
+
+def retire(name: Name, *, why: Why, by: By = "command line") -> None:
+    """Close a domain for good: its endpoint stops answering, and its name is not given again."""
+    use_cases.retire(name, registry=use_cases.open_registry(Settings()), who=by, why=why)
+    say(f"{name} is retired; its data and its history are kept")
+
+
+def _level(level: str | None, *, forced: bool = False) -> str:
+    if level is None:
+        return "nothing"
+    marked = forced and level != "prior"
+    return f"{level.replace('_', '-')}{', FORCED' * marked}"
 
 
 def _gate(version: Version, *, forced: bool) -> str:

@@ -27,7 +27,7 @@ def preview(name: Name, *, local: Local = False, by: By = "command line") -> Non
 
 
 def train(*, choices: Choices = None, local: Local = False, by: By = "command line") -> None:
-    """Train the shared model on every domain's events."""
+    """Train the shared model on the sources' events; no target goes live by it but through a judgement."""
     settings, recipe = Settings(), _recipe(choices)
     registry = use_cases.open_registry(settings)
     run = terminal.run_to_end("train-shared", params=recipe, local=local, registry=registry, settings=settings, by=by)

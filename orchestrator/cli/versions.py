@@ -44,14 +44,21 @@ def promote(
     chosen = _whole_id(registry, name, version)
     move = use_cases.promote(name, chosen, registry=registry, settings=settings, who=by, why=why, force=force)
     against = ", against the gate" if move.kind == "force" else ""
-    say(f"{name}: version {str(move.to_version)[:12]} is live{against}")
+    say(f"{name}: version {str(move.to_version)[:12]} is live{against}{_while_paused(registry, name)}")
 
 
 def rollback(name: Name, *, why: Why, by: By = "command line") -> None:
     """Go back to the version that was live before."""
     settings = Settings()
-    move = use_cases.roll_back(name, registry=use_cases.open_registry(settings), settings=settings, who=by, why=why)
-    say(f"{name}: version {str(move.to_version)[:12]} is live again")
+    registry = use_cases.open_registry(settings)
+    move = use_cases.roll_back(name, registry=registry, settings=settings, who=by, why=why)
+    say(f"{name}: version {str(move.to_version)[:12]} is live again{_while_paused(registry, name)}")
+
+
+def _while_paused(registry: Registry, name: str) -> str:
+    """What a person should know who moves the pointer of a paused domain."""
+    paused = registry.domain(name).state == "paused"
+    return f"; the domain is paused, and popularity answers until `graft domains resume {name}`" if paused else ""
 
 
 def _whole_id(registry: Registry, name: str, start: str | None) -> str | None:

@@ -15,6 +15,7 @@ from domains.events.splits import Split
 from domains.registry.registry import Domain, Version
 from models.ranker import adapters, checkpoint
 from models.training import loop
+from orchestrator import traffic
 from orchestrator.data import version_check
 from orchestrator.data.batches import Examples
 from orchestrator.data.dataset import Workspace
@@ -178,10 +179,17 @@ def offer(context: RunContext) -> None:
     """Record the version with its certificate and report; a passed gate makes it the challenger.
 
     A refused one takes a live zero-shot version down with it: what was borrowed does not go on answering.
+
+    Raises:
+        IllegalTransition: the domain was retired meanwhile.
     """
     launch, registry = LaunchState.of(context), context.registry
     name = launch.name
+    asked: dict[str, Any] = {"registry": registry, "by": context.by}
     report = context.result_of(cold_start.REPORT, ColdStartReport)
+    if not report.decision.promote:
+        # Before the verdict is on record, so that a death between the two never leaves the borrowed model answering.
+        traffic.refuse(name, report.decision, **asked)
     evaluated: dict[str, Any] = {
         "metrics": {metric: found.as_dict() for metric, found in report.rows[report.subject].items()},
         "report": report.as_dict(),
@@ -202,14 +210,11 @@ def offer(context: RunContext) -> None:
     if before != report:
         verdicts = {"before": before.decision.verdict if before else None, "after": report.decision.verdict}
         version = registry.reevaluate(version.id, **evaluated, by=context.by, noted=verdicts)
-    live, why = registry.live(name), "; ".join(report.decision.reasons)
     if report.decision.promote:
-        answers = live is not None and live.version_id == version.id
-        registry.offer(name, None if answers else version.id, by=context.by, why=why)
+        traffic.offer(name, version.id, report.decision, **asked)
     else:
-        registry.offer(name, None, by=context.by, why=why)
-        if live is not None and registry.version(live.version_id).level == "zero_shot":
-            registry.withdraw(name, who=context.by, why=f"{report.decision.verdict}: {why}", expect=live.version_id)
+        # And after it: shared training that judged the domain meanwhile did not know of it yet.
+        traffic.refuse(name, report.decision, **asked)
     context.write(RESULT, results.Launch(version=version.id, decision=report.decision))
 
 

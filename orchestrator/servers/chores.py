@@ -73,7 +73,7 @@ class Chores:
     def _hand_over_schedules(self) -> None:
         """Domains are registered from several programs; this alone tells Prefect of their schedules."""
         for domain in self._registry.domains():
-            cron = domain.spec.schedule
+            cron = None if domain.state == "retired" else domain.spec.schedule
             if self._schedules.get(domain.name) != cron:
                 prefect_client.schedule_retrain(domain.name, cron, api_url=self._settings.prefect_api)
                 self._schedules[domain.name] = cron

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
 
-from domains.lifecycle import State
 from domains.registry.records import Domain, Run, Version
 from orchestrator import use_cases
 from orchestrator.evaluation.report import ColdStartReport, ZeroShotReport, decision_of
@@ -43,7 +43,7 @@ def next_step(domain: Domain, live: Version | None) -> None:
         refused = _refused(domain, live)
         if refused and st.button("Force", key="force", help="Set live what the gate refused; marked for good."):
             _force(domain, refused)
-        if st.button("Roll back", disabled=len(registry.promotions(domain.name)) < 2, key="roll-back"):
+        if st.button("Roll back", disabled=registry.earlier(domain.name) is None, key="roll-back"):
             _roll_back(domain, live)
         if st.button("Try it", key="try"):
             st.switch_page(navigation.PLAYGROUND, query_params={"name": domain.name})
@@ -57,9 +57,9 @@ def pause_or_retire(domain: Domain) -> None:
             if st.button("Resume", key="resume"):
                 _resume(domain)
         elif st.button("Pause", disabled=domain.state not in ("live", "data_ready"), key="pause"):
-            _move(domain, State.PAUSED, "Pause", "Until it is resumed, its endpoint ranks by popularity.")
+            _move(domain, use_cases.pause, "Pause", "Until it is resumed, its endpoint ranks by popularity.")
         if st.button("Retire", disabled=domain.state == "retired", key="retire"):
-            _move(domain, State.RETIRED, "Retire", "Its endpoint stops answering. This cannot be undone.")
+            _move(domain, use_cases.retire, "Retire", "Its endpoint stops answering. This cannot be undone.")
 
 
 def _advice(domain: Domain, live: Version | None, going: list[Run]) -> str:
@@ -196,18 +196,16 @@ def _known() -> dict[str, Any]:
 
 
 def _resume(domain: Domain) -> None:
-    registry = session.registry()
-    live = registry.live(domain.name)
-    adapter = live is not None and registry.version(live.version_id).level == "adapter"
+    live = session.registry().live(domain.name)
     meaning = "Its live version answers again at once." if live else "It stays with popularity until it is launched."
-    _move(domain, State.LIVE if adapter else State.DATA_READY, "Resume", meaning)
+    _move(domain, use_cases.resume, "Resume", meaning)
 
 
 @layout.dialog("Out of service")
-def _move(domain: Domain, to: State, verb: str, meaning: str) -> None:
+def _move(domain: Domain, move: Callable[..., Domain], verb: str, meaning: str) -> None:
     st.markdown(f"**{verb} {domain.name}?** {meaning}")
     if (why := _why("move", verb)) is not None:
-        session.registry().move(domain.name, to, by=session.who(), why=why)
+        move(domain.name, registry=session.registry(), who=session.who(), why=why)
         st.rerun()
 
 

@@ -26,14 +26,14 @@ def show(domains: list[Domain], live: Live | None) -> None:
         if live is None or version is None:
             text.markdown("**Shared model** :gray[not trained yet]")
             text.caption(
-                "All domains build on one shared model. Train it on the sources' data; after that a new domain "
+                "All targets build on one shared model. Train it on the sources' data; after that a new target "
                 "launches in minutes."
                 if trainable
-                else "All domains build on one shared model. It needs data from at least one source domain."
+                else "All targets build on one shared model. It needs data from at least one source."
             )
         else:
             text.markdown(f"**Shared model** `{wording.short(version.id)}`")
-            trained_on = ", ".join(version.metrics) or "all domains"
+            trained_on = ", ".join(version.metrics) or "sources that are not on record"
             text.caption(f"Live since {wording.when(live.since)}, trained on {trained_on}.")
         if button.button(
             "Train" if live is None else "Train again",
@@ -51,7 +51,7 @@ def show(domains: list[Domain], live: Live | None) -> None:
 
 
 def _metrics(version: Version) -> None:
-    st.caption("On each domain's held-out events, next to the item mean. Intervals are 95% over users.")
+    st.caption("On each source's held-out events, next to the item mean. Intervals are 95% over users.")
     rows: list[dict[str, Any]] = []
     notes = []
     for name, measured in HeldOut.by_domain(version).items():
@@ -78,15 +78,15 @@ def _train(with_data: list[Domain]) -> None:
         if len(tasks) > 1
         else tasks[0]
     )
-    fitting = [domain.name for domain in with_data if domain.spec.task == task]
+    fitting = [domain.name for domain in with_data if domain.role == "source" and domain.spec.task == task]
     chosen = st.multiselect(
-        "Domains to learn from",
+        "Sources to learn from",
         fitting,
         default=fitting,
-        help="Leave out a domain that you want to launch as new afterwards, or whose labels you do not trust.",
+        help="Leave out a source whose labels you do not trust. Targets are not trained on; each has its own launch.",
     )
-    if not any(domain.role == "source" for domain in with_data if domain.name in chosen):
-        st.caption(":red[Choose at least one source domain.]")
+    if not chosen:
+        st.caption(":red[Choose at least one source.]")
         return
     left_out = [name for name in fitting if name not in chosen]
     with st.expander("How it reads histories and learns"):

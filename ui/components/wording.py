@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
+from domains.registry.records import Domain
 from domains.spec import DomainSpec
 from models.intervals import Interval
 from models.metrics import METRICS
@@ -34,6 +35,7 @@ STATES: dict[str, Label] = {
     "retired": Label("Retired", "red", "Closed for good."),
 }
 CHALLENGER = Label("Challenger", "violet", "A version passed the gate and waits to be promoted.")
+FORCED = Label("Forced", "red", "A person set the live version live against the gate.")
 MOVES = {
     "promote": "promoted",
     "force": "forced, against the gate",
@@ -42,6 +44,7 @@ MOVES = {
 }
 """What moves of a live pointer are called."""
 FALLBACK_LEVELS: dict[str, Label] = {
+    "retired": Label("No answers", "gray", "The domain is retired: its endpoint answers nothing."),
     "none": Label("No answers yet", "gray", "There is no data to answer from."),
     "prior": Label("Popularity", "gray", "Items are ranked by popularity; no model scores this domain yet."),
     "zero_shot": Label("Shared model", "blue", "The shared model ranks; no adapter of this domain is live yet."),
@@ -79,6 +82,9 @@ ACTIONS = {
     "roll_back": "rolled back",
     "reevaluate": "evaluated a version again",
     "resume_run": "resumed a run",
+    "force": "set a version live against the gate",
+    "withdraw": "took the live version down",
+    "offer": "changed which version waits",
 }
 ARCHITECTURES = {
     "dacdr": "DACDR: cross-attention between history, domain and item",
@@ -226,6 +232,15 @@ def policy(baselines: Sequence[str], seeds: int) -> str:
     *others, last = (row(baseline) for baseline in baselines)
     named = f"{', '.join(others)} and {last}" if others else last
     return f"Every launch here is compared with at least {named}, under {plural(seeds, 'seed')} or more."
+
+
+def kind(domain: Domain, *, launched: bool) -> str:
+    """What a domain is, in a few words."""
+    if domain.role == "source":
+        return "A source that new domains learn from"
+    if domain.state == "retired":
+        return "A target, closed for good"
+    return "A target with a version of its own live" if launched else "A new target, to be launched"
 
 
 def gate(spec: DomainSpec) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from domains.registry.records import Domain, Live, Run
+from orchestrator import use_cases
 from ui import session
 from ui.components import layout, navigation, runs, shared_model, wording
 
@@ -44,12 +45,7 @@ def show() -> None:
 
 def _summary(domains: list[Domain], lives: dict[str | None, Live]) -> None:
     sources = [domain for domain in domains if domain.role == "source"]
-    adapted = [
-        domain
-        for domain in domains
-        if (live := lives.get(domain.name)) is not None
-        and session.registry().version(live.version_id).level == "adapter"
-    ]
+    adapted = [domain for domain in domains if (live := lives.get(domain.name)) is not None and live.level == "adapter"]
     columns = st.columns([1, 1, 1, 1, 1.2], vertical_alignment="center")
     columns[0].metric("Sources", len(sources))
     columns[1].metric("Targets", len(domains) - len(sources))
@@ -61,6 +57,7 @@ def _summary(domains: list[Domain], lives: dict[str | None, Live]) -> None:
 
 def _list(domains: list[Domain], lives: dict[str | None, Live], latest: dict[str | None, Run]) -> None:
     shown = _filtered(domains) if len(domains) > FILTERED_FROM else domains
+    levels, forced = use_cases.fallback_levels(session.registry()), session.registry().forced()
     shown = sorted(shown, key=lambda domain: (domain.state == "retired", domain.role == "source", -domain.number))
     if not shown:
         st.caption("No domain matches.")
@@ -73,7 +70,10 @@ def _list(domains: list[Domain], lives: dict[str | None, Live], latest: dict[str
             with st.container(border=True):
                 _heads(role)
                 for domain in of_role:
-                    _row(domain, lives.get(domain.name), latest.get(domain.name))
+                    live = lives.get(domain.name)
+                    badges = [wording.label(wording.FALLBACK_LEVELS, session.level_name(domain, levels[domain.name]))]
+                    badges += [wording.FORCED] if live is not None and live.version_id in forced else []
+                    _row(domain, live, latest.get(domain.name), badges)
 
 
 def _filtered(domains: list[Domain]) -> list[Domain]:
@@ -94,7 +94,7 @@ def _heads(role: str) -> None:
             slot.caption(title)
 
 
-def _row(domain: Domain, live: Live | None, run: Run | None) -> None:
+def _row(domain: Domain, live: Live | None, run: Run | None, badges: list[wording.Label]) -> None:
     counts = domain.counts
     with st.container(key=f"row-{domain.name}"):
         name, state, level, data, since, last = st.columns(WIDTHS, vertical_alignment="top")
@@ -107,7 +107,8 @@ def _row(domain: Domain, live: Live | None, run: Run | None) -> None:
                 layout.badge(wording.CHALLENGER)
         with level:
             if domain.role == "target":
-                layout.badge(wording.label(wording.FALLBACK_LEVELS, session.fallback_level(domain)))
+                for badge in badges:
+                    layout.badge(badge)
             else:
                 st.caption("training data")
         if counts.get("rows_added"):

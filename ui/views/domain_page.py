@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from domains.registry.records import Domain
+from domains.registry.records import Domain, Version
 from ui import session
 from ui.components import (
     data_files,
@@ -32,9 +32,16 @@ def show() -> None:
         return
     head, switch = st.columns([4, 1], vertical_alignment="center")
     domain = _chosen(domains, switch)
+    if domain is None:
+        with head:
+            layout.heading("Domain", f"No domain is registered as {st.query_params['name']!r}.")
+        layout.empty(
+            "No such domain", "Choose one above, or look at the list.", page=navigation.DOMAINS, link="Domains"
+        )
+        return
     live = session.live_version(domain.name)
     with head:
-        _header(domain)
+        _header(domain, live)
     # Containers, so that the tabs below keep their place, and the chosen one stays, when these come and go.
     with st.container():
         domain_actions.next_step(domain, live)
@@ -56,21 +63,22 @@ def show() -> None:
         _spec(domain)
 
 
-def _chosen(domains: list[Domain], switch: Any) -> Domain:
+def _chosen(domains: list[Domain], switch: Any) -> Domain | None:
+    """The domain that the address names, or the newest target where it names none; None where it names no domain."""
     names = [domain.name for domain in domains]
-    asked = st.query_params.get("name")
-    if asked is not None and asked not in names:
-        st.warning(f"No domain is registered as {asked!r}; this is another one.")
     newest_target = next((d.name for d in reversed(domains) if d.role == "target"), names[0])
-    at = names.index(asked if asked in names else newest_target)
-    chosen = switch.selectbox("Domain", names, index=at, key=f"domain-{names[at]}", label_visibility="collapsed")
-    if chosen != names[at]:
+    asked = st.query_params.get("name", newest_target)
+    at = names.index(asked) if asked in names else None
+    chosen = switch.selectbox(
+        "Domain", names, index=at, key=f"domain-{asked}", placeholder="Choose", label_visibility="collapsed"
+    )
+    if chosen is not None and chosen != asked:
         st.query_params["name"] = chosen
         st.rerun()
-    return domains[at]
+    return None if at is None else domains[at]
 
 
-def _header(domain: Domain) -> None:
+def _header(domain: Domain, live: Version | None) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.title(domain.name, anchor=False, width="content")
         layout.badge(wording.label(wording.STATES, domain.state))
@@ -78,7 +86,9 @@ def _header(domain: Domain) -> None:
             layout.badge(wording.CHALLENGER)
         if domain.role == "target":
             layout.badge(wording.label(wording.FALLBACK_LEVELS, session.fallback_level(domain)))
-    kind = "A new domain to launch" if domain.role == "target" else "A source that new domains learn from"
+        if live is not None and live.id in session.registry().forced(domain.name):
+            layout.badge(wording.FORCED)
+    kind = wording.kind(domain, launched=live is not None and live.level == "adapter")
     predicts = "click probabilities" if domain.spec.task == "ctr" else "ratings"
     st.markdown(
         f":gray[{kind}; predicts {predicts}. Owned by **{domain.owner}**, registered {wording.ago(domain.created_at)}.]"

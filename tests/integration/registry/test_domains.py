@@ -146,7 +146,7 @@ class TestLifecycle:
 
     def test_live_needs_something_that_answers(self, registry: Registry) -> None:
         ready(registry)
-        with pytest.raises(IllegalTransition, match="no live version"):
+        with pytest.raises(IllegalTransition, match="no trained version live"):
             registry.move("live-rooms", State.LIVE, by="ann")
 
     def test_retired_is_for_good(self, registry: Registry) -> None:
@@ -161,7 +161,23 @@ class TestLifecycle:
         ):
             with pytest.raises(IllegalTransition):
                 attempt()
+        with pytest.raises(DomainAlreadyRegistered, match="retired, for good"):
+            registry.register_domain(registry.domain("live-rooms").spec, by="ann")
         assert registry.live("live-rooms").version_id == "a"
+
+    def test_a_pause_ends_where_the_pointer_says(self, registry: Registry) -> None:
+        ready(registry, "a")
+        for live, state in ((None, State.DATA_READY), ("a", State.LIVE)):
+            if live is not None:
+                registry.promote("live-rooms", live, expect=None, who="ann", why="")
+            registry.move("live-rooms", State.PAUSED, by="ann")
+            generation = registry.generation()
+            assert registry.resume("live-rooms", by="ann").state is state
+            assert registry.generation() == generation + 1
+            assert registry.resume("live-rooms", by="ann").state is state
+            assert registry.generation() == generation + 1
+        with pytest.raises(IllegalTransition, match="trained version is live"):
+            registry.move("live-rooms", State.DATA_READY, by="ann")
 
 
 class TestIngests:

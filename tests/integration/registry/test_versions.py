@@ -2,12 +2,10 @@
 
 import threading
 from dataclasses import replace
-from uuid import uuid4
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from domains.errors import (
     Conflict,
@@ -19,7 +17,7 @@ from domains.errors import (
     UnknownDomain,
     UnknownVersion,
 )
-from domains.lifecycle import ALLOWED, State
+from domains.lifecycle import State
 from domains.registry.records import Version
 from domains.registry.registry import Registry
 from tests.integration.registry.fakes import adapter, at_once, ready, spec
@@ -131,6 +129,17 @@ class TestPromotion:
         assert [move.kind for move in registry.promotions("live-rooms")] == ["roll_back", "promote", "force"]
         assert [entry["why"] for entry in registry.audit("live-rooms") if entry["what"] == "force"] == ["late"]
 
+    def test_what_is_live_already_gets_its_mark_and_keeps_what_it_rests_on(self, registry: Registry) -> None:
+        ready(registry, "a", "b").promote("live-rooms", "a", expect=None, who="ann", why="")
+        registry.promote("live-rooms", "b", expect="a", who="ann", why="")
+        generation = registry.generation()
+        marked = registry.promote("live-rooms", "b", expect="b", who="bob", why="a leak came out", force=True)
+        assert (marked.kind, marked.from_version, marked.to_version) == ("force", "b", "b")
+        assert registry.generation() > generation
+        assert registry.promote("live-rooms", "b", expect="b", who="bob", why="again", force=True) == marked
+        assert registry.forced("live-rooms") == registry.forced() == {"b": marked}
+        assert registry.roll_back("live-rooms", who="bob", why="").to_version == "a"
+
     def test_a_zero_shot_version_answers_and_the_domain_is_still_to_be_launched(self, registry: Registry) -> None:
         ready(registry, "a").add_version(replace(adapter("z"), level="zero_shot"))
         registry.promote("live-rooms", "z", expect=None, who="ann", why="")
@@ -138,6 +147,9 @@ class TestPromotion:
         assert registry.domain("live-rooms").state is State.DATA_READY
         registry.promote("live-rooms", "a", expect="z", who="ann", why="")
         assert registry.domain("live-rooms").state is State.LIVE
+        registry.roll_back("live-rooms", who="bob", why="")
+        assert registry.live("live-rooms").level == "zero_shot"
+        assert registry.domain("live-rooms").state is State.DATA_READY
 
     def test_only_a_domains_own_versions_go_live_in_it(self, registry: Registry) -> None:
         ready(registry, "a")
@@ -280,81 +292,6 @@ class TestWithdrawal:
         registry.move("live-rooms", State.PAUSED, by="ann")
         registry.withdraw("live-rooms", who="ann", why="")
         assert registry.domain("live-rooms").state is State.PAUSED
-
-
-class DomainMachine(RuleBasedStateMachine):
-    """The registry against a small model of one domain: its state, what answers, what waits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.registry = Registry("sqlite://")
-        self.registry.migrate()
-        ready(self.registry, "a", "b").add_version(replace(adapter("z"), level="zero_shot"))
-        self.state, self.live, self.waits = State.DATA_READY, None, None
-
-    def teardown(self) -> None:
-        self.registry.close()
-
-    @rule(version=st.sampled_from("abz"), force=st.booleans())
-    def promote(self, version: str, force: bool) -> None:
-        asked = {"expect": self.live, "who": "ann", "why": "", "force": force}
-        if self.state is State.RETIRED:
-            with pytest.raises(IllegalTransition):
-                self.registry.promote("live-rooms", version, **asked)
-            return
-        self.registry.promote("live-rooms", version, **asked)
-        self.live = version
-        if version != "z":
-            self.waits = None
-            self.state = self.state if self.state is State.PAUSED else State.LIVE
-
-    @rule()
-    def withdraw(self) -> None:
-        self.registry.withdraw("live-rooms", who="ann", why="")
-        if self.live is not None and self.state is State.LIVE:
-            self.state = State.DATA_READY
-        self.live = None
-
-    @rule(version=st.sampled_from(["a", "b", None]))
-    def offer(self, version: str | None) -> None:
-        if self.state is State.RETIRED and version is not None:
-            with pytest.raises(IllegalTransition):
-                self.registry.offer("live-rooms", version, by="ann")
-            return
-        self.registry.offer("live-rooms", version, by="ann")
-        self.waits = version
-
-    @rule(to=st.sampled_from(State))
-    def move(self, to: State) -> None:
-        allowed = to is self.state or (to in ALLOWED[self.state] and not (to is State.LIVE and self.live is None))
-        if not allowed:
-            with pytest.raises(IllegalTransition):
-                self.registry.move("live-rooms", to, by="ann")
-            return
-        self.registry.move("live-rooms", to, by="ann")
-        self.state = to
-        self.waits = None if to is State.RETIRED else self.waits
-
-    @rule(end=st.sampled_from(["succeeded", "failed", "cancelled"]), kind=st.sampled_from(["retrain", "launch-domain"]))
-    def run_comes_and_goes(self, end: str, kind: str) -> None:
-        """No end of a run, and no run that never ends, has anything to put back."""
-        run = self.registry.start_run(kind, "live-rooms", params={}, by="ann")
-        self.registry.finish_run(run.id, state=end)
-        self.registry.start_run(kind, "live-rooms", params={}, by="ann")
-
-    @rule()
-    def more_data(self) -> None:
-        self.registry.record_ingest("live-rooms", uuid4().hex, {"rows_added": 1})
-
-    @invariant()
-    def agrees(self) -> None:
-        domain, live = self.registry.domain("live-rooms"), self.registry.live("live-rooms")
-        assert (domain.state, domain.challenger) == (self.state, self.waits)
-        assert (None if live is None else live.version_id) == self.live
-
-
-TestDomainMachine = DomainMachine.TestCase
-TestDomainMachine.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
 
 
 class TestPointerModel:

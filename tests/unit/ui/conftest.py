@@ -9,7 +9,7 @@ from models.intervals import Interval
 from orchestrator.data import version_check
 from orchestrator.evaluation.report import HeldOut
 from orchestrator.settings import Settings
-from tests.unit.ui.fake_domains import CERTIFICATE, REPORT, spec, write_events
+from tests.unit.ui.fake_domains import CERTIFICATE, JUDGED, REPORT, spec, write_events
 
 CLOSED_PORT = "1"  # nothing listens on it
 
@@ -56,7 +56,8 @@ def full(registry, settings, tmp_path, monkeypatch) -> Registry:
     registry.add_version(Version(id="b" * 64, kind="backbone", artifact="x:1", metrics={"video": held_out.as_dict()}))
     registry.promote(None, "b" * 64, expect=None, who="ann", why="first")
     common = {"kind": "adapter", "domain": "live", "backbone_id": "b" * 64}
-    registry.add_version(Version(id="1" * 64, artifact="x:2", level="zero_shot", **common))
+    untrained = Version(id="1" * 64, artifact="x:2", level="zero_shot", report=JUDGED.as_dict(), **common)
+    registry.add_version(untrained)
     registry.promote("live", "1" * 64, expect=None, who="ann", why="first answers")
     registry.add_version(
         Version(

@@ -24,6 +24,7 @@ from orchestrator.evaluation.report import (
     SourceVerdict,
     SourceWeighting,
     SourceWeights,
+    ZeroShotReport,
 )
 
 REPORT = ColdStartReport(
@@ -83,6 +84,13 @@ REPORT = ColdStartReport(
         money=0.05,
     ),
     decision=Decision(promote=True, verdict="ship", reasons=["auc on 200 cold users beats popularity by +0.11"]),
+)
+JUDGED = ZeroShotReport(
+    metric="auc",
+    baseline="popularity",
+    cold_users=200,
+    examples=900,
+    decision=Decision(promote=True, verdict="ship", reasons=["auc on 200 cold users beats popularity by +0.05"]),
 )
 CERTIFICATE = Certificate(
     ok=True,

@@ -50,7 +50,7 @@ def test_a_duration_keeps_two_units_at_most(seconds, said):
 def test_every_state_of_the_lifecycle_has_words():
     """A new state without words would show its key to people."""
     assert set(wording.STATES) == {state.value for state in State}
-    assert set(wording.FALLBACK_LEVELS) == {*FALLBACK_LEVELS, "none"}
+    assert set(wording.FALLBACK_LEVELS) == {*FALLBACK_LEVELS, "none", "retired"}
 
 
 def test_a_gates_reason_names_metrics_and_baselines_in_words():
