@@ -95,8 +95,17 @@ class Settings(BaseSettings):
     """Price of one processor for an hour, for the costs in reports; 0 when unknown."""
     currency: str = ""
     """Currency of that price, such as EUR."""
-    keep_predictions_days: float = Field(default=0.0, ge=0)
+    keep_predictions_days: float = Field(default=30.0, ge=0)
     """Days that the log of answers and feedback is kept; 0 keeps it for ever."""
+    keep_predictions_rows: int = Field(default=20_000_000, ge=0)
+    """Rows of that log, one for each of an answer's first 20 positions and for each feedback; beyond it the oldest
+    hours go first (20 million take about 6 GB); 0 sets no bound."""
+    keep_runs_days: float = Field(default=30.0, ge=0)
+    """Days that the folder of a finished run is kept, and its record unless it is among the newest; 0 keeps all."""
+    keep_versions: int = Field(default=10, ge=0)
+    """Versions of a domain, and of the shared model, whose files are kept beside those in use; 0 keeps all of them."""
+    keep_audit_days: float = Field(default=1095.0, ge=0)
+    """Days that the audit log is kept; 0 keeps it for ever."""
     log_mb: int = Field(default=20, ge=1)
     """Size in MB at which the log of a server is moved aside."""
     log_files: int = Field(default=5, ge=0)

@@ -144,7 +144,7 @@ class DomainVerbs(Verbs):
 
         Raises:
             UnknownDomain, UnknownVersion: no such domain or version.
-            Rejected: the version is another domain's.
+            Rejected: the version is another domain's, or old and its files were deleted.
             IllegalTransition: the domain is retired.
         """
         with self._database.write() as connection:
@@ -153,6 +153,8 @@ class DomainVerbs(Verbs):
                 raise IllegalTransition(f"{name!r} is retired; nothing goes live there", domain=name)
             if version_id is not None and version_of(connection, version_id).domain != name:
                 raise Rejected(f"version {version_id!r} is not one of domain {name!r}", domain=name)
+            if version_id is not None and version_of(connection, version_id).collected_at is not None:
+                raise Rejected(f"version {version_id!r} is old, and its files were deleted", domain=name)
             if set_challenger(connection, held, version_id, by=by, why=why):
                 advance(connection, "generation")
             return as_domain(domain_row(connection, name))

@@ -63,6 +63,8 @@ class Version:
     config: dict[str, Any] = field(default_factory=dict)
     created_at: datetime = field(default_factory=now)
     created_by: str = ""
+    collected_at: datetime | None = None
+    """Since when its files may be deleted, as nothing needs them: it cannot go live before it is published again."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,8 @@ versions = Table(
     Column("config", Json, nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("created_by", Text, nullable=False),
+    # Since when its files may be deleted: it can go live no more, unless it is published again.
+    Column("collected_at", UtcTime, nullable=True),
     CheckConstraint("(kind = 'backbone') = (domain IS NULL)", name="backbones_have_no_domain"),
     CheckConstraint("(kind = 'adapter') = (backbone_id IS NOT NULL)", name="adapters_name_their_backbone"),
 )

@@ -38,7 +38,7 @@ class VersionVerbs(Verbs):
     """Trained artifacts, and which of them answers in each domain."""
 
     def add_version(self, version: Version) -> Version:
-        """Record a trained artifact; the same id again gives what is recorded.
+        """Record a trained artifact; the same id again gives what is recorded, with its files no longer to be deleted.
 
         Raises:
             UnknownDomain, UnknownVersion: its domain or its backbone is not recorded.
@@ -57,6 +57,10 @@ class VersionVerbs(Verbs):
                     raise Rejected(f"{version.backbone_id!r} is not a backbone", id=version.id)
                 connection.execute(insert(versions).values(asdict(version)))
                 note(connection, version.created_by, "add_version", version.domain, id=version.id, kind=version.kind)
+            elif row.collected_at is not None:
+                found = {"artifact": version.artifact, "collected_at": None, "created_at": version.created_at}
+                connection.execute(update(versions).where(versions.c.id == version.id).values(found))
+                note(connection, version.created_by, "publish_again", version.domain, id=version.id)
             held = version_of(connection, version.id)
             for field in ("kind", "domain", "backbone_id", "level"):
                 if getattr(held, field) != getattr(version, field):
@@ -130,7 +134,8 @@ class VersionVerbs(Verbs):
 
         Raises:
             StalePromotion: another version went live meanwhile; evaluate again.
-            PromotionRefused: the version belongs to another domain, or is not of the right kind.
+            PromotionRefused: the version belongs to another domain, is not of the right kind, or is old and its files
+                were deleted.
             UnknownDomain, UnknownVersion: not recorded.
             IllegalTransition: the domain has no data yet, or is retired.
         """
@@ -202,6 +207,7 @@ class VersionVerbs(Verbs):
 
         Raises:
             NoLiveVersion: nothing is live, or nothing was before it.
+            PromotionRefused: the files of what was before it were deleted.
             StalePromotion: ``expect`` is no longer live.
             UnknownDomain: no such domain.
             IllegalTransition: the domain is retired.
@@ -313,6 +319,8 @@ def _set_live(
     below: int | None,
 ) -> Promotion:
     """Move a pointer. ``below``: for a promotion what it rests on; for a roll back the promotion to rest on again."""
+    if version_of(connection, after).collected_at is not None:
+        raise PromotionRefused(f"version {after[:12]} is old, and its files were deleted; launch again", domain=domain)
     at, slot = now(), BACKBONE_SLOT if domain is None else domain
     row: dict[str, Any] = {
         "domain": domain,

@@ -80,6 +80,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "up": servers.up,
     "down": servers.down,
     "status": servers.status,
+    "upkeep": servers.upkeep,
     "deploy": servers.deploy,
     "demo": servers.demo,
     "ingest": domain.ingest,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,7 @@ from orchestrator import use_cases
 from orchestrator.cli.options import Ui
 from orchestrator.console import terminal
 from orchestrator.console.terminal import say
+from orchestrator.errors import Unavailable
 from orchestrator.settings import Settings
 
 
@@ -66,6 +69,27 @@ def status() -> None:
         domains, active = registry.domains(), [run for run in registry.runs() if run.state in ("queued", "running")]
         live = sum(registry.live(domain.name) is not None for domain in domains)
         say(f"{len(domains)} domains, {live} with a live version, {len(active)} runs in progress")
+
+
+def upkeep(
+    *, once: Annotated[bool, typer.Option("--once", help="Do all of it once, as from a timer, and end.")] = False
+) -> None:
+    """Do what `graft up` does beside its servers: resume lost runs, hand over schedules, delete what is old."""
+    from orchestrator.servers.chores import Chores
+
+    settings = Settings()
+    chores = Chores(settings, use_cases.open_registry(settings), say)
+    if once:
+        chores.do()
+        if chores.faults:
+            raise Unavailable("; ".join(f"{chore} failed: {reason}" for chore, reason in chores.faults.items()))
+        return
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    say("looking after runs, schedules and what may be deleted; Ctrl-C ends it")
+    while not stop.wait(1.0):
+        chores.do()
 
 
 def deploy() -> None:

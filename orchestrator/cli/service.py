@@ -39,7 +39,7 @@ def prune(
         float | None, typer.Option(min=0, help="Days to keep; by default GRAFT_KEEP_PREDICTIONS_DAYS.")
     ] = None,
 ) -> None:
-    """Delete old answers and feedback; `graft up` does so every hour if GRAFT_KEEP_PREDICTIONS_DAYS is set."""
+    """Delete old answers and feedback now; `graft up` and `graft upkeep` do so every hour."""
     settings = Settings()
     deleted = retention.prune(registry=use_cases.open_registry(settings), settings=settings, days=days)
     say(f"{deleted:,} old rows of answers and feedback deleted")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 from domains.events.publishing import copy_whole, flush_folder, flush_tree, point_at, pointed_at
@@ -80,6 +81,23 @@ class Artifacts:
             return Path(self._store().get(tag).path)
         except (BentoMLException, OSError) as error:
             raise ArtifactMissing(f"the model store {self._home} holds no {tag}: {error}") from error
+
+    def delete(self, tag: str) -> int:
+        """Delete a version's folder, if it is there; returns the bytes that it held.
+
+        It is moved out of sight first, so that nobody loads half of it.
+        """
+        try:
+            folder = self.path(tag)
+        except ArtifactMissing:
+            return 0
+        held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        aside = self._home / "deleted" / f"{folder.parent.name}-{folder.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+        return held
 
     def _holds(self, tag: str) -> bool:
         try:

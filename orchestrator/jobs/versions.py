@@ -23,10 +23,13 @@ def publish_version(context: RunContext, folder: Path, version_id: str, *, kind:
     Args:
         fields: those of ``Version`` beside its id, kind, artifact and creator.
     """
-    tag = Artifacts(context.settings.artifacts_dir).publish(kind, folder, version_id)
-    return context.registry.add_version(
-        Version(id=version_id, kind=kind, artifact=tag, created_by=context.by, **fields)
-    )
+    store = Artifacts(context.settings.artifacts_dir)
+    tag = store.publish(kind, folder, version_id)
+    version = Version(id=version_id, kind=kind, artifact=tag, created_by=context.by, **fields)
+    recorded = context.registry.add_version(version)
+    # Old files of the same content may have been deleted as of an old version until the line before this one.
+    store.publish(kind, folder, version_id)
+    return recorded
 
 
 def attach_live(

@@ -32,7 +32,8 @@ class Chores:
         self._settings, self._registry, self._say = settings, registry, say
         self._schedules: dict[str, str | None] = {}
         self._gone_since: dict[str, float] = {}
-        self._faults: dict[str, str] = {}
+        self.faults: dict[str, str] = {}
+        """What could not be done at the last turn, and why, by the name of the chore."""
         self._due = self._prune_due = 0.0
 
     def do(self) -> None:
@@ -48,27 +49,25 @@ class Chores:
         ):
             try:
                 chore()
-                self._faults.pop(chore.__name__, None)
+                self.faults.pop(_name(chore), None)
             except Exception as fault:  # a locked registry or a restarting Prefect server must not stop the servers
-                self._postponed(chore.__name__, fault)
+                self._postponed(_name(chore), fault)
         self._due = time.monotonic() + EVERY_S
 
     def _postponed(self, chore: str, fault: Exception) -> None:
         # Once per outage: the chores come round every few seconds.
         reason = as_line(fault)
-        if self._faults.get(chore) != reason:
-            logger.warning("%s postponed: %s", chore.strip("_").replace("_", " "), reason)
-        self._faults[chore] = reason
+        if self.faults.get(chore) != reason:
+            logger.warning("%s postponed: %s", chore, reason)
+        self.faults[chore] = reason
 
     def prune(self) -> None:
-        """Delete old answers and feedback, if the setting says so and an hour has passed."""
-        days = self._settings.keep_predictions_days
-        if not days or time.monotonic() < self._prune_due:
+        """Forget what the settings no longer keep, once an hour."""
+        if time.monotonic() < self._prune_due:
             return
         self._prune_due = time.monotonic() + PRUNE_EVERY_S
-        deleted = retention.prune(registry=self._registry, settings=self._settings)
-        if deleted:
-            self._say(f"{deleted:,} rows of answers and feedback older than {days:g} days deleted")
+        if said := retention.collect(registry=self._registry, settings=self._settings).in_words():
+            self._say(f"deleted, as the settings keep no more: {said}")
 
     def _hand_over_schedules(self) -> None:
         """Domains are registered from several programs; this alone tells Prefect of their schedules."""
@@ -128,3 +127,7 @@ class Chores:
         except NotFound:
             ended = "failed"
         self._registry.finish_run(run.id, state="cancelled" if ended == "cancelled" else "failed", error=reason)
+
+
+def _name(chore: Callable[[], None]) -> str:
+    return chore.__name__.strip("_").replace("_", " ")

@@ -69,6 +69,7 @@ def environment(settings: Settings) -> dict[str, str]:
         # Its own pages need no other origin; with Prefect's default any page in a person's browser may ask.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": settings.prefect_url.removesuffix("/api"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        **_prefect_forgets(settings),
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "orchestrator,domains,models,feature_repo",
@@ -87,6 +88,15 @@ def environment(settings: Settings) -> dict[str, str]:
         "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", settings.bind_host])),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def _prefect_forgets(settings: Settings) -> dict[str, str]:
+    """Prefect's own database keeps flow runs for ever by default, and events for a week."""
+    if not settings.keep_runs_days:
+        return {}
+    name = "PREFECT_SERVER_SERVICES_DB_VACUUM"
+    seconds = max(3600, int(settings.keep_runs_days * 86_400))  # Prefect takes no shorter time
+    return {f"{name}_ENABLED": "events,flow_runs", f"{name}_RETENTION_PERIOD": str(seconds)}
 
 
 def servers(settings: Settings, *, ui: bool = True, worker: str = "") -> list[Server]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from orchestrator.cli import COMMANDS
 from orchestrator.servers import plan
 from orchestrator.settings import Settings
 
@@ -42,3 +43,83 @@ def test_every_variable_of_ours_is_a_setting():
     known = set(Settings().as_environment())
     named = {name for file in FILES for name in re.findall(r"\bGRAFT_[A-Z_]+", file.read_text())}
     assert named - known == set()
+
+
+KUBERNETES = [
+    found for path in sorted((SHIP / "kubernetes").glob("*.yaml")) for found in yaml.safe_load_all(path.read_text())
+]
+
+
+def of_kind(kind: str) -> dict[str, dict]:
+    """The Kubernetes objects of a kind, by name."""
+    return {found["metadata"]["name"]: found for found in KUBERNETES if found["kind"] == kind}
+
+
+def containers() -> dict[str, dict]:
+    """The containers of every deployment, by the deployment's name."""
+    return {name: found["spec"]["template"]["spec"]["containers"][0] for name, found in of_kind("Deployment").items()}
+
+
+def test_somebody_has_the_supervisors_duties_in_every_way_of_deployment():
+    """Lost runs, schedules, what may be deleted: one replica; runs have a worker, Prefect a server."""
+    for of_all in (COMPOSE["services"].values(), containers().values()):
+        commands = [" ".join(one.get("command", [])) for one in of_all]
+        assert commands.count("graft upkeep") == 1
+        assert sum("prefect worker start" in command for command in commands) == 1
+        assert sum("prefect server start" in command for command in commands) == 1
+    for name in ("graft-upkeep", "graft-worker", "graft-prefect"):
+        spec = of_kind("Deployment")[name]["spec"]
+        assert (spec["replicas"], spec["strategy"]["type"]) == (1, "Recreate"), name
+
+
+def test_every_command_of_ours_exists():
+    """`graft deploy`, `graft upkeep` and what else the files name."""
+    every = [" ".join(one.get("command", [])) for one in (*COMPOSE["services"].values(), *containers().values())]
+    named = {word for command in every for word in re.findall(r"\bgraft ([a-z]+)\b", command)}
+    assert {"deploy", "upkeep"} <= named
+    assert named - {*COMMANDS} == set()
+
+
+def test_no_probe_gives_up_after_a_second():
+    """That is Kubernetes' default, and a busy core takes longer."""
+    for name, container in containers().items():
+        for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+            if kind in container:
+                assert container[kind].get("timeoutSeconds", 1) >= 5, (name, kind)
+    checks = [one["healthcheck"] for one in COMPOSE["services"].values() if "healthcheck" in one]
+    assert all(int(check["timeout"].removesuffix("s")) >= 5 for check in checks)
+    assert set(containers()["graft-service"]) >= {"startupProbe", "readinessProbe", "livenessProbe"}
+
+
+def test_what_containers_write_has_bounds():
+    """Their logs, and Prefect's database; all but the one that only migrates come back after a death."""
+    for name, one in COMPOSE["services"].items():
+        assert one["logging"]["options"].keys() >= {"max-size", "max-file"}, name
+        assert one["restart"] == ("no" if name == "migrate" else "unless-stopped"), name
+    told = [COMPOSE["services"]["prefect"]["environment"], of_kind("ConfigMap")["graft-flows"]["data"]]
+    for environment in told:
+        assert "flow_runs" in environment["PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"]
+        assert int(environment["PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD"]) == 30 * 86_400
+
+
+def test_whatever_a_pod_refers_to_is_there():
+    """Volumes, secrets' keys (in the command that makes them), config maps and the addresses of services."""
+    made = set(re.findall(r"--from-literal=([a-z-]+)=", (SHIP / "kubernetes" / "service.yaml").read_text()))
+    for name, found in of_kind("Deployment").items():
+        pod = found["spec"]["template"]["spec"]
+        claims = {volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"]}
+        assert claims <= of_kind("PersistentVolumeClaim").keys(), name
+        assert {mount["name"] for one in pod["containers"] for mount in one["volumeMounts"]} == {
+            volume["name"] for volume in pod["volumes"]
+        }
+        for one in pod["containers"]:
+            refs = [variable["valueFrom"]["secretKeyRef"] for variable in one["env"] if "valueFrom" in variable]
+            assert {ref["key"] for ref in refs} <= made, name
+            maps = {ref["configMapRef"]["name"] for ref in one.get("envFrom", [])}
+            assert maps <= of_kind("ConfigMap").keys(), name
+        labels = found["spec"]["template"]["metadata"]["labels"]
+        assert labels == found["spec"]["selector"]["matchLabels"]
+    hosts = re.findall(r"http://(graft-[a-z]+):", str(of_kind("ConfigMap")))
+    assert set(hosts) <= of_kind("Service").keys()
+    depended = {name for one in COMPOSE["services"].values() for name in one.get("depends_on", {})}
+    assert depended <= COMPOSE["services"].keys()

@@ -27,6 +27,7 @@ def a_registry(settings: Settings) -> Registry:
 def test_the_command_deletes_what_is_older_and_asks_for_the_days(tmp_path, monkeypatch):
     """Without days, here or in the settings, it refuses in one line."""
     monkeypatch.setenv("GRAFT_HOME", str(tmp_path))
+    monkeypatch.setenv("GRAFT_KEEP_PREDICTIONS_DAYS", "0")
     registry = a_registry(Settings())
     refused = CliRunner().invoke(app, ["prune"])
     assert refused.exit_code == 1
@@ -37,7 +38,7 @@ def test_the_command_deletes_what_is_older_and_asks_for_the_days(tmp_path, monke
 
 
 def test_the_supervisor_deletes_by_the_setting_once_an_hour(tmp_path):
-    """Off unless it is set; otherwise at once, and then not before an hour has passed."""
+    """At once, and then not before an hour has passed; 0 keeps all."""
     for days, left in ((0.0, {"old", "new"}), (7.0, {"new"})):
         settings = Settings(home=tmp_path / str(days), keep_predictions_days=days)
         registry = a_registry(settings)
@@ -50,3 +51,17 @@ def test_the_supervisor_deletes_by_the_setting_once_an_hour(tmp_path):
         registry.log_predictions([{**row, "at": datetime.now(UTC) - timedelta(days=14)}])
         chores.prune()
         assert "old" in registry.answered({"old"})
+
+
+def test_upkeep_once_does_what_it_can_and_names_what_it_cannot(tmp_path, monkeypatch):
+    """No Prefect server answers: old answers are deleted all the same, and the exit status is 1."""
+    monkeypatch.setenv("GRAFT_HOME", str(tmp_path))
+    monkeypatch.setenv("GRAFT_PREFECT_API_URL", "http://127.0.0.1:1/api")
+    registry = a_registry(Settings())
+    row = {"request_id": "oldest", "domain": "live", "user_id": "u1", "item_id": "i1"}
+    registry.log_predictions([{**row, "at": datetime.now(UTC) - timedelta(days=40)}])
+    done = CliRunner().invoke(app, ["upkeep", "--once"])
+    assert done.exit_code == 1
+    assert "resume crashed failed: the Prefect server does not answer" in done.stderr
+    assert set(registry.answered({"old", "new", "oldest"})) == {"old", "new"}
+    assert Registry(Settings().registry_url).logged_rows() == 2
