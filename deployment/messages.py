@@ -7,29 +7,58 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from domains.lifecycle import FallbackLevel
 from domains.limits import LONGEST_ACTION, LONGEST_ID, SPACES
 
 MOST_ITEMS = 1_000
 MOST_BYTES = 4 * 1024 * 1024
+MOST_FIELDS = 32
+"""Of one object of a request, features aside. To name each of very many that do not belong there takes seconds."""
+_MOST = {"most": MOST_FIELDS}
+
+
+def _whole(value: Any) -> Any:
+    """A whole number that was read as a float is that number; anything else is left to the checks."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53 else value
 
 
 def _id_as_text(value: Any) -> Any:
     # Many callers hold ids as numbers; Graft knows them as text. A bool is a mistake, not an id.
     if isinstance(value, str):
         return value.strip(SPACES)  # as ingestion reads it
-    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
-        value = int(value)  # a column of whole numbers that was read as floats
+    value = _whole(value)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 _NO_NUL = r"^[^\x00]+$"  # PostgreSQL keeps no NUL in text
 
+
+def _id_schema(most: int) -> WithJsonSchema:
+    text = {"type": "string", "minLength": 1, "maxLength": most, "pattern": r"^[^\u0000]+$"}
+    return WithJsonSchema({"anyOf": [text, {"type": "integer"}]})
+
+
 # The function last: constraints before it are checked inside pydantic's core, those behind it one by one in Python.
-Id = Annotated[str, StringConstraints(max_length=LONGEST_ID, pattern=_NO_NUL), BeforeValidator(_id_as_text)]
-RequestId = Annotated[str, StringConstraints(max_length=200, pattern=_NO_NUL), BeforeValidator(_id_as_text)]
+Id = Annotated[
+    str,
+    StringConstraints(max_length=LONGEST_ID, pattern=_NO_NUL),
+    BeforeValidator(_id_as_text),
+    _id_schema(LONGEST_ID),
+]
+RequestId = Annotated[
+    str, StringConstraints(max_length=200, pattern=_NO_NUL), BeforeValidator(_id_as_text), _id_schema(200)
+]
 # Any value: one that cannot be used costs itself alone and is named in the answer.
 Features = Annotated[dict[str, Any], Field(max_length=256)]
 
@@ -44,6 +73,18 @@ class Message(BaseModel):
         return self.model_dump_json(exclude_unset=True)
 
 
+class _Request(Message):
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        listed = [one for name in ("items", "events") if isinstance(value.get(name), list) for one in value[name]]
+        if any(isinstance(one, dict) and len(one) > MOST_FIELDS for one in (value, *listed[:MOST_ITEMS])):
+            raise PydanticCustomError("too_many_fields", "an object of a request has {most} fields at most", _MOST)
+        return value
+
+
 class Candidate(Message):
     """An item to score."""
 
@@ -52,7 +93,7 @@ class Candidate(Message):
     """Values that replace what is stored for the item; for an item that is not stored, all there is."""
 
 
-class RankRequest(Message):
+class RankRequest(_Request):
     """Who is asking, and what for."""
 
     request_id: RequestId | None = None
@@ -63,7 +104,7 @@ class RankRequest(Message):
     context: Features | None = None
     """Values of the domain's context columns, such as the hour."""
     items: Annotated[list[Candidate], Field(min_length=1, max_length=MOST_ITEMS)]
-    top_k: Annotated[int, Field(ge=1)] | None = None
+    top_k: Annotated[int, Field(ge=1, strict=True), BeforeValidator(_whole)] | None = None
     """Answer only the best so many."""
 
 
@@ -104,13 +145,13 @@ class FeedbackEvent(Message):
 
     item_id: Id
     action: Annotated[str, StringConstraints(max_length=LONGEST_ACTION, pattern=_NO_NUL)] = "click"
-    value: float = 1.0
+    value: Annotated[float, Field(strict=True)] = 1.0
     """The label in the domain's own unit, within its label_range: 1 for a click, or a rating."""
-    time_us: Annotated[int, Field(ge=0)] | None = None
+    time_us: Annotated[int, Field(ge=0, strict=True), BeforeValidator(_whole)] | None = None
     """When, in microseconds since 1970 UTC, from the ranking to now, give or take five minutes; now where absent."""
 
 
-class FeedbackRequest(Message):
+class FeedbackRequest(_Request):
     """What the user did with a ranking, kept whole or not at all. Sending it again changes nothing."""
 
     request_id: RequestId
@@ -157,6 +198,12 @@ class DomainsAnswer(Message):
     lost_records: int
     """Predictions and pushes that could not be kept since the process started."""
     domains: list[DomainStatus]
+
+
+class Health(Message):
+    """That the process runs, or takes requests."""
+
+    status: str
 
 
 class ErrorBody(Message):

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 
+from deployment.http.bodies import Bodies
 from deployment.http.envelope import Envelope
-from deployment.http.keys import KEY
+from deployment.http.keys import KEY, OPEN, Keys, RequireKey
 from deployment.http.replies import error, reply
 from deployment.messages import (
     MOST_BYTES,
@@ -18,6 +20,7 @@ from deployment.messages import (
     ErrorAnswer,
     FeedbackAnswer,
     FeedbackRequest,
+    Health,
     RankAnswer,
     RankRequest,
 )
@@ -26,22 +29,45 @@ from deployment.records.metrics import exposition
 if TYPE_CHECKING:
     from deployment.engine.serving import Serving
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    401: {"model": ErrorAnswer, "description": "An API key is needed, and none that counts was sent"},
-    403: {"model": ErrorAnswer, "description": "The API key does not allow this, or not in this domain"},
-    404: {"model": ErrorAnswer, "description": "No such domain"},
-    408: {"model": ErrorAnswer, "description": "The body did not arrive in time"},
-    409: {"model": ErrorAnswer, "description": "It contradicts what is on record"},
-    413: {"model": ErrorAnswer, "description": "The request is too large, packed or unpacked"},
-    415: {"model": ErrorAnswer, "description": "The content type is not JSON, or the encoding is unknown"},
-    422: {"model": ErrorAnswer, "description": "The request is wrong; the error names the field"},
-    429: {"model": ErrorAnswer, "description": "The API key's quota is used up; Retry-After says for how long"},
-    503: {"model": ErrorAnswer, "description": "Too busy or not ready; try again"},
+_RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds to wait"}}
+_MEANINGS = {
+    400: "The request is ambiguous or no HTTP/1.1, such as one with two lengths; the connection ends",
+    401: "An API key is needed, and none that counts was sent",
+    403: "The API key does not allow this, or not in this domain",
+    404: "No such domain",
+    408: "The headers or the body did not arrive in time",
+    409: "It contradicts what is on record",
+    413: "The request is too large, packed or unpacked",
+    414: "The URL is too long",
+    415: "The content type is not JSON, or the encoding is unknown",
+    422: "The request is wrong; the error names the field",
+    429: "The API key's quota is used up",
+    431: "The headers are too large",
+    500: "A fault of this service; its log says which",
+    503: "Too busy or not ready; try again",
+    505: "Another version of HTTP than 1.1 or 1.0",
 }
+_ANY = (400, 401, 403, 408, 414, 429, 431, 500, 503, 505)
+"""What any request may get."""
+_POSTED = (*_ANY, 404, 409, 413, 415, 422)
+_PROBE = (400, 408, 414, 431, 505)
 
 
-def create_app(serving: Callable[[], Serving]) -> FastAPI:
-    """The app over whatever ``serving`` gives when a request comes in."""
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    declared: dict[int | str, dict[str, Any]] = {}
+    for status in sorted(statuses):
+        declared[status] = {"model": ErrorAnswer, "description": _MEANINGS[status]}
+        if status in (429, 503):
+            declared[status]["headers"] = _RETRY_AFTER
+    return declared
+
+
+def create_app(serving: Callable[[], Serving], keys: Callable[[], Keys | None] | None = None) -> FastAPI:
+    """The app over whatever ``serving`` gives when a request comes in.
+
+    Args:
+        keys: gives the API keys that are asked for before a body is read; without it anybody is answered.
+    """
     app = FastAPI(
         title="Graft",
         description="Rank items for a user in any registered domain.",
@@ -51,9 +77,13 @@ def create_app(serving: Callable[[], Serving]) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.add_middleware(Envelope, serving=serving, most_bytes=MOST_BYTES)
+    # The last one is the outermost.
+    app.add_middleware(Bodies, serving=serving, most_bytes=MOST_BYTES)
+    if keys is not None:
+        app.add_middleware(RequireKey, keys=keys)
+    app.add_middleware(Envelope)
 
-    @app.post("/v1/domains/{domain}/rank", response_model=RankAnswer, responses=_ERRORS, tags=["rank"])
+    @app.post("/v1/domains/{domain}/rank", response_model=RankAnswer, responses=_errors(*_POSTED), tags=["rank"])
     async def rank(domain: str, request: RankRequest) -> Response:
         """Score candidates for a user and answer them from best to worst.
 
@@ -64,17 +94,12 @@ def create_app(serving: Callable[[], Serving]) -> FastAPI:
         timing += f", model;dur={ranking.model_ms:.3f}, rank;dur={ranking.features_ms + ranking.model_ms:.3f}"
         return reply(ranking.answer, headers={"Server-Timing": timing})
 
-    @app.post("/v1/feedback", response_model=FeedbackAnswer, responses=_ERRORS, tags=["feedback"])
+    @app.post("/v1/feedback", response_model=FeedbackAnswer, responses=_errors(*_POSTED), tags=["feedback"])
     async def feedback(request: FeedbackRequest, http: Request) -> Response:
         """Say what the user did with a ranking; sending it again changes nothing."""
         return reply(await serving().feedback(request, http.scope.get(KEY)))
 
-    @app.get(
-        "/v1/domains",
-        response_model=DomainsAnswer,
-        responses={k: _ERRORS[k] for k in (401, 403, 429)},
-        tags=["domains"],
-    )
+    @app.get("/v1/domains", response_model=DomainsAnswer, responses=_errors(*_ANY), tags=["domains"])
     async def domains(http: Request) -> Response:
         """Every domain that answers here and that the key covers, with its version and fallback level."""
         answer, key = serving().status(), http.scope.get(KEY)
@@ -86,6 +111,7 @@ def create_app(serving: Callable[[], Serving]) -> FastAPI:
     _add_health(app, serving)
     app.add_exception_handler(RequestValidationError, _wrong_request)
     app.add_exception_handler(HTTPException, _http_error)
+    _describe(app)
     return app
 
 
@@ -96,22 +122,33 @@ def _add_health(app: FastAPI, serving: Callable[[], Serving]) -> None:
     async def about() -> dict[str, str]:
         return {"service": "graft", "paths": "/openapi.json"}
 
-    @app.get("/livez", include_in_schema=False)
     @app.get("/healthz", include_in_schema=False)
-    async def alive() -> dict[str, str]:
-        return {"status": "alive"}
+    @app.get("/livez", response_model=Health, responses=_errors(*_PROBE), tags=["health"])
+    async def alive() -> Response:
+        """Whether the process runs."""
+        return reply(Health(status="alive"))
 
-    @app.get("/readyz", include_in_schema=False)
+    @app.get("/readyz", response_model=Health, responses=_errors(*_PROBE, 500, 503), tags=["health"])
     async def ready() -> Response:
+        """Whether it is to be sent requests: it is loaded, and knows what the registry says now."""
         if serving().ready:
-            return Response('{"status":"ready"}', media_type="application/json")
-        reason = f"registry: {serving().registry}"
-        return error(503, "not_ready", reason, headers={"Retry-After": "1"})
+            return reply(Health(status="ready"))
+        return error(503, "not_ready", f"registry: {serving().registry}")
 
-    @app.get("/metrics", include_in_schema=False)
+    @app.get("/metrics", response_class=PlainTextResponse, responses=_errors(*_ANY), tags=["health"])
     async def metrics() -> Response:
+        """What is counted, for Prometheus."""
         text, kind = exposition()
         return Response(text, media_type=kind)
+
+
+def _describe(app: FastAPI) -> None:
+    """Say in the document of the paths how a key is sent."""
+    document = app.openapi()
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["security"] = [{}] if path in OPEN else [{}, {"key": []}]
 
 
 async def _wrong_request(_: Request, raised: Exception) -> Response:
@@ -121,6 +158,8 @@ async def _wrong_request(_: Request, raised: Exception) -> Response:
         for problem in raised.errors()[:20]
     ]
     first = problems[0]
+    if first["kind"] == "too_many_fields":
+        return error(422, "invalid_request", first["message"])
     if first["kind"] == "json_invalid" or not first["field"]:
         return error(422, "invalid_request", "the body must be a JSON object", details={"problems": problems})
     message = f"{first['field']}: {first['message']}"
@@ -134,11 +173,15 @@ def _field(location: tuple[int | str, ...]) -> str:
 
 async def _http_error(request: Request, raised: Exception) -> Response:
     assert isinstance(raised, HTTPException)
+    path = request.scope["path"][:200]
     known = {
-        404: ("not_found", f"nothing answers {request.method} {request.url.path}"),
-        405: ("method_not_allowed", f"{request.url.path} does not take {request.method}"),
+        404: ("not_found", f"nothing answers {request.method} {path}"),
+        405: ("method_not_allowed", f"{path} does not take {request.method}"),
     }
     if raised.status_code == 400:  # what FastAPI says of a body that is no text, too deep, or a number too long to read
         return error(422, "invalid_request", "the body must be a JSON object in UTF-8")
     code, message = known.get(raised.status_code, ("http_error", str(raised.detail)))
-    return error(raised.status_code, code, message, headers=dict(raised.headers or {}))
+    headers = dict(raised.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"
+    return error(raised.status_code, code, message, headers=headers)

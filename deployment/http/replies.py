@@ -28,5 +28,4 @@ def fault(path: str, raised: Exception) -> Response:
     status = http_status(raised)
     if status == 500:
         logger.error("request failed", exc_info=raised, extra={"path": path[:200]})
-    headers = {"Retry-After": "1"} if status == 503 else None
-    return reply(ErrorAnswer.model_validate(as_json(raised)), status=status, headers=headers)
+    return reply(ErrorAnswer.model_validate(as_json(raised)), status=status)

@@ -14,9 +14,10 @@ import bentoml
 from uvicorn.config import HTTP_PROTOCOLS
 
 from deployment.http.api import create_app
-from deployment.http.keys import Keys, RequireKey
+from deployment.http.keys import Keys
 from deployment.records import metrics
 from deployment.records.log_lines import log_as_json
+from orchestrator.errors import Unavailable
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,11 +30,11 @@ _keys: list[Keys] = []
 
 def _serving() -> Serving:
     if not _running:
-        raise RuntimeError("the service has not started")
+        raise Unavailable("the service is starting")
     return _running[0]
 
 
-app = create_app(_serving)
+app = create_app(_serving, lambda: _keys[0] if _keys else None)
 metrics.place(str(SETTINGS.service_port), workers=SETTINGS.service_workers)
 # BentoML leaves the choice to uvicorn; this is what it chooses, with limits.
 HTTP_PROTOCOLS["auto"] = "deployment.http.connections:BoundedConnection"
@@ -81,6 +82,4 @@ class Graft:
         metrics.release()
 
 
-# In this order: the key is asked for first, for every path.
-Graft.add_asgi_middleware(RequireKey, keys=lambda: _keys[0] if _keys else None)  # type: ignore[attr-defined]
 Graft.add_asgi_middleware(OwnApp)  # type: ignore[attr-defined]

@@ -83,7 +83,7 @@ def assert_is_error(answer: httpx.Response, status: int, code: str) -> dict:
 class Contract:
     """What /openapi.json declares; called with an answer, it fails where the answer is anything else.
 
-    An error that no path declares (an unknown path, a fault) must have the shape of all errors.
+    An error that no operation declares, as it hits none (an unknown path, a wrong method), has the shape of all errors.
     """
 
     def __init__(self) -> None:
@@ -99,12 +99,17 @@ class Contract:
             return
         answer.read()
         operations = next((found for pattern, found in self._paths.items() if pattern.fullmatch(path)), {})
-        responses = operations.get(answer.request.method.lower(), {}).get("responses", {})
-        if (declared := responses.get(str(answer.status_code))) is not None:
+        operation = operations.get("get" if answer.request.method == "HEAD" else answer.request.method.lower())
+        if operation is not None:
+            declared = operation["responses"].get(str(answer.status_code))
+            assert declared is not None, f"{answer.status_code} is not declared"
             schema = declared["content"]["application/json"]["schema"]
         else:
-            assert answer.status_code >= 400, f"{answer.status_code} is not declared"
+            assert answer.status_code in (404, 405)
             schema = {"$ref": "#/components/schemas/ErrorAnswer"}
+        if answer.request.method == "HEAD":
+            assert not answer.content
+            return
         whole = {**schema, "components": self.declared["components"]}
         problems = [
             f"{error.json_path}: {error.message}" for error in Draft202012Validator(whole).iter_errors(answer.json())

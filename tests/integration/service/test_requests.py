@@ -30,6 +30,9 @@ JSON = {"content-type": "application/json"}
         ({"items": "a,b"}, "items"),
         ({"top_k": 0}, "top_k"),
         ({"top_k": "many"}, "top_k"),
+        ({"top_k": "5"}, "top_k"),
+        ({"top_k": True}, "top_k"),
+        ({"top_k": 1.5}, "top_k"),
         ({"contxt": {}}, "contxt"),
         ({"request_id": "x" * 201}, "request_id"),
     ],
@@ -47,6 +50,31 @@ def test_a_body_that_is_no_json_object_says_so(shared_client, body):
     """Also with the right content type."""
     answer = shared_client.post("/v1/domains/live/rank", content=body, headers={"content-type": "application/json"})
     assert_is_error(answer, 422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {f"k{number}": 1 for number in range(40)},
+        {"user_id": "u", "items": [{"item_id": "a"}, {f"k{number}": 1 for number in range(40)}]},
+        {"user_id": "u", "items": [{"item_id": "a"} | {f"k{number}": 1 for number in range(300_000)}]},
+    ],
+)
+def test_very_many_fields_are_one_mistake(shared_client, body):
+    """To name each of 300,000 would hold up everybody."""
+    answer = shared_client.post("/v1/domains/live/rank", json=body)
+    error = assert_is_error(answer, 422, "invalid_request")
+    assert "32 fields" in error["message"]
+    assert "details" not in error
+
+
+def test_head_is_get_without_the_body(shared_client):
+    """Load balancers ask so."""
+    for path in ("/livez", "/readyz", "/v1/domains"):
+        answer = shared_client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+    assert shared_client.head("/v1/feedback").headers["allow"] == "POST"
+    assert shared_client.post("/livez").headers["allow"] == "GET, HEAD"
 
 
 def test_ids_may_be_numbers(shared_market, shared_client):

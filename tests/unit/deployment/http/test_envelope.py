@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from deployment.http import envelope
+from deployment.http import bodies
+from deployment.http.bodies import Bodies
 from deployment.http.envelope import Envelope
 from deployment.records import metrics
 from deployment.records.log_lines import FewTraces
@@ -44,7 +45,7 @@ def call(
     names = {"content-type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
     scope = {"type": "http", "method": "POST", "path": path}
     scope["headers"] = [(name.encode(), value.encode()) for name, value in names.items()]
-    around = Envelope(app, lambda: SimpleNamespace(overloaded=overloaded), most_bytes=1_000)
+    around = Envelope(Bodies(app, lambda: SimpleNamespace(overloaded=overloaded), most_bytes=1_000))
     asyncio.run(around(scope, receive, send))
     return sent[0]["status"], dict(sent[0]["headers"]), json.loads(sent[1]["body"]), taken
 
@@ -59,24 +60,25 @@ def test_a_request_that_is_too_many_is_turned_away_unread():
 
 def test_a_body_that_does_not_come_is_given_up(monkeypatch):
     """408, and the connection with it."""
-    monkeypatch.setattr(envelope, "BODY_LIMIT_S", 0.05)
+    monkeypatch.setattr(bodies, "BODY_LIMIT_S", 0.05)
     status, headers, body, _ = call([b"{", None])
     assert (status, body["error"]["code"], headers[b"connection"]) == (408, "too_slow", b"close")
 
 
-def test_what_is_refused_is_taken_in_so_that_its_caller_reads_why(monkeypatch):
-    """In bounds of size and time; beyond them the connection ends."""
-    assert call([b"x" * 600] * 9)[::3] == (413, 9)
-    assert call([b"x" * 600] * 9, content_length="5400")[::3] == (413, 9)
-    assert call([b"x" * 600] * 9, content_length="5400", expect="100-continue")[::3] == (413, 0)
-    assert call([b"{}"] * 3, content_encoding="br")[::3] == (415, 3)
-    monkeypatch.setattr(envelope, "DRAINED_BYTES", 2_000)
-    status, headers, _, taken = call([b"x" * 600] * 9)
-    assert (status, headers[b"connection"]) == (413, b"close")
-    assert taken < 9
-    monkeypatch.setattr(envelope, "DRAIN_LIMIT_S", 0.05)
-    status, headers, _, _ = call([b"x" * 600, b"x" * 600, None])
-    assert (status, headers[b"connection"]) == (413, b"close")
+def test_what_is_too_large_is_refused_at_once():
+    """Unread where its length is declared; a caller that waits for leave to send is to send nothing."""
+    assert call([b"x" * 600] * 9)[::3] == (413, 2)
+    assert call([b"x" * 600] * 9, content_length="5400")[::3] == (413, 0)
+    status, headers, _, taken = call([b"x" * 600] * 9, content_length="5400", expect="100-continue")
+    assert (status, taken, headers[b"connection"]) == (413, 0, b"close")
+    assert call([b"{}"] * 3, content_encoding="br")[::3] == (415, 0)
+
+
+def test_every_answer_says_that_it_is_for_its_caller_alone():
+    """The right ones and the wrong ones."""
+    for answer in (call([b"{}"]), call([b"x" * 2_000]), call([b"break"])):
+        assert answer[1][b"x-content-type-options"] == b"nosniff"
+        assert answer[1][b"cache-control"] == b"no-store"
 
 
 def test_a_fault_is_an_answer_and_tells_no_secrets():
