@@ -4,9 +4,9 @@ They are defined below the registry, ingest and the spec, which raise them witho
 ``orchestrator/errors.py`` draws the whole tree and maps it to status codes once.
 
     DomainFault
-        NotFound    UnknownDomain, UnknownVersion, UnknownRun, UnknownKey, NoLiveVersion
+        NotFound    UnknownDomain, UnknownVersion, UnknownRun, UnknownKey, UnknownUser, NoLiveVersion
         Conflict    DomainAlreadyRegistered, StalePromotion, IllegalTransition
-        Forbidden   KeyRefused, RoleRefused
+        Forbidden   KeyRefused, RoleRefused, LoginRefused
         Rejected    InvalidSpec, InvalidData, NotEnoughData, PromotionRefused
 """
 
@@ -54,6 +54,10 @@ class UnknownKey(NotFound):
     """No API key has this id or name."""
 
 
+class UnknownUser(NotFound):
+    """Nobody of this name may sign in."""
+
+
 class NoLiveVersion(NotFound):
     """Nothing is live here, or nothing was live before what is live now."""
 
@@ -84,6 +88,10 @@ class KeyRefused(Forbidden):
 
 class RoleRefused(Forbidden):
     """The role of whoever is logged in does not allow it."""
+
+
+class LoginRefused(Forbidden):
+    """Nobody is signed in, or the name and the password do not belong together."""
 
 
 class Rejected(DomainFault):

@@ -150,8 +150,11 @@ def _parquet(repo: FeatureRepo, view: str) -> FileSource:
 
 
 def _write(path: Path, text: str) -> None:
-    if path.exists() and path.read_text() == text:
+    """Replace a file, unless it says so already; nobody else reads it, as an address may hold a password."""
+    if path.exists() and path.read_text() == text and not path.stat().st_mode & 0o077:
         return
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text)
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
     temporary.replace(path)

@@ -2,8 +2,8 @@
 
     error                               HTTP  graft
     NotFound (domains/errors.py)        404   1      UnknownDomain, UnknownVersion, UnknownRun, UnknownKey,
-                                                     NoLiveVersion
-    Forbidden                           403   1      KeyRefused, RoleRefused
+                                                     UnknownUser, NoLiveVersion
+    Forbidden                           403   1      KeyRefused, RoleRefused, LoginRefused
     Conflict                            409   1      DomainAlreadyRegistered, StalePromotion, IllegalTransition,
                                                      ArtifactDamaged
     Rejected                            422   1      InvalidSpec, InvalidData, NotEnoughData, PromotionRefused

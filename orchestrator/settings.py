@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from feature_repo.online_stores import ONLINE_STORES
 from orchestrator.credentials import read_secret
+from orchestrator.hosts import in_url
 
 Baseline = Literal["popularity", "single_domain", "shared_bottom", "full_fine_tune", "scratch"]
 
@@ -41,17 +42,19 @@ def _as_text(value: Any) -> str:
 class Settings(BaseSettings):
     """Read from the environment: ``GRAFT_HOME=/data/graft graft up``. What to train is said by specs and recipes."""
 
-    model_config = SettingsConfigDict(env_prefix="GRAFT_", frozen=True, extra="ignore", use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="GRAFT_", frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     home: Path = Path(".graft")
     """Folder of everything that Graft writes: registry, events, features, artifacts, logs."""
     import_dir: Annotated[Path | None, BeforeValidator(_none_if_empty)] = None
     """Folder whose files the pages of the UI may read, links out of it excluded; empty: they take uploads alone."""
-    database_url: str = ""
+    database_url: str = Field(default="", repr=False)
     """Registry database; empty means SQLite inside the home folder. PostgreSQL: postgresql+psycopg://user@host/name."""
     online_store: Annotated[str, AfterValidator(_online_store)] = "sqlite"
     """Feast's online store: sqlite or redis."""
-    online_store_address: str = ""
+    online_store_address: str = Field(default="", repr=False)
     """Where that store answers; empty for its usual place. Redis: host:port[,password=...]."""
     bind_host: str = "127.0.0.1"
     """Interface that every server binds to."""
@@ -105,7 +108,7 @@ class Settings(BaseSettings):
     keep_versions: int = Field(default=10, ge=0)
     """Versions of a domain, and of the shared model, whose files are kept beside those in use; 0 keeps all of them."""
     keep_audit_days: float = Field(default=1095.0, ge=0)
-    """Days that the audit log is kept; 0 keeps it for ever."""
+    """Days that the audit log is kept; less than a year counts as one, 0 keeps it for ever."""
     log_mb: int = Field(default=20, ge=1)
     """Size in MB at which the log of a server is moved aside."""
     log_files: int = Field(default=5, ge=0)
@@ -155,7 +158,7 @@ class Settings(BaseSettings):
 
     @property
     def prefect_url(self) -> str:
-        return self.prefect_api_url or f"http://{self.bind_host}:{self.prefect_port}/api"
+        return self.prefect_api_url or f"http://{in_url(self.bind_host)}:{self.prefect_port}/api"
 
     @property
     def service_key_file(self) -> Path:
@@ -167,6 +170,11 @@ class Settings(BaseSettings):
         """What identifies this process to the prediction service; nothing where it has no key."""
         key = self.api_key.get_secret_value() or read_secret(self.service_key_file)
         return {"Authorization": f"Bearer {key}"} if key else {}
+
+    @property
+    def ui_secret_file(self) -> Path:
+        """Where the pages keep the secret that signs their sessions; another secret ends them all."""
+        return self.home / "ui-secret"
 
     @property
     def prefect_auth_file(self) -> Path:
@@ -188,8 +196,8 @@ class Settings(BaseSettings):
 
     @property
     def service_url(self) -> str:
-        return f"http://{self.bind_host}:{self.service_port}"
+        return f"http://{in_url(self.bind_host)}:{self.service_port}"
 
     @property
     def ui_url(self) -> str:
-        return f"http://{self.bind_host}:{self.ui_port}"
+        return f"http://{in_url(self.bind_host)}:{self.ui_port}"

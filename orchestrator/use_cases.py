@@ -26,6 +26,7 @@ from domains.registry.registry import Domain, Registry, Run, Version
 from domains.spec import DomainSpec
 from models.training.allocator import keep_freed_memory
 from orchestrator import prefect_client
+from orchestrator.credentials import make_home
 from orchestrator.errors import Refused, Unavailable, as_line
 from orchestrator.evaluation.preview_report import PreviewReport
 from orchestrator.evaluation.report import ColdStartReport
@@ -45,7 +46,7 @@ from orchestrator.traffic import (  # noqa: F401  what answers is asked for here
 
 def open_registry(settings: Settings) -> Registry:
     """The registry that the settings name, brought up to the current schema; makes the home folder."""
-    settings.home.mkdir(parents=True, exist_ok=True)
+    make_home(settings.home)
     registry = Registry(settings.registry_url)
     registry.migrate()
     return registry
@@ -101,8 +102,8 @@ def ingest_data(
     if domain.state is State.RETIRED:
         raise IllegalTransition(f"{name!r} is retired; it takes no more data", domain=name)
     runner.close_dead(registry, settings)
-    params = {"interactions": [str(path) for path in interactions]}
-    run = registry.start_run("ingest", name, params=params, by=by, run_id=runner.new_run_id("ingest"))
+    given = {"interactions": [str(path) for path in interactions]}
+    run = registry.start_run("ingest", name, params=given, by=by, run_id=runner.new_run_id("ingest"))
     runner.note_process(runner.RunContext(run.id, "ingest", name, {}, by, registry, settings))
 
     def report_progress(fraction: float, step: str = "Reading the files", **detail: Any) -> None:
@@ -304,7 +305,7 @@ def launch(
     return registry.version(results.version_of(done))
 
 
-def cancel(run_id: str, *, registry: Registry, settings: Settings) -> Run:
+def cancel(run_id: str, *, registry: Registry, settings: Settings, by: str) -> Run:
     """Stop a run on the Prefect worker; its checkpoints stay, so that starting it again continues it.
 
     Raises:
@@ -312,12 +313,12 @@ def cancel(run_id: str, *, registry: Registry, settings: Settings) -> Run:
         Conflict: it runs outside Prefect, in a process that only its owner can stop.
         FlowsUnavailable: Prefect does not answer.
     """
-    run = registry.run(run_id)
-    if run.state in FINISHED:
+    if (run := registry.run(run_id)).state in FINISHED:
         return run
     if run.flow_run_id is None:
         raise Conflict(f"run {run_id} is running in the process that started it; stop that process", run=run_id)
     prefect_client.cancel(run.flow_run_id, api_url=settings.prefect_api)
+    registry.note(by, "cancel_run", run.domain, run_id=run_id, before=run.state, after="stopping")
     return registry.run(run_id)
 
 

@@ -6,7 +6,7 @@ exists, and always on any wider interface, ``Authorization: Bearer <token>`` is 
 
 from __future__ import annotations
 
-import ipaddress
+import contextlib
 import logging
 import math
 import re
@@ -20,7 +20,8 @@ from fastapi import Response
 from deployment.messages import ErrorAnswer, ErrorBody
 from domains.registry.key_verbs import ApiKey, digest_of
 from domains.registry.registry import Registry
-from orchestrator.credentials import read_secret
+from orchestrator.credentials import kept_secret, read_secret
+from orchestrator.hosts import is_loopback, names_this_machine, seen_from
 from orchestrator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,9 @@ class Keys:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Read the keys, and go on reading them in a thread of its own."""
+        """Read the keys, and go on reading them in a thread of its own; makes the stack's own where there is none."""
+        with contextlib.suppress(OSError):  # a replica may only read the home folder
+            kept_secret(self._own_file)
         self.look()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="keys")
         self._thread.start()
@@ -75,10 +78,16 @@ class Keys:
         self._own = digest_of(own) if own else ""
         self._known = {key.digest: key for key in keys if key.revoked_at is None}
 
-    def refusal(self, method: str, path: str, token: str | None) -> tuple[ApiKey | None, Response | None]:
-        """The caller's key, where one is asked for, and the answer that refuses the request."""
+    def refusal(
+        self, method: str, path: str, token: str | None, *, from_here: bool = True
+    ) -> tuple[ApiKey | None, Response | None]:
+        """The caller's key, where one is asked for, and the answer that refuses the request.
+
+        Args:
+            from_here: whether the caller is on this machine, for all that can be seen.
+        """
         known = self._known
-        if path in OPEN or (known is not None and not self._any and not self._wide):
+        if path in OPEN or (known is not None and not self._any and not self._wide and from_here):
             return None, None
         if known is None:
             return None, _refused(503, "unavailable", "the API keys cannot be read yet; try again", after_s=1)
@@ -134,21 +143,12 @@ class RequireKey:
                 open_path = scope["path"] in OPEN
                 refusal = None if open_path else _refused(503, "unavailable", "the service is starting", after_s=1)
             else:
-                scope[KEY], refusal = keys.refusal(scope["method"], scope["path"], _token(scope))
+                asked = scope["method"], scope["path"], _token(scope)
+                scope[KEY], refusal = keys.refusal(*asked, from_here=_from_here(scope))
             if refusal is not None:
                 await refusal(scope, receive, send)
                 return
         await self._app(scope, receive, send)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what binds to a host."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _asked(method: str, path: str) -> tuple[str, str | None]:
@@ -168,6 +168,14 @@ def _token(scope: _Scope) -> str | None:
             scheme, _, token = value.decode("latin-1").partition(" ")
             return token.strip() if scheme.lower() == "bearer" else None
     return None
+
+
+def _from_here(scope: _Scope) -> bool:
+    """Whether nobody but this machine can have sent it; a browser shows another site's page by its ``Host``."""
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    client = scope.get("client")
+    address = seen_from(client[0] if client else None, headers)
+    return is_loopback(address) and names_this_machine(headers.get("host", "localhost"))
 
 
 def _refused(status: int, code: str, message: str, *, after_s: int = 0) -> Response:

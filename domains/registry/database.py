@@ -26,7 +26,7 @@ from sqlalchemy.engine import URL, Dialect
 from sqlalchemy.exc import ArgumentError, InvalidatePoolError, OperationalError
 from sqlalchemy.pool import Pool, QueuePool
 
-from domains.errors import DomainFault
+from domains.errors import DomainFault, RoleRefused
 
 LOCK_TIMEOUT_S = 30
 
@@ -58,12 +58,17 @@ def now() -> datetime:
 class Database:
     """Transactions on ``sqlite:///path``, ``sqlite://`` (in memory) or ``postgresql://...``.
 
+    Args:
+        wait_s: how long to wait for a lock, a connection or an answer.
+        read_only: refuse every write, whoever asks.
+
     Raises:
         DomainFault: the URL names neither SQLite nor PostgreSQL.
     """
 
-    def __init__(self, url: str, *, wait_s: float = LOCK_TIMEOUT_S) -> None:
+    def __init__(self, url: str, *, wait_s: float = LOCK_TIMEOUT_S, read_only: bool = False) -> None:
         self.url = _understood(url)
+        self._read_only = read_only
         self.engine = _postgresql(self.url, wait_s) if self.is_postgresql else _sqlite(self.url, wait_s)
         _ENGINES.add(self.engine)
         self._writer = self.engine.execution_options(graft_writes=True)
@@ -92,7 +97,12 @@ class Database:
 
     @contextmanager
     def write(self, lock: Counter = "generation") -> Iterator[Connection]:
-        """One transaction, alone among those with the same lock; committed at the end, undone by an exception."""
+        """One transaction, alone among those with the same lock; committed at the end, undone by an exception.
+
+        Raises:
+            RoleRefused: this is a view for reading.
+        """
+        self._refuse_if_read_only()
         with self._writer.begin() as connection:
             if self.is_postgresql:
                 connection.execute(text("SELECT value FROM counters WHERE name = :name FOR UPDATE"), {"name": lock})
@@ -104,15 +114,24 @@ class Database:
 
     @contextmanager
     def change_tables(self) -> Iterator[Connection]:
-        """One transaction for a migration, alone among all migrations; DDL is undone too when it raises."""
+        """One transaction for a migration, alone among all migrations; DDL is undone too when it raises.
+
+        Raises:
+            RoleRefused: this is a view for reading.
+        """
+        self._refuse_if_read_only()
         if not self.is_postgresql and self.url.database:
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
             if _in_file(self.url):
-                Path(self.url.database).touch()
+                Path(self.url.database).touch(mode=0o600)
         with self._writer.begin() as connection:
             if self.is_postgresql:
                 connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('graft registry migration'))"))
             yield connection
+
+    def _refuse_if_read_only(self) -> None:
+        if self._read_only:
+            raise RoleRefused("this view of the registry only reads; whoever changes something is asked for a role")
 
 
 class Verbs:

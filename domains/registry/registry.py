@@ -7,6 +7,7 @@ newest first unless they say otherwise.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select, text
@@ -21,6 +22,7 @@ from domains.registry.records import Domain, Live, Promotion, Run, Version, note
 from domains.registry.retention_verbs import RetentionVerbs
 from domains.registry.run_verbs import RunVerbs
 from domains.registry.tables import audit
+from domains.registry.user_verbs import UserVerbs
 from domains.registry.version_verbs import VersionVerbs
 
 __all__ = ["Domain", "Live", "Promotion", "Registry", "Run", "Version"]
@@ -28,18 +30,19 @@ __all__ = ["Domain", "Live", "Promotion", "Registry", "Run", "Version"]
 _GENERATION = text("SELECT value FROM counters WHERE name = 'generation'")
 
 
-class Registry(DomainVerbs, RunVerbs, VersionVerbs, KeyVerbs, PredictionLog, Outbox, RetentionVerbs):
+class Registry(DomainVerbs, RunVerbs, VersionVerbs, KeyVerbs, UserVerbs, PredictionLog, Outbox, RetentionVerbs):
     """The registry in the database at ``url``; threads may share one, processes each build their own.
 
     Args:
         wait_s: how long a verb waits for a lock, a connection or an answer of the database.
+        read_only: every verb that changes something raises RoleRefused.
 
     Raises:
         DomainFault: the URL names neither SQLite nor PostgreSQL.
     """
 
-    def __init__(self, url: str, *, wait_s: float = LOCK_TIMEOUT_S) -> None:
-        super().__init__(Database(url, wait_s=wait_s))
+    def __init__(self, url: str, *, wait_s: float = LOCK_TIMEOUT_S, read_only: bool = False) -> None:
+        super().__init__(Database(url, wait_s=wait_s, read_only=read_only))
 
     def migrate(self) -> None:
         """Create the tables or bring them up to date; cheap when there is nothing to do, safe to race."""
@@ -69,10 +72,24 @@ class Registry(DomainVerbs, RunVerbs, VersionVerbs, KeyVerbs, PredictionLog, Out
         """
         return self._database.identity()
 
-    def audit(self, domain: str | None = None, limit: int = 1000) -> list[dict[str, Any]]:
-        """Who did what to which domain, when and why: dicts of id, at, who, what, domain, why, details."""
+    def audit(
+        self,
+        domain: str | None = None,
+        limit: int | None = 1000,
+        *,
+        since: datetime | None = None,
+        what: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """Who did what to which domain, when and why: dicts of id, at, who, what, domain, why, details.
+
+        Entries are only ever added: the database itself refuses to change or delete one.
+        """
         chosen = select(audit).order_by(audit.c.id.desc()).limit(limit)
         if domain is not None:
             chosen = chosen.where(audit.c.domain == domain)
+        if what is not None:
+            chosen = chosen.where(audit.c.what == what)
+        if since is not None:
+            chosen = chosen.where(audit.c.at >= since)
         with self._database.read() as connection:
             return [row._asdict() for row in connection.execute(chosen)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, select, update
@@ -14,6 +14,8 @@ from domains.registry.tables import audit, domains, feedback, live, predictions,
 
 RUNS_KEPT = 20
 """The newest runs of each kind of a domain stay, however old they are."""
+AUDIT_KEPT_DAYS = 365
+"""No entry of the audit log goes before; a migration tells the database so."""
 BATCH = 500
 
 
@@ -57,7 +59,11 @@ class RetentionVerbs(Verbs):
             return old
 
     def forget_audit(self, before: datetime) -> int:
-        """Delete entries of the audit log older than ``before``; returns how many."""
+        """Delete entries of the audit log older than ``before``; returns how many.
+
+        Younger than ``AUDIT_KEPT_DAYS`` none goes, whatever is asked: the database refuses it.
+        """
+        before = min(before, now() - timedelta(days=AUDIT_KEPT_DAYS + 1))
         deleted = 0
         while True:
             with self._database.write() as connection:

@@ -161,6 +161,22 @@ api_keys = Table(
     Column("revoked_at", UtcTime, nullable=True),
 )
 
+# Who may sign in to the pages. A name that was removed stays, so that the audit log's names keep their meaning.
+users = Table(
+    "users",
+    METADATA,
+    Column("name", String(100), primary_key=True),
+    Column("role", String(10), nullable=False),
+    Column("domains", Json, nullable=False),
+    # scrypt, with its salt and its costs; null for somebody whom only an identity provider vouches for.
+    Column("password", Text, nullable=True),
+    # What was handed out under an earlier number no longer counts: a sign out and a new password end all sessions.
+    Column("session", Integer, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("removed_at", UtcTime, nullable=True),
+)
+
 # The two logs grow with traffic, so they carry no foreign keys: a bulk insert checks nothing it need not.
 predictions = Table(
     "predictions",

@@ -19,7 +19,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 from typer.core import TyperGroup
 
-from orchestrator.cli import data, domain, keys, runs, servers, service, versions
+from orchestrator.cli import audit, data, domain, keys, runs, servers, service, users, versions
 from orchestrator.console import terminal
 from orchestrator.errors import as_line, http_status
 from orchestrator.settings import Settings
@@ -95,6 +95,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "runs": runs.list_runs,
     "rank": service.rank,
     "prune": service.prune,
+    "audit": audit.audit,
     "simulate": data.simulate,
     "data": data.convert,
 }
@@ -112,6 +113,13 @@ KEYS_COMMANDS: dict[str, Callable[..., None]] = {
     "revoke": keys.revoke,
     "rotate": keys.rotate,
 }
+USERS_COMMANDS: dict[str, Callable[..., None]] = {
+    "add": users.add,
+    "change": users.change,
+    "list": users.list_users,
+    "remove": users.remove,
+    "password": users.password,
+}
 for name, command in COMMANDS.items():
     app.command(name)(command)
 app.command("bench", context_settings=data.PASSED_ON)(data.run_benchmark)
@@ -122,3 +130,7 @@ keys_app = typer.Typer(no_args_is_help=True, help="API keys of the prediction se
 for name, command in KEYS_COMMANDS.items():
     keys_app.command(name)(command)
 app.add_typer(keys_app, name="keys")
+users_app = typer.Typer(no_args_is_help=True, help="People who may sign in to the pages.")
+for name, command in USERS_COMMANDS.items():
+    users_app.command(name)(command)
+app.add_typer(users_app, name="users")

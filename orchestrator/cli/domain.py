@@ -10,9 +10,10 @@ import typer
 from domains.registry.registry import Version
 from domains.spec import DomainSpec
 from orchestrator import use_cases
-from orchestrator.cli.options import By, Interactions, Items, Name, Users, Why
+from orchestrator.cli.options import Interactions, Items, Name, Users, Why
 from orchestrator.console import terminal
 from orchestrator.console.terminal import console, say
+from orchestrator.credentials import os_user
 from orchestrator.evaluation.report import ZeroShotReport, decision_of, metrics_of
 from orchestrator.settings import Settings
 
@@ -23,13 +24,12 @@ def register(
     interactions: Interactions = None,
     items: Items = None,
     users: Users = None,
-    by: By = "command line",
 ) -> None:
     """Register a domain; with files, ingest them too."""
-    domain = use_cases.register(DomainSpec.from_yaml(spec), registry=use_cases.open_registry(Settings()), by=by)
+    domain = use_cases.register(DomainSpec.from_yaml(spec), registry=use_cases.open_registry(Settings()), by=os_user())
     say(f"{domain.name} is registered as a {domain.role} domain")
     if interactions:
-        ingest(domain.name, interactions=interactions, items=items, users=users, by=by)
+        ingest(domain.name, interactions=interactions, items=items, users=users)
 
 
 def list_domains() -> None:
@@ -108,7 +108,6 @@ def ingest(
     interactions: Annotated[list[Path], typer.Option("--interactions", "-i", help="CSV, TSV or Parquet.")],
     items: Items = None,
     users: Users = None,
-    by: By = "command line",
 ) -> None:
     """Validate files and add their good rows; bad rows are set aside with file, line and reason."""
     settings = Settings()
@@ -120,7 +119,7 @@ def ingest(
             users=users,
             registry=use_cases.open_registry(settings),
             settings=settings,
-            by=by,
+            by=os_user(),
             on_progress=on_progress,
         )
     terminal.ingest_report(report)
@@ -133,22 +132,22 @@ def readiness(name: Name) -> None:
     terminal.readiness(name, found)
 
 
-def pause(name: Name, *, why: Why, by: By = "command line") -> None:
+def pause(name: Name, *, why: Why) -> None:
     """Let popularity answer until the domain is resumed, whatever is promoted or retrained meanwhile."""
-    use_cases.pause(name, registry=use_cases.open_registry(Settings()), who=by, why=why)
+    use_cases.pause(name, registry=use_cases.open_registry(Settings()), who=os_user(), why=why)
     say(f"{name} is paused: popularity answers until it is resumed")
 
 
-def resume(name: Name, *, why: Why, by: By = "command line") -> None:
+def resume(name: Name, *, why: Why) -> None:
     """End a pause: what is live answers again."""
     registry = use_cases.open_registry(Settings())
-    use_cases.resume(name, registry=registry, who=by, why=why)
+    use_cases.resume(name, registry=registry, who=os_user(), why=why)
     say(f"{name} answers by {_level(use_cases.fallback_level(name, registry=registry))} again")
 
 
-def retire(name: Name, *, why: Why, by: By = "command line") -> None:
+def retire(name: Name, *, why: Why) -> None:
     """Close a domain for good: its endpoint stops answering, and its name is not given again."""
-    use_cases.retire(name, registry=use_cases.open_registry(Settings()), who=by, why=why)
+    use_cases.retire(name, registry=use_cases.open_registry(Settings()), who=os_user(), why=why)
     say(f"{name} is retired; its data and its history are kept")
 
 

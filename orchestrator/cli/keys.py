@@ -8,9 +8,10 @@ import typer
 
 from domains.registry.key_verbs import VERBS
 from orchestrator import use_cases
-from orchestrator.cli.options import By, Why
+from orchestrator.cli.options import Why
 from orchestrator.console import terminal
 from orchestrator.console.terminal import say
+from orchestrator.credentials import os_user
 from orchestrator.settings import Settings
 
 Key = Annotated[str, typer.Argument(help="The key's name or id.")]
@@ -26,11 +27,10 @@ def add(
         list[str] | None, typer.Option("--verb", help=f"{', '.join(VERBS)}; may be repeated; default rank, feedback.")
     ] = None,
     per_minute: Annotated[int, typer.Option(min=0, help="Requests a minute; 0 for no bound.")] = 0,
-    by: By = "cli",
 ) -> None:
     """Make a key and show its token, this once. From the first key on, the service asks everybody for one."""
     key, token = use_cases.open_registry(Settings()).add_key(
-        name, domains=domain or (), verbs=verb or ("rank", "feedback"), per_minute=per_minute, by=by
+        name, domains=domain or (), verbs=verb or ("rank", "feedback"), per_minute=per_minute, by=os_user()
     )
     say(f"key {key.name} ({key.id}); its token, which is shown only now:")
     say(token)
@@ -52,13 +52,13 @@ def list_keys() -> None:
     )
 
 
-def revoke(key: Key, *, why: Why = "", by: By = "cli") -> None:
+def revoke(key: Key, *, why: Why = "") -> None:
     """End a key: within a second no service accepts it."""
-    say(f"key {use_cases.open_registry(Settings()).revoke_key(key, by=by, why=why).name} is revoked")
+    say(f"key {use_cases.open_registry(Settings()).revoke_key(key, by=os_user(), why=why).name} is revoked")
 
 
-def rotate(key: Key, *, by: By = "cli") -> None:
+def rotate(key: Key) -> None:
     """Give a key another token and show it, this once; the one before counts no more."""
-    held, token = use_cases.open_registry(Settings()).rotate_key(key, by=by)
+    held, token = use_cases.open_registry(Settings()).rotate_key(key, by=os_user())
     say(f"key {held.name} ({held.id}); its new token, which is shown only now:")
     say(token)

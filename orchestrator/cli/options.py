@@ -12,7 +12,6 @@ Version = Annotated[
     str | None, typer.Argument(help="The version's id, or how it begins; by default the newest that a launch made.")
 ]
 Why = Annotated[str, typer.Option("--why", help="The reason, for the audit log.")]
-By = Annotated[str, typer.Option("--by", envvar=["GRAFT_USER", "USER", "LOGNAME"], help="Who asks, for the audit log.")]
 Local = Annotated[bool, typer.Option("--local", help="Run here, without the Prefect worker.")]
 Choices = Annotated[
     list[str] | None, typer.Option("--set", help="A choice of the recipe, such as epochs=2; may be repeated.")

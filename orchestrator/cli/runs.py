@@ -9,39 +9,42 @@ import typer
 import yaml
 
 from orchestrator import use_cases
-from orchestrator.cli.options import By, Choices, Local, Name
+from orchestrator.cli.options import Choices, Local, Name
 from orchestrator.console import terminal
 from orchestrator.console.terminal import say
+from orchestrator.credentials import os_user
 from orchestrator.evaluation.preview_report import PreviewReport
 from orchestrator.evaluation.report import ColdStartReport, HeldOut
 from orchestrator.jobs import results, runner
 from orchestrator.settings import Settings
 
 
-def preview(name: Name, *, local: Local = False, by: By = "command line") -> None:
+def preview(name: Name, *, local: Local = False) -> None:
     """Estimate before a launch, by short runs, what each source contributes and how much data the adapter needs."""
     settings = Settings()
     registry = use_cases.open_registry(settings)
-    run = terminal.run_to_end("preview", name, local=local, registry=registry, settings=settings, by=by)
+    run = terminal.run_to_end("preview", name, local=local, registry=registry, settings=settings, by=os_user())
     terminal.preview(PreviewReport.of(run))
 
 
-def train(*, choices: Choices = None, local: Local = False, by: By = "command line") -> None:
+def train(*, choices: Choices = None, local: Local = False) -> None:
     """Train the shared model on the sources' events; no target goes live by it but through a judgement."""
     settings, recipe = Settings(), _recipe(choices)
     registry = use_cases.open_registry(settings)
-    run = terminal.run_to_end("train-shared", params=recipe, local=local, registry=registry, settings=settings, by=by)
+    run = terminal.run_to_end(
+        "train-shared", params=recipe, local=local, registry=registry, settings=settings, by=os_user()
+    )
     version = registry.version(results.version_of(run))
     say(f"shared model {version.id[:12]} is trained")
     terminal.domain_metrics(HeldOut.by_domain(version))
 
 
-def launch(name: Name, *, choices: Choices = None, local: Local = False, by: By = "command line") -> None:
+def launch(name: Name, *, choices: Choices = None, local: Local = False) -> None:
     """Fine-tune a domain, compare it on cold users with the baselines, and put it to the gate."""
     settings, recipe = Settings(), _recipe(choices)
     registry = use_cases.open_registry(settings)
     run = terminal.run_to_end(
-        "launch-domain", name, params=recipe, local=local, registry=registry, settings=settings, by=by
+        "launch-domain", name, params=recipe, local=local, registry=registry, settings=settings, by=os_user()
     )
     version = registry.version(results.version_of(run))
     report = ColdStartReport.of(version)
@@ -54,7 +57,7 @@ def launch(name: Name, *, choices: Choices = None, local: Local = False, by: By 
 def cancel(run_id: Annotated[str, typer.Argument(help="The run's id, as `graft runs` lists it.")]) -> None:
     """Stop a run; starting it again continues from its last checkpoint."""
     settings = Settings()
-    run = use_cases.cancel(run_id, registry=use_cases.open_registry(settings), settings=settings)
+    run = use_cases.cancel(run_id, registry=use_cases.open_registry(settings), settings=settings, by=os_user())
     say(f"{run_id}: {run.state if run.finished_at else 'stopping'}")
 
 

@@ -9,8 +9,9 @@ import typer
 
 from domains.registry.registry import Registry
 from orchestrator import use_cases
-from orchestrator.cli.options import By, Name, Version, Why
+from orchestrator.cli.options import Name, Version, Why
 from orchestrator.console.terminal import say
+from orchestrator.credentials import os_user
 from orchestrator.settings import Settings
 
 
@@ -36,22 +37,21 @@ def promote(
     force: Annotated[
         bool, typer.Option("--force", help="Also what the gate refused or nothing judged; marked for good.")
     ] = False,
-    by: By = "command line",
 ) -> None:
     """Set a version live that its gate let pass."""
     settings = Settings()
     registry = use_cases.open_registry(settings)
     chosen = _whole_id(registry, name, version)
-    move = use_cases.promote(name, chosen, registry=registry, settings=settings, who=by, why=why, force=force)
+    move = use_cases.promote(name, chosen, registry=registry, settings=settings, who=os_user(), why=why, force=force)
     against = ", against the gate" if move.kind == "force" else ""
     say(f"{name}: version {str(move.to_version)[:12]} is live{against}{_while_paused(registry, name)}")
 
 
-def rollback(name: Name, *, why: Why, by: By = "command line") -> None:
+def rollback(name: Name, *, why: Why) -> None:
     """Go back to the version that was live before."""
     settings = Settings()
     registry = use_cases.open_registry(settings)
-    move = use_cases.roll_back(name, registry=registry, settings=settings, who=by, why=why)
+    move = use_cases.roll_back(name, registry=registry, settings=settings, who=os_user(), why=why)
     say(f"{name}: version {str(move.to_version)[:12]} is live again{_while_paused(registry, name)}")
 
 

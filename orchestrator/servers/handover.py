@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 from collections.abc import Iterator
 
+from orchestrator.credentials import make_home
 from orchestrator.errors import ServersUnavailable
 from orchestrator.servers import state
 from orchestrator.servers.plan import Server
@@ -21,7 +22,7 @@ def only_supervisor(settings: Settings) -> Iterator[None]:
     Raises:
         ServersUnavailable: another one holds it.
     """
-    settings.home.mkdir(parents=True, exist_ok=True)
+    make_home(settings.home)
     with (settings.home / "supervisor.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -182,7 +182,7 @@ def refuse_busy_ports(plan: list[Server], settings: Settings) -> None:
     for server in plan:
         if server.port is None:
             continue
-        with socket.socket() as probe:
+        with socket.socket(socket.AF_INET6 if ":" in settings.bind_host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((settings.bind_host, server.port))
@@ -229,4 +229,4 @@ def _ui_script() -> Path:
     found = importlib.util.find_spec("ui")
     if found is None or found.origin is None:
         raise ServersUnavailable("the package ui is not installed; start with --no-ui")
-    return Path(found.origin).with_name("app.py")
+    return Path(found.origin).with_name("door.py")

@@ -22,7 +22,7 @@ import psutil
 
 from orchestrator import prefect_client, use_cases
 from orchestrator.errors import ServersUnavailable
-from orchestrator.servers import handover, logs, state
+from orchestrator.servers import doors, handover, logs, state
 from orchestrator.servers.chores import Chores
 from orchestrator.servers.plan import Server, environment, refuse_busy_ports, servers
 from orchestrator.servers.state import RunningServer, ServersState
@@ -57,7 +57,7 @@ def up(settings: Settings, *, ui: bool = True, say: Say = print, stop: threading
     stop, leave = stop or threading.Event(), threading.Event()
     if threading.current_thread() is threading.main_thread():
         _heed_signals(stop, leave)
-    _refuse_open_doors(settings, ui=ui)
+    doors.refuse_open_doors(settings, ui=ui)
     with handover.only_supervisor(settings):
         left = handover.left_behind(settings)
         plan = servers(settings, ui=ui, worker=left.worker if left else "")
@@ -65,6 +65,9 @@ def up(settings: Settings, *, ui: bool = True, say: Say = print, stop: threading
         refuse_busy_ports([server for server in plan if server.name not in taken_over], settings)
         for folder in (settings.logs_dir, settings.artifacts_dir, settings.runs_dir):
             folder.mkdir(parents=True, exist_ok=True)
+        doors.note_policy(use_cases.open_registry(settings), settings)
+        if (warning := doors.warning(settings)) is not None:
+            say(warning)
         Supervisor(settings, plan, say, stop, leave=leave, taken_over=taken_over).run()
 
 
@@ -75,7 +78,7 @@ def up_in_background(settings: Settings, *, ui: bool = True, say: Say = print) -
         ServersUnavailable: they did not come up; the message ends with the last lines of the log.
     """
     handover.refuse_second_start(settings)
-    _refuse_open_doors(settings, ui=ui)
+    doors.refuse_open_doors(settings, ui=ui)
     left = handover.left_behind(settings)
     plan = servers(settings, ui=ui, worker=left.worker if left else "")
     refuse_busy_ports([server for server in plan if not handover.holds(left, server.name)], settings)
@@ -363,17 +366,6 @@ def _heed_signals(stop: threading.Event, leave: threading.Event) -> None:
         if not (number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN):
             signal.signal(number, lambda *_: stop.set())
     signal.signal(signal.SIGUSR1, end_alone)
-
-
-def _refuse_open_doors(settings: Settings, *, ui: bool) -> None:
-    """On an interface wider than loopback everything that answers must know who asks; the pages do not."""
-    if settings.bind_host == "localhost" or settings.bind_host.startswith("127.") or settings.bind_host == "::1":
-        return
-    where = f"the setting bind_host ({settings.bind_host}) is wider than loopback"
-    if ui:
-        raise ServersUnavailable(f"{where} and the pages have no login: start with --no-ui, or bind to 127.0.0.1")
-    if all(key.revoked_at for key in use_cases.open_registry(settings).api_keys()):
-        raise ServersUnavailable(f"{where} and there is no API key; `graft keys add` makes one")
 
 
 def _ending(name: str) -> int:

@@ -24,13 +24,15 @@ def test_the_spec_in_the_quickstart_is_valid():
 
 def test_every_command_in_the_docs_exists():
     """`graft <word>` is a command, `make <word>` a target."""
-    from orchestrator.cli import app, domains_app, keys_app
+    from orchestrator.cli import app, domains_app, keys_app, users_app
 
     commands = {info.name or info.callback.__name__ for info in app.registered_commands}
-    commands |= {"domains", "keys"}
+    commands |= {"domains", "keys", "users"}
     assert set(re.findall(r"(?:^|`)graft ([a-z]+)", EVERYTHING, re.MULTILINE)) <= commands
     sub = {info.name or info.callback.__name__ for info in domains_app.registered_commands}
     assert set(re.findall(r"graft domains ([a-z]+)", EVERYTHING)) <= sub
+    sub = {info.name or info.callback.__name__ for info in users_app.registered_commands}
+    assert set(re.findall(r"graft users ([a-z]+)", EVERYTHING)) <= sub
     sub = {info.name or info.callback.__name__ for info in keys_app.registered_commands}
     assert set(re.findall(r"graft keys ([a-z]+)", EVERYTHING)) <= sub
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

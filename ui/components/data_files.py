@@ -70,7 +70,7 @@ def _on_server(name: str, folder: Path) -> Path:
     if not path.is_relative_to(home):
         if st.session_state.get("refused-path") != name:  # a page is drawn many times
             st.session_state["refused-path"] = name
-            session.registry().note(session.who(), "refuse_path", why="outside import_dir", path=name[:400])
+            session.acting().refuse_path(name[:400])
         raise InvalidData(f"{name[:400]}: files are read from {folder} alone (setting import_dir)", file=name[:400])
     if not path.is_file():
         raise InvalidData(f"there is no file {name} in {folder}", file=name)
@@ -91,7 +91,7 @@ def start(domain: str, files: DataFiles, *, key: str) -> None:
     # A new turn empties the uploaders, whose copies on disk go when the job ends.
     st.session_state[f"{key}-turn"] = st.session_state.get(f"{key}-turn", 0) + 1
     st.session_state["ingest"] = IngestJob(domain, files).start(
-        registry=session.registry(), settings=session.settings(), by=session.who()
+        acting=session.acting(), uploads=session.settings().home / UPLOADS
     )
 
 
@@ -244,6 +244,5 @@ def _saved(file: Any) -> Any:
     folder = session.settings().home / UPLOADS / "".join(c for c in file.file_id if c.isalnum() or c == "-")
     path = folder / (Path(file.name).name or "file")
     if not path.is_file() or path.stat().st_size != file.size:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(file.getbuffer())
+        session.acting().keep_upload(path, file.getbuffer())
     return path

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import streamlit as st
 
 from domains.registry.records import Domain, Run, Version
-from orchestrator import use_cases
 from orchestrator.evaluation.report import ColdStartReport, ZeroShotReport, decision_of
 from ui import session
 from ui.components import layout, navigation, runs, wording
@@ -20,12 +18,14 @@ def next_step(domain: Domain, live: Version | None) -> None:
     if domain.state == "retired":
         st.info("This domain is retired; it is kept for the record.")
         return
-    if not domain.counts.get("rows_added"):
-        st.info("**Next: add its data.** Open the tab *Data* below.")
-        return
-    if domain.role == "source":
+    if not domain.counts.get("rows_added") or domain.role == "source":
+        if not domain.counts.get("rows_added"):
+            st.info("**Next: add its data.** Open the tab *Data* below.")
         return
     going = runs.active(registry.runs(domain.name))
+    if not session.actor().may("owner", domain):
+        _look_on(domain, _advice(domain, live, going))
+        return
     launching = any(run.kind != "ingest" for run in going)
     candidates = _promotable(domain, live)
     launched = live is not None and live.level == "adapter"
@@ -49,6 +49,14 @@ def next_step(domain: Domain, live: Version | None) -> None:
             st.switch_page(navigation.PLAYGROUND, query_params={"name": domain.name})
 
 
+def _look_on(domain: Domain, advice: str) -> None:
+    """The step for somebody who may not take it."""
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        st.markdown(f"{advice}  \n:gray[{domain.owner} or an admin decides.]", width="stretch")
+        if st.button("Try it", key="try"):
+            st.switch_page(navigation.PLAYGROUND, query_params={"name": domain.name})
+
+
 def pause_or_retire(domain: Domain) -> None:
     """Buttons that take a domain out of service, and one that brings it back."""
     st.subheader("Out of service", anchor=False)
@@ -57,9 +65,9 @@ def pause_or_retire(domain: Domain) -> None:
             if st.button("Resume", key="resume"):
                 _resume(domain)
         elif st.button("Pause", disabled=domain.state not in ("live", "data_ready"), key="pause"):
-            _move(domain, use_cases.pause, "Pause", "Until it is resumed, its endpoint ranks by popularity.")
+            _move(domain, session.acting().pause, "Pause", "Until it is resumed, its endpoint ranks by popularity.")
         if st.button("Retire", disabled=domain.state == "retired", key="retire"):
-            _move(domain, use_cases.retire, "Retire", "Its endpoint stops answering. This cannot be undone.")
+            _move(domain, session.acting().retire, "Retire", "Its endpoint stops answering. This cannot be undone.")
 
 
 def _advice(domain: Domain, live: Version | None, going: list[Run]) -> str:
@@ -152,7 +160,7 @@ def _promote(domain: Domain, candidates: list[Version]) -> None:
         st.success(wording.sentence(reason))
     st.caption("The service switches to it within seconds, without a restart. You can roll back in one step.")
     if (why := _why("promote", "Promote it", example="beats popularity on cold users")) is not None:
-        use_cases.promote(domain.name, chosen.id, **_known(), why=why)
+        session.acting().promote(domain.name, chosen.id, why=why)
         st.rerun()
 
 
@@ -171,13 +179,7 @@ def _force(domain: Domain, refused: list[Version]) -> None:
         st.error(wording.sentence(reason))
     st.caption("Your name and reason stay with this version for good, wherever it is shown.")
     if (why := _why("force", "Set live against the gate")) is not None:
-        use_cases.promote(
-            domain.name,
-            chosen.id,
-            **_known(),
-            why=why,
-            force=True,
-        )
+        session.acting().promote(domain.name, chosen.id, why=why, force=True)
         st.rerun()
 
 
@@ -186,26 +188,21 @@ def _roll_back(domain: Domain, live: Version | None) -> None:
     expect = None if live is None else live.id
     st.markdown(f"**{domain.name}** goes back at once to the version that was live before `{wording.short(expect)}`.")
     if (why := _why("roll-back", "Roll back", example="clicks fell since this morning")) is not None:
-        use_cases.roll_back(domain.name, **_known(), why=why, expect=expect)
+        session.acting().roll_back(domain.name, why=why, expect=expect)
         st.rerun()
-
-
-def _known() -> dict[str, Any]:
-    """What every use case on versions asks for."""
-    return {"registry": session.registry(), "settings": session.settings(), "who": session.who()}
 
 
 def _resume(domain: Domain) -> None:
     live = session.registry().live(domain.name)
     meaning = "Its live version answers again at once." if live else "It stays with popularity until it is launched."
-    _move(domain, use_cases.resume, "Resume", meaning)
+    _move(domain, session.acting().resume, "Resume", meaning)
 
 
 @layout.dialog("Out of service")
 def _move(domain: Domain, move: Callable[..., Domain], verb: str, meaning: str) -> None:
     st.markdown(f"**{verb} {domain.name}?** {meaning}")
     if (why := _why("move", verb)) is not None:
-        move(domain.name, registry=session.registry(), who=session.who(), why=why)
+        move(domain.name, why=why)
         st.rerun()
 
 

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from domains.ingestion.ingest import IngestReport
-from domains.registry.registry import Registry
-from orchestrator import use_cases
-from orchestrator.settings import Settings
+from orchestrator.acting import Acting
 
 UPLOADS = "uploads"
 """Folder in Graft's home that holds uploaded files until they are ingested."""
@@ -45,30 +43,27 @@ class IngestJob:
         """Whether it has not ended yet."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start(self, *, registry: Registry, settings: Settings, by: str) -> IngestJob:
-        """Start, and return at once."""
+    def start(self, *, acting: Acting, uploads: Path) -> IngestJob:
+        """Start on somebody's behalf, and return at once; files in the folder of uploads are deleted at the end."""
         self._thread = threading.Thread(
-            target=self._run, args=(registry, settings, by), name=f"ingest-{self.domain}", daemon=True
+            target=self._run, args=(acting, uploads), name=f"ingest-{self.domain}", daemon=True
         )
         self._thread.start()
         return self
 
-    def _run(self, registry: Registry, settings: Settings, by: str) -> None:
+    def _run(self, acting: Acting, uploads: Path) -> None:
         try:
-            self.report = use_cases.ingest_data(
+            self.report = acting.ingest_data(
                 self.domain,
                 interactions=list(self.files.interactions),
                 items=self.files.items,
                 users=self.files.users,
-                registry=registry,
-                settings=settings,
-                by=by,
                 on_progress=self._on_progress,
             )
         except Exception as error:
             self.error = error
         finally:
-            self._delete_uploads(settings.home / UPLOADS)
+            self._delete_uploads(uploads)
 
     def _delete_uploads(self, folder: Path) -> None:
         for path in (*self.files.interactions, self.files.items, self.files.users):

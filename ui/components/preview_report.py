@@ -27,7 +27,8 @@ def show(domain: Domain) -> None:
             _summary(report) if report else "Not tried yet. A few minutes of short runs tell before any launch.",
             width="stretch",
         )
-        if st.button("Preview again" if report else "Preview", disabled=bool(going), key="preview"):
+        mine = session.actor().may("owner", domain)
+        if mine and st.button("Preview again" if report else "Preview", disabled=bool(going), key="preview"):
             _start(domain)
     if report:
         _sources(report)

@@ -9,7 +9,6 @@ from typing import Any
 import streamlit as st
 
 from domains.registry.records import FINISHED, Run
-from orchestrator import use_cases
 from ui import session
 from ui.components import errors, layout, wording
 
@@ -72,7 +71,6 @@ def show(run: Run) -> None:
 
 def start_button(kind: str, *, domain: str | None, params: dict[str, Any], label: str) -> None:
     """Start a run, on the Prefect worker where one answers and else inside this UI; then redraw the page."""
-    settings = session.settings()
     up = session.prefect_answers()
     if up:
         st.caption(f"Runs on the Prefect worker; follow it here or in [Prefect]({session.prefect_page()}).")
@@ -83,15 +81,7 @@ def start_button(kind: str, *, domain: str | None, params: dict[str, Any], label
         )
     if st.button(label if up else f"{label} inside this UI", type="primary", key=f"start-{kind}"):
         with errors.shown():
-            use_cases.start(
-                kind,
-                domain=domain,
-                params=params,
-                registry=session.registry(),
-                settings=settings,
-                by=session.who(),
-                local=not up,
-            )
+            session.acting().start(kind, domain, params=params, local=not up)
             st.rerun()
 
 
@@ -120,9 +110,11 @@ def _show_progress(run: Run) -> None:
 
 def _stop_button(run: Run) -> None:
     """Offer to stop a run of the Prefect worker; one inside this UI ends only with the UI."""
-    if run.flow_run_id and st.button("Stop", key=f"stop-{run.id}"):
+    domain = None if run.domain is None else session.registry().domain(run.domain)
+    mine = session.actor().may("admin") if domain is None else session.actor().may("owner", domain)
+    if mine and run.flow_run_id and st.button("Stop", key=f"stop-{run.id}"):
         with errors.shown():
-            use_cases.cancel(run.id, registry=session.registry(), settings=session.settings())
+            session.acting().cancel(run.id)
             st.toast("Stopping; the worker ends it within seconds.")
 
 

@@ -21,6 +21,7 @@ def show(domains: list[Domain], live: Live | None) -> None:
     with_data = [domain for domain in domains if domain.counts.get("rows_added")]
     trainable = any(domain.role == "source" for domain in with_data)
     version = None if live is None else session.registry().version(live.version_id)
+    admin = session.actor().may("admin")
     with st.container(border=True):
         text, button = st.columns([4, 1], vertical_alignment="center")
         if live is None or version is None:
@@ -39,8 +40,8 @@ def show(domains: list[Domain], live: Live | None) -> None:
             "Train" if live is None else "Train again",
             type="primary" if live is None else "secondary",
             width="stretch",
-            disabled=not trainable,
-            help=None if trainable else "No source domain has data yet.",
+            disabled=not (trainable and admin),
+            help=_obstacle(trainable=trainable, admin=admin),
             key="train-shared",
         ):
             _train(with_data)
@@ -48,6 +49,12 @@ def show(domains: list[Domain], live: Live | None) -> None:
             with st.expander("How good is it?"):
                 _metrics(version)
                 source_weighting.show(SharedReport.of(version).source_weighting)
+
+
+def _obstacle(*, trainable: bool, admin: bool) -> str | None:
+    if not admin:
+        return "An admin trains the model that all domains share."
+    return None if trainable else "No source domain has data yet."
 
 
 def _metrics(version: Version) -> None:

@@ -87,8 +87,13 @@ def form(columns: Columns, *, key: str = "form") -> DomainSpec | None:
     declared["name"] = left.text_input(
         "Name", key=f"{key}-name", placeholder="live-rooms", help="Part of the endpoint's address: a-z, 0-9 and '-'."
     ).strip()
+    actor = session.actor()
     declared["owner"] = right.text_input(
-        "Owner", key=f"{key}-owner", placeholder="team-live", help="The team that is responsible for it."
+        "Owner",
+        value=actor.name if actor.role == "owner" else "",
+        key=f"{key}-owner",
+        placeholder="team-live",
+        help="The team that is responsible for it.",
     ).strip()
     declared["role"] = left.radio(
         "Role",

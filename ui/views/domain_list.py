@@ -51,7 +51,7 @@ def _summary(domains: list[Domain], lives: dict[str | None, Live]) -> None:
     columns[1].metric("Targets", len(domains) - len(sources))
     columns[2].metric("Served by an adapter", len(adapted))
     columns[3].metric("Events", wording.count(sum(domain.counts.get("rows_added", 0) for domain in domains)))
-    if columns[4].button("Register a domain", type="primary", width="stretch"):
+    if session.actor().may("owner") and columns[4].button("Register a domain", type="primary", width="stretch"):
         st.switch_page(navigation.REGISTER)
 
 

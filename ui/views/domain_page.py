@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from domains.registry.records import Domain, Version
+from orchestrator import changes
 from ui import session
 from ui.components import (
     data_files,
@@ -113,8 +114,9 @@ def _data(domain: Domain) -> None:
         job = st.session_state.get("ingest")
         if job is None or job.domain != domain.name:
             data_files.show_bad_rows(domain.name, counts.get("reasons", {}))
-    st.subheader("Add data", anchor=False)
-    data_files.add_data(domain)
+    if session.actor().may("owner", domain):
+        st.subheader("Add data", anchor=False)
+        data_files.add_data(domain)
 
 
 def _runs(domain: Domain) -> None:
@@ -152,6 +154,7 @@ def _history(domain: Domain) -> None:
                 "When": wording.when(entry["at"]),
                 "Who": entry["who"],
                 "What": wording.action(entry),
+                "Change": changes.change_in_words(entry["details"]),
                 "Why": wording.sentence(entry["why"] or ""),
             }
             for entry in session.registry().audit(domain.name)
@@ -163,7 +166,8 @@ def _history(domain: Domain) -> None:
 
 def _spec(domain: Domain) -> None:
     st.markdown(wording.gate(domain.spec))
-    if not st.toggle("Edit", key=f"edit-{domain.name}"):
+    mine = session.actor().may("owner", domain)
+    if not mine or not st.toggle("Edit", key=f"edit-{domain.name}"):
         st.code(domain.spec.to_yaml(), language="yaml", wrap_lines=True)
         st.download_button("Download spec.yaml", domain.spec.to_yaml(), file_name=f"{domain.name}.yaml")
     else:
@@ -172,9 +176,9 @@ def _spec(domain: Domain) -> None:
         if spec is not None and spec.name != domain.name:
             st.error("The name cannot be changed; register another domain under the new one.")
         elif spec is not None and st.button("Save", type="primary", disabled=spec == domain.spec, key="save-spec"):
-            session.registry().update_spec(spec, by=session.who())
+            session.acting().update_spec(spec)
             st.rerun()
-    if domain.role == "target":
+    if domain.role == "target" and mine:
         domain_actions.pause_or_retire(domain)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import streamlit as st
 
 from domains.spec import DomainSpec
-from orchestrator import use_cases
 from ui import session
 from ui.components import data_files, errors, layout, navigation, spec_form
 from ui.components.ingest_job import DataFiles
@@ -21,6 +20,10 @@ def show() -> None:
         "Register a domain",
         "Choose the files, say what their columns mean, and see at once which rows are valid.",
     )
+    actor = session.actor()
+    if not actor.may("owner"):
+        st.info(f"{actor.name} sees all domains and changes none; an owner or an admin registers new ones.")
+        return
     files = _files()
     st.subheader("2 · Spec", anchor=False)
     how = st.segmented_control("How", ["Form", "YAML"], default="Form", required=True, label_visibility="collapsed")
@@ -68,7 +71,7 @@ def _submit(spec: DomainSpec | None, files: DataFiles) -> None:
     if not pressed:
         return
     with errors.shown():
-        use_cases.register(spec, registry=session.registry(), by=session.who())
+        session.acting().register(spec)
         if files:
             data_files.start(spec.name, files, key="register")
         st.session_state["registered"] = spec.name

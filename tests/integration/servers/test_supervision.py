@@ -13,8 +13,10 @@ from dataclasses import asdict
 import psutil
 import pytest
 
+from orchestrator import use_cases
+from orchestrator.credentials import os_user
 from orchestrator.errors import ServersUnavailable
-from orchestrator.servers import chores, handover, plan, state, supervisor, watch
+from orchestrator.servers import chores, doors, handover, plan, state, supervisor, watch
 from orchestrator.servers.plan import Server
 from orchestrator.settings import Settings
 from tests.integration.servers.fakes import free_ports, graft, idle, pids, ready, restarts, settings_in, wait_until
@@ -34,15 +36,55 @@ def test_stopping_ends_every_server_and_forgets_them(supervise):
     assert lines[-2:] == ["worker ended", "ui ended"]
 
 
-def test_nothing_opens_wider_than_loopback_without_a_key(tmp_path):
-    """Neither the pages, which have no login, nor the service before there is a key."""
-    wide = settings_in(tmp_path).model_copy(update={"bind_host": "0.0.0.0"})
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "graft.example", "127.evil.example", "localhost.evil"])
+def test_nothing_opens_wider_than_loopback_without_a_key_and_a_login(tmp_path, host):
+    """Neither the service before there is a key nor the pages before there is a user who was not removed."""
+    wide = settings_in(tmp_path).model_copy(update={"bind_host": host})
+    registry = use_cases.open_registry(wide)
     for start in (supervisor.up, supervisor.up_in_background):
-        with pytest.raises(ServersUnavailable, match="no login"):
+        for ui in (True, False):
+            with pytest.raises(ServersUnavailable, match="no API key"):
+                start(wide, ui=ui)
+    registry.add_key("page", by="t")
+    registry.add_user("ann", role="admin", password=None, by="t")
+    registry.remove_user("ann", by="t")
+    for start in (supervisor.up, supervisor.up_in_background):
+        with pytest.raises(ServersUnavailable, match="nobody can sign in"):
             start(wide)
-        with pytest.raises(ServersUnavailable, match="no API key"):
-            start(wide, ui=False)
+    registry.revoke_key("page", by="t")
+    with pytest.raises(ServersUnavailable, match="no API key"):
+        supervisor.up(wide, ui=False)
     assert state.read(wide) is None
+
+
+def test_doors_open_once_whoever_asks_can_be_known(tmp_path):
+    """A key and a user, or a provider; what travels unencrypted is said; loopback needs none of it."""
+    near = settings_in(tmp_path)
+    wide = near.model_copy(update={"bind_host": "0.0.0.0"})
+    registry = use_cases.open_registry(wide)
+    registry.add_key("page", by="t")
+    doors.refuse_open_doors(wide, ui=False)
+    registry.add_user("ann", role="admin", password=None, by="t")
+    doors.refuse_open_doors(wide, ui=True)
+    assert "unencrypted" in str(doors.warning(wide))
+    for host in ("127.0.0.1", "localhost", "::1", "127.0.0.2"):
+        doors.refuse_open_doors(near.model_copy(update={"bind_host": host}), ui=True)
+        assert doors.warning(near.model_copy(update={"bind_host": host})) is None
+
+
+def test_the_policy_is_on_record_whenever_it_changes(tmp_path):
+    """What every launch must beat, and the interface: before and after, and who started the servers."""
+    settings = settings_in(tmp_path)
+    registry = use_cases.open_registry(settings)
+    doors.note_policy(registry, settings)
+    doors.note_policy(registry, settings)
+    weaker = settings.model_copy(update={"required_seeds": 7})
+    doors.note_policy(registry, weaker)
+    after, before = [entry for entry in registry.audit() if entry["what"] == "change_policy"]
+    assert before["details"]["before"] is None
+    assert after["who"] == os_user()
+    assert after["details"]["before"]["required_seeds"] == settings.required_seeds
+    assert after["details"]["after"]["required_seeds"] == 7
 
 
 def test_a_server_that_dies_is_started_again(supervise):

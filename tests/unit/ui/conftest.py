@@ -10,13 +10,15 @@ from orchestrator.data import version_check
 from orchestrator.evaluation.report import HeldOut
 from orchestrator.settings import Settings
 from tests.unit.ui.fake_domains import CERTIFICATE, JUDGED, REPORT, spec, write_events
+from ui import session
 
 CLOSED_PORT = "1"  # nothing listens on it
 
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch) -> Settings:
-    """A home of its own, with no server up."""
+    """A home of its own, with no server up, looked at from this machine."""
+    monkeypatch.setattr(session, "visitor", lambda: (None, None))
     for name, value in {
         "HOME": str(tmp_path / "home"),
         "IMPORT_DIR": str(tmp_path),

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
 from deployment.http import keys as http_keys
-from deployment.http.keys import KEY, Keys, RequireKey, is_loopback
+from deployment.http.keys import KEY, Keys, RequireKey
 from domains.registry.registry import Registry
 from domains.spec import DomainSpec
 from orchestrator.credentials import kept_secret
@@ -50,9 +50,14 @@ def client(settings, registry):
     """An app that answers everything with 200, behind the keys."""
     keys = Keys(settings, registry)
     keys.start()
-    with TestClient(RequireKey(_app(), lambda: keys)) as client:
+    with _near(RequireKey(_app(), lambda: keys)) as client:
         yield client
     keys.close()
+
+
+def _near(app: RequireKey, *, address: str = "127.0.0.1", host: str = "127.0.0.1:3000") -> TestClient:
+    """Somebody who asks, by default from this machine."""
+    return TestClient(app, base_url=f"http://{host}", client=(address, 50000))
 
 
 def _app() -> FastAPI:
@@ -116,7 +121,7 @@ def test_a_revoked_and_a_rotated_key_end_within_a_second_everywhere(client, sett
     soon(401, lambda: client.post(RANK))
     other = Keys(settings, Registry(settings.registry_url))
     other.start()
-    with TestClient(RequireKey(_app(), lambda: other)) as second:
+    with _near(RequireKey(_app(), lambda: other)) as second:
         assert second.post(RANK, headers=bearer(token)).status_code == 200
         _, new = registry.rotate_key("page", by="t")
         assert soon(401, lambda: client.post(RANK, headers=bearer(token))) < 1
@@ -144,7 +149,7 @@ def test_a_registry_that_is_away_changes_nothing_and_lets_nobody_in_at_the_start
     """What was known stays; before the first read only probes are answered."""
     _, token = registry.add_key("page", by="t")
     keys = Keys(settings, registry)
-    with TestClient(RequireKey(_app(), lambda: keys)) as client:
+    with _near(RequireKey(_app(), lambda: keys)) as client:
         assert client.post(RANK, headers=bearer(token)).status_code == 503
         keys.look()
         monkeypatch.setattr(registry, "api_keys", lambda: 1 / 0)
@@ -158,10 +163,33 @@ def test_wider_than_loopback_a_key_is_needed_even_where_there_is_none(settings, 
     own = kept_secret(settings.service_key_file)
     keys = Keys(settings.model_copy(update={"bind_host": "0.0.0.0"}), registry)
     keys.look()
-    with TestClient(RequireKey(_app(), lambda: keys)) as client:
+    with _near(RequireKey(_app(), lambda: keys)) as client:
         assert client.post(RANK).status_code == 401
         assert client.post(RANK, headers=settings.service_headers).status_code == 200
         assert settings.service_headers == bearer(own)
-    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "127.8.0.1")] == [True] * 4
-    assert [is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "")] == [False] * 5
     assert http_keys.SEEN_EVERY_S < 1
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "graft.example", "127.evil.example"])
+def test_an_interface_that_others_reach_asks_everybody(settings, registry, host):
+    """Whatever it is called, with no key at all."""
+    keys = Keys(settings.model_copy(update={"bind_host": host}), registry)
+    keys.look()
+    with _near(RequireKey(_app(), lambda: keys)) as client:
+        assert client.post(RANK).status_code == 401
+
+
+def test_whoever_comes_from_elsewhere_is_asked_whatever_the_settings_say(settings, registry):
+    """By hand the service binds to every interface; a proxy passes requests on; a page may point its own name here."""
+    keys = Keys(settings, registry)
+    keys.look()
+    app = RequireKey(_app(), lambda: keys)
+    for address in ("10.0.0.7", "2001:db8::1", "::ffff:10.0.0.7"):
+        assert _near(app, address=address).post(RANK).status_code == 401
+    for header in ("X-Forwarded-For", "Forwarded", "X-Real-IP"):
+        assert _near(app).post(RANK, headers={header: "127.0.0.1"}).status_code == 401
+    for name in ("evil.example", "127.0.0.1.evil.example:3000"):
+        assert _near(app, host=name).post(RANK).status_code == 401
+    for address, name in (("127.0.0.1", "localhost:3000"), ("::1", "[::1]:3000"), ("::ffff:127.0.0.1", "127.0.0.1")):
+        assert _near(app, address=address, host=name).post(RANK).status_code == 200
+    assert _near(app, address="10.0.0.7").get("/livez").status_code == 200
