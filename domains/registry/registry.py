@@ -59,6 +59,11 @@ class Registry(DomainVerbs, RunVerbs, VersionVerbs, KeyVerbs, UserVerbs, Predict
         with self._database.read() as connection:
             return int(connection.execute(_GENERATION).scalar_one())
 
+    def check_writable(self) -> None:
+        """Take the lock that every write takes, and let it go: raises what a write would."""
+        with self._database.write():
+            return
+
     def note(self, who: str, what: str, domain: str | None = None, why: str = "", **details: Any) -> None:
         """Write an entry of the audit log that belongs to no other verb, such as a refusal."""
         with self._database.write() as connection:

@@ -19,7 +19,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 from typer.core import TyperGroup
 
-from orchestrator.cli import audit, data, domain, keys, runs, servers, service, users, versions
+from orchestrator.cli import audit, backups, data, domain, keys, runs, servers, service, users, versions
 from orchestrator.console import terminal
 from orchestrator.errors import as_line, http_status
 from orchestrator.settings import Settings
@@ -81,6 +81,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "down": servers.down,
     "status": servers.status,
     "upkeep": servers.upkeep,
+    "backup": backups.backup,
+    "restore": backups.restore,
     "deploy": servers.deploy,
     "demo": servers.demo,
     "ingest": domain.ingest,

@@ -44,8 +44,8 @@ def down(
 
 
 def status() -> None:
-    """Show which servers are running, and how many domains and runs there are."""
-    from orchestrator.servers import state
+    """Show how servers, registry, feature store, outbox, disk and upkeep are; what is wrong is marked."""
+    from orchestrator.servers import overview, state
 
     settings = Settings()
     running = state.read(settings)
@@ -65,10 +65,8 @@ def status() -> None:
             ),
         )
     if settings.database_url or (settings.home / "registry.db").is_file():
-        registry = use_cases.open_registry(settings)
-        domains, active = registry.domains(), [run for run in registry.runs() if run.state in ("queued", "running")]
-        live = sum(registry.live(domain.name) is not None for domain in domains)
-        say(f"{len(domains)} domains, {live} with a live version, {len(active)} runs in progress")
+        for part in overview.overview(settings):
+            say(f"{part.name}: {part.says}" if part.well else f"WRONG {part.name}: {part.says}")
 
 
 def upkeep(

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from domains.events.publishing import point_at, pointed_at
+from domains.events.publishing import only_writer, point_at, pointed_at
 from domains.registry.registry import Promotion, Registry
 from orchestrator.data.model_store import Artifacts
 from orchestrator.errors import ArtifactMissing
@@ -95,6 +95,11 @@ def collect_versions(registry: Registry, settings: Settings) -> tuple[int, int]:
     The registry marks them first, in one transaction with its look at what is in use: from then on none can go live,
     and a pointer that moved in between has kept its version.
     """
+    with only_writer(settings.artifacts_dir):  # a backup is made of what is there
+        return _collect_versions(registry, settings)
+
+
+def _collect_versions(registry: Registry, settings: Settings) -> tuple[int, int]:
     runs = registry.unfinished_runs()
     began = min((run.started_at for run in runs), default=datetime.now(UTC)) - timedelta(seconds=YOUNG_S)
     marked = registry.collect_versions(
