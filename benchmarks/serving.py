@@ -163,7 +163,7 @@ def run(*, history: int, candidates: int, callers: list[int], seconds: float) ->
         [worker] = [
             child
             for child in psutil.Process(process.pid).children(recursive=True)
-            if "_bentoml_impl.worker.service" in " ".join(child.cmdline())
+            if "worker.service" in " ".join(child.cmdline())
         ]
         measure(url, bodies, callers=1, seconds=2, worker=worker)
         rows = [measure(url, bodies, callers=count, seconds=seconds, worker=worker) for count in callers]

@@ -204,6 +204,8 @@ class Health(Message):
     """That the process runs, or takes requests."""
 
     status: str
+    features: str | None = None
+    """up, or away while the feature store does not answer and popularity does; of /readyz alone."""
 
 
 class ErrorBody(Message):

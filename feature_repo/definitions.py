@@ -77,14 +77,28 @@ class FeatureRepo:
     def offline_file(self, view: str) -> Path:
         return self.root / "offline" / f"{view}.parquet"
 
-    def settings_text(self) -> str:
+    def definitions_stamp(self) -> object:
+        """Another value once the definitions were applied again.
+
+        Raises:
+            OSError: they never were, or are gone.
+        """
+        status = (self.root / "registry.db").stat()
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+    def settings_text(self, *, impatient: bool = False) -> str:
         """feature_store.yaml with absolute paths."""
         template = Template((Path(__file__).parent / "feature_store.yaml").read_text())
-        return template.substitute(folder=self.root, online_store=json.dumps(self.online.feast_settings()))
+        online_store = self.online.feast_settings(impatient=impatient)
+        return template.substitute(folder=self.root, online_store=json.dumps(online_store))
 
-    def store(self) -> FeatureStore:
-        """A Feast store of its own: its own registry cache and its own connection."""
-        config = yaml.safe_load(self.settings_text())
+    def store(self, *, impatient: bool = False) -> FeatureStore:
+        """A Feast store of its own: its own registry cache and its own connection.
+
+        Args:
+            impatient: for reads that a request waits for, which would rather fail than wait.
+        """
+        config = yaml.safe_load(self.settings_text(impatient=impatient))
         return FeatureStore(config=RepoConfig(**config, repo_path=self.root))
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -13,8 +11,6 @@ import numpy as np
 from feast import FeatureService, FeatureStore
 
 from feature_repo.definitions import EVENT_VIEWS, RANKING, FeatureRepo
-
-logger = logging.getLogger(__name__)
 
 _DTYPES = {"item": np.int64, "domain": np.int64, "action": np.int64, "value": np.float64, "time_us": np.int64}
 
@@ -91,20 +87,11 @@ class UserFeatures:
 
 
 class OnlineFeatures:
-    """Reads users from the online store; made once per process, used from any thread.
+    """Reads users from the online store; made once per process, used from any thread."""
 
-    After a failure the store is left alone for ``rest_s``: a store that times out costs one request and not all.
-    """
-
-    def __init__(self, repo: FeatureRepo, *, rest_s: float = 0.5) -> None:
+    def __init__(self, repo: FeatureRepo) -> None:
         self._repo = repo
-        self._rest_s = rest_s
-        self._lock = threading.Lock()
-        self._store: FeatureStore | None = None
-        self._service: FeatureService | None = None
-        self._identity: object = None
-        self._closed_until = 0.0
-        self._reason = ""
+        self._opened: _Opened | None = None
 
     def read_user(self, user_id: str, domain: str) -> UserFeatures | None:
         """One user's profile, source history and recent events in ``domain``; None for a user nobody has seen.
@@ -112,17 +99,13 @@ class OnlineFeatures:
         Raises:
             FeatureStoreDown: the store does not answer.
         """
-        with self._lock:
-            if time.monotonic() < self._closed_until:
-                raise FeatureStoreDown(self._reason)
-            try:
-                self._open()
-                assert self._store is not None
-                values = _columns(self._store, self._service, [{"user_id": user_id, "domain": domain}])
-            # Whatever a driver throws (SQLite, Redis, Feast's registry), the answer is the same: no features now.
-            except Exception as error:
-                self._close(f"{type(error).__name__}: {error}")
-                raise FeatureStoreDown(self._reason) from error
+        try:
+            opened = self._open()
+            values = _columns(opened.store, opened.service, [{"user_id": user_id, "domain": domain}])
+        # Whatever a driver throws (SQLite, Redis, Feast's registry), the answer is the same: no features now.
+        except Exception as error:
+            self._close()
+            raise FeatureStoreDown(_one_line(error)) from error
         index = values["user_profile__index"][0]
         known = index.WhichOneof("val") is not None
         history = _events(values, "user_history", 0)
@@ -139,37 +122,53 @@ class OnlineFeatures:
         )
 
     def refresh(self) -> None:
-        """Load the definitions anew beside the old ones, and take them over once they have answered.
+        """Where the definitions changed, load them beside the old ones and take them over once they have answered.
 
         A store's first read costs up to a second; no request pays for it.
         """
+        opened = self._opened
         try:
-            store = self._repo.store()
-            service = store.get_feature_service(RANKING)
-            _columns(store, service, [{"user_id": "-", "domain": "-"}])
+            if opened is None or opened.definitions == self._repo.definitions_stamp():
+                return
+            fresh = self._fresh()
+            _columns(fresh.store, fresh.service, [{"user_id": "-", "domain": "-"}])
         # Whatever is wrong, the next read finds it and says so.
         except Exception:
-            with self._lock:
-                self._store = None
+            self._close()
             return
-        with self._lock:
-            self._store, self._service = store, service
+        self._opened, opened = fresh, None
+        gc.collect()
 
-    def _open(self) -> None:
+    def _open(self) -> _Opened:
         identity = self._repo.online.identity()
-        if self._identity != identity:
-            self._store, self._identity = None, identity
-        if self._store is None:
-            store = self._repo.store()
-            self._service = store.get_feature_service(RANKING)
-            self._store = store
+        opened = self._opened
+        if opened is None or opened.identity != identity:
+            opened = self._opened = self._fresh()
+        return opened
 
-    def _close(self, reason: str) -> None:
-        if reason != self._reason or self._store is not None:
-            logger.warning("feature store down", extra={"reason": reason})
-        self._store = None
-        self._reason = reason
-        self._closed_until = time.monotonic() + self._rest_s
+    def _fresh(self) -> _Opened:
+        # What it is opened on first: a store that is replaced in between is then opened once more.
+        identity, definitions = self._repo.online.identity(), self._repo.definitions_stamp()
+        store = self._repo.store(impatient=True)
+        return _Opened(store, store.get_feature_service(RANKING), identity, definitions)
+
+    def _close(self) -> None:
+        if self._opened is not None:
+            self._opened = None
+            # Feast's stores know no end, and lie in circles: their open files would stay for as long as the process.
+            gc.collect()
+
+
+@dataclass(frozen=True)
+class _Opened:
+    store: FeatureStore
+    service: FeatureService
+    identity: object
+    definitions: object
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def read_events(

@@ -29,8 +29,12 @@ class OnlineStore(ABC):
     address: str = ""
 
     @abstractmethod
-    def feast_settings(self) -> dict[str, Any]:
-        """The ``online_store`` section of feature_store.yaml."""
+    def feast_settings(self, *, impatient: bool = False) -> dict[str, Any]:
+        """The ``online_store`` section of feature_store.yaml.
+
+        Args:
+            impatient: for reads that a request waits for, which would rather fail than wait.
+        """
 
     def prepare(self) -> None:  # noqa: B027 (most stores need none)
         """Set the store up before definitions are applied. Safe to repeat."""
@@ -58,7 +62,7 @@ class SqliteStore(OnlineStore):
     def file(self) -> Path:
         return self.folder / "online.db"
 
-    def feast_settings(self) -> dict[str, Any]:
+    def feast_settings(self, *, impatient: bool = False) -> dict[str, Any]:  # noqa: ARG002 (Feast's own wait is fixed)
         return {"type": "sqlite", "path": str(self.file)}
 
     def prepare(self) -> None:
@@ -76,14 +80,19 @@ class SqliteStore(OnlineStore):
 class RedisStore(OnlineStore):
     """A Redis server; its address is ``host:port[,password=...]``, as Feast writes it."""
 
-    def _connection(self) -> str:
-        return self.address or "localhost:6379"
+    def _node(self) -> tuple[str, dict[str, str]]:
+        """``host:port`` and the options of the address."""
+        node, *options = (self.address or "localhost:6379").split(",")
+        return node, {name: value for name, _, value in (option.partition("=") for option in options)}
 
-    def feast_settings(self) -> dict[str, Any]:
+    def feast_settings(self, *, impatient: bool = False) -> dict[str, Any]:
+        node, options = self._node()
+        # The client's own three retries, with pauses in between, make seconds of one dead server; Feast reads these
+        # values as JSON, so null is no retry at all. What the address says counts more.
+        waits = _IMPATIENT if impatient else _PATIENT
         return {
             "type": "redis",
-            # A slow store must not hold a request: the answer then comes without history, and says so.
-            "connection_string": f"{self._connection()},socket_timeout=0.5,socket_connect_timeout=0.5",
+            "connection_string": ",".join([node, *(f"{name}={value}" for name, value in (waits | options).items())]),
             # `materialise` keeps what is fresher, the same way for every store.
             "skip_dedup": True,
         }
@@ -93,14 +102,18 @@ class RedisStore(OnlineStore):
         """Hold back every other writer of histories, on all machines."""
         import redis
 
-        node, *options = self._connection().split(",")
+        node, options = self._node()
         host, _, port = node.partition(":")
-        parameters = {name: _json_or_text(value) for name, _, value in (option.partition("=") for option in options)}
+        parameters = {name: _json_or_text(value) for name, value in (_PATIENT | options).items()}
         with (
             redis.Redis(host=host, port=int(port or 6379), **parameters) as client,
             client.lock("graft:features:writing", timeout=60, blocking_timeout=60),
         ):
             yield
+
+
+_IMPATIENT = {"socket_timeout": "0.25", "socket_connect_timeout": "0.25", "retry": "null"}
+_PATIENT = {"socket_timeout": "5", "socket_connect_timeout": "2"}
 
 
 def _json_or_text(value: str) -> Any:

@@ -1,34 +1,36 @@
 """One process of the prediction service without its HTTP: what it holds, and what it does for a request.
 
-One thread scores. A second one would only take turns with it on one core, and every request would wait longer; so
-requests queue here, as many as ``MOST_WAITING``, and the event loop stays free to say that the process is alive.
+One thread reads features and one scores. More of them would only take turns on one core, and every request would wait
+longer; so requests queue here, as many as ``MOST_WAITING``, and the event loop stays free to say that the process is
+alive.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from deployment.engine import scorer
 from deployment.engine.answers import Answered, rank_answer
+from deployment.engine.features import FeatureReads
 from deployment.engine.feedback import Feedback, RegistryAway, UnknownRequest
+from deployment.engine.prepared import Prepared, warm
 from deployment.engine.pusher import Pusher
 from deployment.engine.request_checks import checked
 from deployment.engine.scorer import LiveDomain, Scores
 from deployment.engine.snapshot import Snapshot, SnapshotBuilder, Watcher
 from deployment.messages import (
-    Candidate,
     DomainsAnswer,
     DomainStatus,
     FeedbackAnswer,
@@ -41,7 +43,7 @@ from deployment.records.metrics import Metrics
 from domains.errors import UnknownDomain
 from domains.registry.key_verbs import ApiKey
 from domains.registry.registry import Registry
-from feature_repo.online import Events, FeatureStoreDown, OnlineFeatures, UserFeatures
+from feature_repo.online import FeatureStoreDown, OnlineFeatures, UserFeatures
 from models.training.allocator import keep_freed_memory
 from orchestrator.data.online import feature_repo
 from orchestrator.errors import Overloaded, RegistryUnread
@@ -49,8 +51,11 @@ from orchestrator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-MOST_WAITING = 64
-"""Requests that wait for the scoring thread; the next one is turned away at once."""
+MOST_WAITING, ALWAYS_WAITING = 64, 8
+MOST_WAIT_S = 1.0
+"""Requests that wait for the scoring thread: no more than so many, and beyond ``ALWAYS_WAITING`` no more than it
+answers in this time at its latest pace. The next one is turned away at once."""
+_PACE_MEMORY = 0.9
 
 FEEDBACK_S = 1.7
 """How long feedback waits for the registry before it is turned away."""
@@ -76,26 +81,35 @@ class Ranking:
 class Serving:
     """Snapshot, features, scoring thread and logs of one process. Start it once; it stops with ``close``."""
 
-    def __init__(self, settings: Settings, *, registry: Registry | None = None, watch_every_s: float = 0.5) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        registry: Registry | None = None,
+        prepared: Prepared | None = None,
+        watch_every_s: float = 0.5,
+    ) -> None:
         self._registry = registry or Registry(settings.registry_url)
         repo = feature_repo(settings)
         self._online = OnlineFeatures(repo)
+        self._features = FeatureReads(self._online.read_user)
         self._watcher = Watcher(
-            SnapshotBuilder(registry=self._registry, settings=settings),
+            prepared.builder if prepared else SnapshotBuilder(registry=self._registry, settings=settings),
             self._registry,
+            snapshot=prepared.snapshot if prepared else Snapshot(),
             every_s=watch_every_s,
             before_swap=self._warm_new,
             on_swap=self._swapped,
         )
         self._scoring = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
         self._waiting = 0
+        self._pace_s = 0.0
         self._predictions: Background[Answered] = Background("predictions", self._log_predictions)
         impatient = Registry(settings.registry_url, wait_s=1.0)
         self._pusher = Pusher(registry=impatient, repo=repo, find_domain=self._find_domain)
         self._feedback = Feedback(registry=impatient, find_domain=self._find_domain, on_kept=self._pusher.wake)
         self._taking = ThreadPoolExecutor(max_workers=4, thread_name_prefix="feedback")
         self._untaken = 0
-        self._features_down = ""
         self._metrics = Metrics()
         self._log_rests_until = 0.0
         self._started = False
@@ -112,12 +126,18 @@ class Serving:
     @property
     def overloaded(self) -> bool:
         """Whether the next request to rank would be turned away."""
-        return self._waiting >= MOST_WAITING
+        too_long = self._waiting >= ALWAYS_WAITING and self._waiting * self._pace_s > MOST_WAIT_S
+        return too_long or self._waiting >= MOST_WAITING
 
     @property
     def registry(self) -> str:
         """up, or why what is loaded may be behind the registry."""
         return self._watcher.fault or "up"
+
+    @property
+    def features(self) -> str:
+        """up, or why requests are answered without their users' features."""
+        return self._features.fault or "up"
 
     @property
     def lost_records(self) -> int:
@@ -145,6 +165,7 @@ class Serving:
         """Finish what is waiting, keep the records, stop the threads."""
         self._started = False
         self._watcher.stop()
+        self._features.close()
         self._scoring.shutdown(wait=True)
         self._predictions.close()
         self._taking.shutdown(wait=True, cancel_futures=True)
@@ -166,40 +187,44 @@ class Serving:
             await self._claim(request.request_id, request.user_id, domain.name)
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._scoring, self._rank, domain, request, time.perf_counter()
-            )
+            began = time.perf_counter()
+            user, down = await self._user(domain, request.user_id)
+            read = time.perf_counter()
+            scoring = partial(self._rank, domain, request, user, down, read)
+            ranking = await asyncio.get_running_loop().run_in_executor(self._scoring, scoring)
+            return replace(ranking, features_ms=(read - began) * 1e3)
         finally:
             self._waiting -= 1
 
-    def _rank(self, domain: LiveDomain, request: RankRequest, arrived: float) -> Ranking:
+    def _rank(
+        self, domain: LiveDomain, request: RankRequest, user: UserFeatures | None, down: str | None, queued: float
+    ) -> Ranking:
         began = time.perf_counter()
+        if began - queued > 2 * MOST_WAIT_S:
+            # Its caller has given up or soon will; those behind it need not wait for that too.
+            raise Overloaded("it waited too long for its turn; try again shortly")
         request, warnings = checked(domain, request)
-        user, down = self._read_user(domain, request.user_id)
-        read = time.perf_counter()
         if down is None:
             scores = self._scores(domain, request, user)
         else:
             scores = scorer.prior_scores(domain, request.items, down)
         answer = rank_answer(domain.name, request, scores, began=began, warnings=warnings)
-        model_ms = (time.perf_counter() - read) * 1e3
+        took_s = time.perf_counter() - began
+        self._pace_s = _PACE_MEMORY * self._pace_s + (1 - _PACE_MEMORY) * took_s
         self._metrics.answered(domain.name, answer.served_by, answer.reason)
         if request.request_id is None:
             self._feedback.remember(answer.request_id, user_id=request.user_id, domain=domain.name)
         self._predictions.put(Answered(answer, request.user_id, datetime.now(UTC)))
-        return Ranking(answer, (began - arrived) * 1e3, (read - began) * 1e3, model_ms)
+        return Ranking(answer, queue_ms=(began - queued) * 1e3, features_ms=0.0, model_ms=took_s * 1e3)
 
-    def _read_user(self, domain: LiveDomain, user_id: str) -> tuple[UserFeatures | None, str | None]:
+    async def _user(self, domain: LiveDomain, user_id: str) -> tuple[UserFeatures | None, str | None]:
         """The user's features, and why the feature store gave none."""
         if domain.served_by == "prior":
             return None, None
         try:
-            user = self._online.read_user(user_id, domain.name)
-        except FeatureStoreDown as error:
-            self._features_down = str(error)
+            return await self._features.user(user_id, domain.name), None
+        except FeatureStoreDown:
             return None, scorer.FEATURES_UNAVAILABLE
-        self._features_down = ""
-        return user, None
 
     def _scores(self, domain: LiveDomain, request: RankRequest, user: UserFeatures | None) -> Scores:
         try:
@@ -283,7 +308,7 @@ class Serving:
         return DomainsAnswer(
             generation=self.snapshot.generation,
             registry=self.registry,
-            features=self._features_down or "up",
+            features=self.features,
             lost_records=self.lost_records,
             domains=domains,
         )
@@ -316,22 +341,11 @@ class Serving:
         for domain in new.domains.values():
             before = old.domains.get(domain.name)
             if before is None or before.model is not domain.model:
-                self._warm_domain(domain)
+                warm(domain)
 
     def _warm_up(self) -> None:
         for domain in self.snapshot.domains.values():
-            self._read_user(domain, "-")
-            self._warm_domain(domain)
-
-    def _warm_domain(self, domain: LiveDomain) -> None:
-        """Score a made-up request, so that no real one pays for the first use of a version."""
-        if domain.model is None:
-            return
-        now = time.time_ns() // 1_000
-        one = np.ones(1, np.int64)
-        events = Events(one, one * domain.number, one, one.astype(np.float64), one * (now - 1))
-        user = UserFeatures("-", 0, {}, events, Events.none())
-        try:
-            scorer.score(domain, [Candidate(item_id="-")] * 8, user=user, now_us=now)
-        except Exception:
-            logger.exception("warm-up failed", extra={"domain": domain.name})
+            if domain.served_by != "prior" and self._features.fault is None:
+                with contextlib.suppress(FeatureStoreDown):
+                    self._features.user_now("-", domain.name)
+            warm(domain)

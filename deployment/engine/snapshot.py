@@ -212,6 +212,7 @@ class Watcher:
     """Keeps ``snapshot`` equal to what the registry says, from a thread of its own.
 
     Args:
+        snapshot: what to begin with, brought up to date at the start.
         before_swap: called with the old snapshot and the new one before requests see the new one.
         on_swap: called after each swap, with the new snapshot.
     """
@@ -221,11 +222,12 @@ class Watcher:
         builder: SnapshotBuilder,
         registry: Registry,
         *,
+        snapshot: Snapshot,
         every_s: float,
         before_swap: Callable[[Snapshot, Snapshot], None],
         on_swap: Callable[[Snapshot], None],
     ) -> None:
-        self.snapshot = Snapshot()
+        self.snapshot = snapshot
         self._fault: str | None = "not read yet"
         self._looked = time.monotonic()
         self._identity: object = None

@@ -132,7 +132,9 @@ def _add_health(app: FastAPI, serving: Callable[[], Serving]) -> None:
     async def ready() -> Response:
         """Whether it is to be sent requests: it is loaded, and knows what the registry says now."""
         if serving().ready:
-            return reply(Health(status="ready"))
+            # A feature store that is away costs the level of the answers, not the answers: this process may be asked.
+            # Why it is away stands in /v1/domains: probes ask without a key.
+            return reply(Health(status="ready", features="up" if serving().features == "up" else "away"))
         return error(503, "not_ready", f"registry: {serving().registry}")
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=_errors(*_ANY), tags=["health"])

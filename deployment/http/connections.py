@@ -1,11 +1,14 @@
 """Connections that give up on callers who are slow, too long or ambiguous: uvicorn's HTTP protocol with limits.
 
-What is wrong before there is a request that the app could answer is answered here, in the one shape of errors.
+What is wrong before there is a request that the app could answer is answered here, in the one shape of errors. So is
+what is turned away for lack of room: it must cost next to nothing, or nothing is left for the others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Callable
 from typing import Any, Literal
 
 import httptools
@@ -13,10 +16,14 @@ from fastapi import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from deployment.http.envelope import OTHER, SAFE_HEADERS, Envelope
-from deployment.http.replies import error
+from deployment.http.replies import error, fault
+from deployment.messages import MOST_BYTES
 from deployment.records.metrics import Metrics
+from orchestrator.errors import Overloaded
 from orchestrator.settings import Settings
 
+OVERLOADED: list[Callable[[], bool]] = []
+"""What says whether the next request to rank would be turned away; empty before the service has started."""
 HEAD_LIMIT_S = 10.0
 """A connection whose next request line and headers are not here by then is closed."""
 TAKE_LIMIT_S = 20.0
@@ -52,6 +59,8 @@ class BoundedConnection(HttpToolsProtocol):
         self._deaf = False
         """Whether what still comes is thrown away."""
         self._ending = False
+        self._passes_over = False
+        """Whether the body that comes belongs to a request that was turned away."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
@@ -127,9 +136,18 @@ class BoundedConnection(HttpToolsProtocol):
             return  # the parser stops here; see `_without_upgrade`
         if len(self.pipeline) >= MOST_PIPELINED:
             raise _Refused
+        if self._would_be_turned_away():
+            self._part = "body"
+            self._turn_away()
+            return
         super().on_headers_complete()
         self._part = "body"
         self.cycle.transport = _LastWords(self)  # type: ignore[assignment]
+
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser with a piece of the body."""
+        if not self._passes_over:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Called by the parser at the end of the body; one that was refused earlier may still have been coming."""
@@ -137,7 +155,13 @@ class BoundedConnection(HttpToolsProtocol):
             return
         self._part = "none"
         self._head_is_here()
-        super().on_message_complete()
+        if not self._passes_over:
+            super().on_message_complete()
+            return
+        self._passes_over = False
+        if not self.parser.should_keep_alive():
+            self._deaf = True
+            self._close()
 
     def on_response_complete(self) -> None:
         """Called when an answer is out: the next request of the connection is due."""
@@ -169,6 +193,24 @@ class BoundedConnection(HttpToolsProtocol):
         self.transport.close()
         if self.transport.get_write_buffer_size():  # closed once its caller has read that, if it ever does
             self.loop.call_later(TAKE_LIMIT_S, self.transport.abort)
+
+    def _would_be_turned_away(self) -> bool:
+        """Whether there is no room for a ranking, and its body is so small that it can be passed over as it comes.
+
+        The app refuses what comes behind a request that is still being answered, or asks before it sends its body.
+        """
+        if not (OVERLOADED and OVERLOADED[0]()) or self.parser.get_method() != b"POST" or not _RANK.fullmatch(self.url):
+            return False
+        if self.expect_100_continue or (self.cycle is not None and not self.cycle.response_complete):
+            return False
+        lengths = [value for name, value in self.headers if name == b"content-length"]
+        return bool(lengths) and lengths[0].isdigit() and int(lengths[0]) <= MOST_BYTES
+
+    def _turn_away(self) -> None:
+        self._passes_over = True
+        closes = not self.parser.should_keep_alive()
+        self.transport.write(_written(_BUSY, self.server_state.default_headers, closes=closes))
+        Metrics.requested("/v1/domains/{domain}/rank", "POST", _BUSY.status_code, 0.0)
 
     def _check_head(self) -> None:
         names = [name for name, _ in self.headers]
@@ -254,11 +296,14 @@ class _LastWords:
         self.close = connection.end
 
 
-def _written(answer: Response, headers: list[tuple[bytes, bytes]]) -> bytes:
-    """An answer in the bytes of HTTP/1.1, the last one of its connection."""
-    lines = [*headers, *answer.raw_headers, *SAFE_HEADERS, (b"connection", b"close")]
+def _written(answer: Response, headers: list[tuple[bytes, bytes]], *, closes: bool = True) -> bytes:
+    """An answer in the bytes of HTTP/1.1; the last one of its connection where it closes."""
+    lines = [*headers, *answer.raw_headers, *SAFE_HEADERS, *([(b"connection", b"close")] if closes else [])]
     head = b"".join(b"%s: %s\r\n" % line for line in lines)
     return STATUS_LINE[answer.status_code] + head + b"\r\n" + bytes(answer.body)
 
 
+_BUSY = fault("", Overloaded("too many requests are waiting; try again shortly"))
+_BUSY.headers["Retry-After"] = "1"
+_RANK = re.compile(rb"/v1/domains/[^/?]+/rank(\?.*)?")
 KEEP_ALIVE_S = Settings().service_keep_alive_s

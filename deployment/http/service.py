@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import bentoml
 from uvicorn.config import HTTP_PROTOCOLS
 
+from deployment.http import connections
 from deployment.http.api import create_app
 from deployment.http.keys import Keys
 from deployment.records import metrics
@@ -21,9 +22,12 @@ from orchestrator.errors import Unavailable
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:
+    from deployment.engine.prepared import Prepared
     from deployment.engine.serving import Serving
 
 SETTINGS = Settings()
+PREPARED: list[Prepared] = []
+"""What the process that forks the workers loaded for them; empty where a worker starts alone."""
 _running: list[Serving] = []
 _keys: list[Keys] = []
 
@@ -66,7 +70,7 @@ class Graft:
         from deployment.engine.serving import Serving
 
         log_as_json()
-        self._serving = Serving(SETTINGS)
+        self._serving = Serving(SETTINGS, prepared=PREPARED[0] if PREPARED else None)
         self._serving.start()
         keys = Keys(SETTINGS)
         keys.start()
@@ -74,6 +78,7 @@ class Graft:
         metrics.reserve()
         self._serving.settle_memory()
         _running[:] = [self._serving]
+        connections.OVERLOADED[:] = [lambda: self._serving.overloaded]
 
     @bentoml.on_shutdown
     def close(self) -> None:

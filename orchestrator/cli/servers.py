@@ -64,6 +64,8 @@ def status() -> None:
                 for server in running.servers
             ),
         )
+        for fault in state.service_faults(settings):
+            say(f"service: {fault}")
     if settings.database_url or (settings.home / "registry.db").is_file():
         for part in overview.overview(settings):
             say(f"{part.name}: {part.says}" if part.well else f"WRONG {part.name}: {part.says}")

@@ -36,6 +36,8 @@ class Server:
     port_setting: str = ""
     address: str = ""
     """The address that a person opens, if there is one."""
+    hands_over: bool = False
+    """Whether processes that it leaves when it is killed go on answering until the next one takes their place."""
     made_of: str = ""
     """A digest of its command, the settings and the code: a process that was started alike can be taken over."""
 
@@ -163,10 +165,11 @@ def service(settings: Settings) -> Server:
     return Server(
         "service",
         (
-            *(sys.executable, "-m", "bentoml", "serve", "deployment.http.service:Graft"),
+            *(sys.executable, "-m", "deployment.http.serve"),
             *("--host", settings.bind_host, "--port", str(settings.service_port)),
         ),
         f"{settings.service_url}/readyz",
+        hands_over=True,
         port=settings.service_port,
         port_setting="service_port",
         address=settings.service_url,

@@ -6,6 +6,8 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 
+import httpx
+
 from orchestrator.credentials import write_private
 from orchestrator.jobs.runner import alive
 from orchestrator.servers.plan import answers
@@ -84,3 +86,23 @@ def health(settings: Settings) -> dict[str, bool]:
         server.name: server.alive and (not server.health_url or answers(server.health_url))
         for server in (state.servers if state else [])
     }
+
+
+def service_faults(settings: Settings) -> list[str]:
+    """What the prediction service says is amiss while it answers; empty where it does not answer."""
+    try:
+        answer = httpx.get(
+            f"{settings.service_url}/v1/domains", headers=settings.service_headers, timeout=2.0, trust_env=False
+        )
+        said = answer.json() if answer.status_code == 200 else {}
+    except (httpx.HTTPError, ValueError):
+        return []
+    faults = []
+    if said.get("registry", "up") != "up":
+        faults.append(f"registry not read, what was loaded goes on answering: {said['registry']}")
+    if said.get("features", "up") != "up":
+        faults.append(f"feature store away, popularity answers: {said['features']}")
+    if said.get("lost_records"):
+        faults.append(f"{said['lost_records']} records of answers could not be kept since it started")
+    faults += [f"{one['name']}: {one['fault']}" for one in said.get("domains", []) if one.get("fault")]
+    return faults

@@ -293,7 +293,8 @@ class Supervisor:
             self._say(
                 f"{watched.server.name} {watched.how()}; {again}" + (f", see {watched.record.log}" if wait_s else "")
             )
-            kill_group(watched.record.pid)  # its children may still hold the port
+            if not watched.server.hands_over:
+                kill_group(watched.record.pid)  # its children may still hold the port
         if time.monotonic() >= watched.due:
             self._start(watched.server)
 
@@ -325,8 +326,11 @@ class Supervisor:
             return
         for name in sorted(self._watched, key=_ending):
             watched = self._watched[name]
+            if watched.ended():
+                kill_group(watched.record.pid)  # what it left
+                continue
             # A start that failed must not end what answered before it.
-            if watched.ended() or (not asked and not came_up and watched.process is None):
+            if not asked and not came_up and watched.process is None:
                 continue
             end(watched.record.pid)
             if watched.process is not None:

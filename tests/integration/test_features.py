@@ -306,7 +306,7 @@ def test_applying_again_changes_nothing_and_the_command_line_agrees(own_repo):
 @pytest.mark.parametrize("harm", ["deleted", "overwritten"])
 def test_a_store_that_is_gone_says_so_and_is_found_again(own_repo, harm):
     """No stale answer from a deleted file, no endless failure once it is back."""
-    online, file = OnlineFeatures(own_repo, rest_s=0.0), own_repo.online.file
+    online, file = OnlineFeatures(own_repo), own_repo.online.file
     assert online.read_user("u0", "live") is not None
     with sqlite3.connect(file) as connection:
         connection.execute("pragma wal_checkpoint(truncate)")
@@ -375,7 +375,7 @@ def test_redis_gives_the_same_answers_and_the_same_rules(world, redis_port, tmp_
     port, server = redis_port
     made = FeatureRepo(tmp_path / "repo", online_store="redis", online_store_address=f"127.0.0.1:{port}")
     publish(world, made)
-    store, online = made.store(), OnlineFeatures(made, rest_s=0.0)
+    store, online = made.store(), OnlineFeatures(made)
     for user_id in ("u0", "busy", "silent", "newcomer"):
         assert_same(online.read_user(user_id, "live").history, expected(world, user_id, AFTER_ALL))
     event = PushedEvent("u3", item=11, domain=2, action=1, value=1.0, time_us=AFTER_ALL)

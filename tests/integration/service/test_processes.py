@@ -61,7 +61,7 @@ class Server:
 
 def _answers(process: psutil.Process) -> bool:
     try:
-        return "_bentoml_impl.worker.service" in " ".join(process.cmdline())
+        return "worker.service" in " ".join(process.cmdline())
     except psutil.Error:  # it ended while we looked
         return False
 
@@ -222,3 +222,43 @@ def test_unknown_paths_cost_no_memory(market):
         assert server.client.get("/").json()["service"] == "graft"
     finally:
         server.stop()
+
+
+@pytest.mark.servers
+def test_a_killed_worker_is_away_for_moments_and_a_killed_template_not_at_all(market):
+    """The template forks another worker; without it the workers go on until those of the next one answer."""
+    server = Server(market)
+    successor = None
+    try:
+        began = time.monotonic()
+        server.wait_until_ready()
+        start_s = time.monotonic() - began
+        user, items = market.user(), market.items("live")
+        with Load(server, user, items, callers=2) as load:
+            eventually(lambda: len(load.answers) > 20, 60)
+            for _ in range(3):
+                [worker] = server.workers()
+                at_kill, began = len(load.answers), time.monotonic()
+                worker.kill()
+                eventually(lambda at_kill=at_kill: len(load.answers) > at_kill + 5, 60)
+                away_s = time.monotonic() - began
+                assert away_s < start_s / 2  # a tenth on a quiet machine
+            broken = len(load.broken)
+            assert broken <= 3 * 2
+            [orphan] = server.workers()
+            server.process.kill()
+            server.process.wait()
+            at_kill = len(load.answers)
+            eventually(lambda: len(load.answers) > at_kill + 20, 60)
+            successor = subprocess.Popen(plan.service(server.settings).command, env=plan.environment(server.settings))
+            eventually(lambda: not orphan.is_running(), 120)
+            at_end = len(load.answers)
+            eventually(lambda: len(load.answers) > at_end + 20, 60)
+            # Connections of the worker that left are closed between two requests; one may be sent just then.
+            assert len(load.broken) - broken <= 2
+        assert {status for status, _ in load.answers} == {200}
+    finally:
+        if successor is not None:
+            server.process = successor
+        server.stop()
+    assert server.process.returncode == 0

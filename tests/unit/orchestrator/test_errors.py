@@ -17,6 +17,7 @@ PACKAGES = ("orchestrator", "domains", "models", "feature_repo", "deployment", "
 CAUGHT = {
     "BrokenRulesError": "the spec's reader turns it into InvalidSpec",
     "FeatureStoreDown": "the service answers at a lower fallback level",
+    "HungUp": "nobody is left to be told",
     "LeakedFuture": "the splits list the leaks in the report; one in the code is a bug",
 }
 """Errors that never reach the outside world, and why."""

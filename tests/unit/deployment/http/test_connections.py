@@ -33,6 +33,7 @@ class Fake:
 
     overloaded = False
     registry = "up"
+    features = "up"
     slow_s = 0.0
     fault: Exception | None = None
 
@@ -65,7 +66,7 @@ class FakeKeys:
 
     status = 0
 
-    def refusal(self, method, path, token):
+    def refusal(self, method, path, token, *, from_here=True):
         return None, error(self.status, "refused", "by its key") if self.status else None
 
 

@@ -32,10 +32,10 @@ def test_the_image_is_built_from_the_top_of_the_repository():
 
 def test_every_file_starts_the_service_that_the_stack_starts():
     """By the same path, which can be imported."""
-    [path] = [word for word in plan.service(Settings()).command if ":" in word]
-    named = {word for file in FILES for word in re.findall(r"[\w.]+:Graft\b", file.read_text())}
+    [path] = [word for word in plan.service(Settings()).command if word.startswith("deployment.")]
+    named = {word for file in FILES for word in re.findall(r"\bdeployment\.http\.[\w.:]+", file.read_text())}
     assert named == {path}
-    assert importlib.util.find_spec(path.split(":")[0]) is not None
+    assert importlib.util.find_spec(path) is not None
 
 
 def test_every_variable_of_ours_is_a_setting():
