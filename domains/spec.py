@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -19,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic import model_validator as rule
 
 from domains.errors import InvalidSpec
-from domains.spec_yaml import Lines, dump_yaml, parse_yaml, sentence
+from domains.spec_yaml import Lines, dump_yaml, parse_yaml, read_page, sentence
 
 NAME = re.compile(r"[a-z][a-z0-9-]{1,47}")
 RESERVED_NAMES = frozenset({"all", "backbone", "default", "items", "new", "none", "null", "unknown", "users"})
@@ -32,6 +33,8 @@ RESERVED_FEATURES = frozenset(
 )
 """Columns that validated events and the feature store own; a feature of the same name would overwrite one."""
 LONGEST_HISTORY = 2000
+MOST_PROBLEMS = 20
+"""Problems of one spec that are told at once."""
 METRICS_BY_TASK = {"ctr": ("auc", "gauc", "logloss"), "rating": ("mae", "rmse")}
 
 
@@ -234,11 +237,7 @@ class DomainSpec(_Declared):
             path = Path(text_or_path.strip())
         if path is not None:
             origin = origin or str(path)
-            try:
-                content: str | bytes = path.read_bytes()
-            except OSError as fault:
-                reason = fault.strerror or type(fault).__name__
-                raise InvalidSpec(f"{origin}: cannot be read: {reason}", file=origin) from None
+            content: str | bytes = read_page(path, origin)
         else:
             content = str(text_or_path)
         declared, lines = parse_yaml(content, origin=origin)
@@ -258,7 +257,7 @@ class DomainSpec(_Declared):
         try:
             return cls.model_validate(declared)
         except ValidationError as fault:
-            problems = list(_explained(fault))
+            problems = list(islice(_explained(fault), MOST_PROBLEMS))
         found = [(_line_of(place, lines), ".".join(map(str, place)), message) for place, message in problems]
         found.sort(key=lambda problem: problem[0] or 0)
         raise InvalidSpec(
@@ -380,8 +379,11 @@ def _meant(key: str, parent: Place) -> str:
     close = get_close_matches(key.lower(), sections.get(parent, ()), n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
-    homes = [".".join(map(str, (*place, key))) for place, keys in sections.items() if place != parent and key in keys]
-    return f"; did you mean {homes[0]!r}?" if homes else f"; known here: {', '.join(sections.get(parent, ()))}"
+    elsewhere = {key: (*place, key) for place, keys in sections.items() if place != parent for key in keys}
+    close = get_close_matches(key.lower(), elsewhere, n=1, cutoff=0.7)
+    if close:
+        return f"; did you mean {'.'.join(map(str, elsewhere[close[0]]))!r}?"
+    return f"; known here: {', '.join(sections.get(parent, ()))}"
 
 
 def _sections(model: type[BaseModel], place: Place) -> Iterator[tuple[Place, list[str]]]:

@@ -8,7 +8,11 @@ none, and nested ones grow without bound.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import stat
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,6 +23,8 @@ Lines = dict[tuple[str, ...], int]
 """For each value's place (its keys and list positions from the top, as text) the line of its key, from 1."""
 
 LARGEST_SPEC_BYTES = 1 << 20
+LONGEST_NUMBER = 400
+"""Characters of a number."""
 
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = [
@@ -55,11 +61,38 @@ class _Writer(yaml.SafeDumper):
 for _kind, _pattern, _first in _SCALARS:
     _Reader.add_implicit_resolver(_TAG + _kind, _pattern, _first)
     _Writer.add_implicit_resolver(_TAG + _kind, _pattern, _first)
-_Reader.add_constructor(_TAG + "int", lambda loader, node: int(loader.construct_scalar(node)))
-_Reader.add_constructor(
-    _TAG + "float",
-    lambda loader, node: float(loader.construct_scalar(node).lower().replace(".inf", "inf").replace(".nan", "nan")),
-)
+
+
+def _number(kind: type[int] | type[float]) -> Any:
+    def construct(loader: _Reader, node: yaml.ScalarNode) -> int | float:
+        text = loader.construct_scalar(node).lower().replace(".inf", "inf").replace(".nan", "nan")
+        if len(text) <= LONGEST_NUMBER:
+            with contextlib.suppress(ValueError):
+                return kind(text)
+        raise yaml.constructor.ConstructorError(None, None, f"{text[:40]!r} is no number", node.start_mark)
+
+    return construct
+
+
+_Reader.add_constructor(_TAG + "int", _number(int))
+_Reader.add_constructor(_TAG + "float", _number(float))
+
+
+def read_page(path: Path, origin: str) -> bytes:
+    """The bytes of a file, and one beyond the limit where it is larger, so that ``parse_yaml`` refuses it.
+
+    Raises:
+        InvalidSpec: it cannot be read, or it is a pipe or a device.
+    """
+    try:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # to open a pipe would wait for its writer
+            raise InvalidSpec(f"{origin}: is no file, but a pipe or a device", file=origin)
+        with open(path, "rb") as stream:
+            return stream.read(LARGEST_SPEC_BYTES + 1)
+    except OSError as fault:
+        reason = fault.strerror or type(fault).__name__
+        raise InvalidSpec(f"{origin}: cannot be read: {reason}", file=origin) from None
 
 
 def parse_yaml(content: str | bytes, *, origin: str | None) -> tuple[dict[str, Any], Lines]:

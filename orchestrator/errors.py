@@ -22,6 +22,7 @@ pages and the records of runs all describe an error by the functions below, so t
 
 from __future__ import annotations
 
+import os
 import re
 import traceback
 from typing import Any
@@ -36,6 +37,7 @@ EXIT_STATUS = {
     1: "an error, described in one line on standard error; a bug in Graft shows its traceback",
     2: "an unknown command, option or value",
     130: "interrupted by Ctrl-C",
+    143: "ended by SIGTERM",
 }
 """What each exit status of ``graft`` means."""
 
@@ -123,21 +125,31 @@ def as_json(error: BaseException) -> dict[str, Any]:
 
 def as_line(error: BaseException) -> str:
     """An error in one line for a person, with the field, file and line that it came from where they are known."""
-    message = " ".join(_message(error).split()) or type(error).__name__
+    if not isinstance(error, Exception):  # Ctrl-C, SIGTERM, a cancelled flow
+        return _printable(str(error)) or "interrupted"
+    message = _printable(_message(error)) or type(error).__name__
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror or message}"
+        return _printable(f"{os.fsdecode(error.filename)}: {error.strerror or message}")
     if http_status(error) == 500:
-        return " ".join("".join(traceback.format_exception_only(error)).split())
+        return _printable("".join(traceback.format_exception_only(error)))
     details = getattr(error, "details", None) or {}
-    known = [(key, str(details[key])) for key in ("field", "file", "line") if key in details]
+    known = [(key, str(details[key])) for key in ("field", "file", "line") if details.get(key) is not None]
     absent = [f"{key} {value}" for key, value in known if value not in message]
     return message + (f" ({', '.join(absent)})" if absent else "")
+
+
+def _printable(text: str) -> str:
+    """The text in one line; what a terminal would obey rather than show comes escaped."""
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1] for character in " ".join(text.split())
+    )
 
 
 def _message(error: BaseException) -> str:
     if isinstance(error, ValidationError):  # its own message has several lines
         first = error.errors(include_input=False, include_url=False)[0]
+        said = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
         if error.title == "Settings":
-            return f"GRAFT_{'_'.join(str(part) for part in first['loc']).upper()}: {first['msg']}"
-        return f"{error.title}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+            return f"GRAFT_{str(first['loc'][0]).upper()}: {said}"
+        return f"{error.title}: {'.'.join(str(part) for part in first['loc'])}: {said}"
     return str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -9,10 +10,12 @@ from urllib.parse import quote
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from domains.registry.database import check_url
 from feature_repo.online_stores import ONLINE_STORES
 from orchestrator.credentials import read_secret
 from orchestrator.hosts import in_url
 
+Port = Annotated[int, Field(ge=1, le=65_535)]
 Baseline = Literal["popularity", "single_domain", "shared_bottom", "full_fine_tune", "scratch"]
 
 
@@ -23,6 +26,61 @@ def _split(value: Any) -> Any:
 
 def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value
+
+
+def _folder(path: Path) -> Path:
+    # Where the databases inside are named by URL, a question mark would end the name.
+    if "?" in str(path) or not str(path).isprintable():
+        raise ValueError("must name a folder, in printable characters and without a question mark")
+    return path
+
+
+def _not_empty(value: Any) -> Any:
+    if value == "":  # as a path it would be the current folder
+        raise ValueError("must name a folder")
+    return value
+
+
+def _database(url: str) -> str:
+    if url:
+        check_url(url)
+    return url
+
+
+def _host(name: str) -> str:
+    if not re.fullmatch(r"[0-9A-Za-z_.:-]*[0-9A-Za-z_:]", name):
+        raise ValueError("must be the name or the address of one of this machine's interfaces, such as 127.0.0.1")
+    return name
+
+
+def _store_address(address: str) -> str:
+    if not address.isprintable() or " " in address:
+        raise ValueError("must be host:port[,password=...], without spaces")
+    return address
+
+
+def _http_url(url: str) -> str:
+    if url and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s]*)?", url):
+        raise ValueError("must be a URL such as http://host:4200/api; its user and password are set apart")
+    return url
+
+
+def _token(key: SecretStr) -> SecretStr:
+    if not re.fullmatch("[!-~]*", key.get_secret_value()):
+        raise ValueError("must be ASCII characters without spaces")
+    return key
+
+
+def _user_and_password(pair: SecretStr) -> SecretStr:
+    if pair.get_secret_value() and not re.fullmatch(r"[^:\s]+:\S+", pair.get_secret_value()):
+        raise ValueError("must be of the form user:password, without spaces")
+    return pair
+
+
+def _short_text(text: str) -> str:
+    if len(text) > 16 or not text.isprintable():
+        raise ValueError("must be at most 16 printable characters")
+    return text
 
 
 def _online_store(name: str) -> str:
@@ -43,45 +101,49 @@ class Settings(BaseSettings):
     """Read from the environment: ``GRAFT_HOME=/data/graft graft up``. What to train is said by specs and recipes."""
 
     model_config = SettingsConfigDict(
-        env_prefix="GRAFT_", frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True
+        env_prefix="GRAFT_",
+        frozen=True,
+        extra="ignore",
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # a database URL holds a password
     )
 
-    home: Path = Path(".graft")
+    home: Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_folder)] = Path(".graft")
     """Folder of everything that Graft writes: registry, events, features, artifacts, logs."""
     import_dir: Annotated[Path | None, BeforeValidator(_none_if_empty)] = None
     """Folder whose files the pages of the UI may read, links out of it excluded; empty: they take uploads alone."""
-    database_url: str = Field(default="", repr=False)
+    database_url: Annotated[str, AfterValidator(_database)] = Field(default="", repr=False)
     """Registry database; empty means SQLite inside the home folder. PostgreSQL: postgresql+psycopg://user@host/name."""
     online_store: Annotated[str, AfterValidator(_online_store)] = "sqlite"
     """Feast's online store: sqlite or redis."""
-    online_store_address: str = Field(default="", repr=False)
+    online_store_address: Annotated[str, AfterValidator(_store_address)] = Field(default="", repr=False)
     """Where that store answers; empty for its usual place. Redis: host:port[,password=...]."""
-    bind_host: str = "127.0.0.1"
+    bind_host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     """Interface that every server binds to."""
-    service_port: int = 3000
+    service_port: Port = 3000
     """Port of the prediction service."""
-    service_workers: int = Field(default=1, ge=1)
+    service_workers: int = Field(default=1, ge=1, le=1024)
     """Processes of the prediction service, each serving all domains; more of them than cores slows every request."""
-    api_key: SecretStr = SecretStr("")
+    api_key: Annotated[SecretStr, AfterValidator(_token)] = SecretStr("")
     """API key that `graft rank` and the pages of the UI send to the prediction service; empty for the stack's own,
     kept in the file `service-key` of the home folder."""
-    service_keep_alive_s: int = Field(default=75, ge=1)
+    service_keep_alive_s: int = Field(default=75, ge=1, le=86_400)
     """Seconds that the service keeps an idle connection open: longer than a proxy before it keeps its own, or the proxy
     meets closed ones."""
-    ui_port: int = 8501
+    ui_port: Port = 8501
     """Port of the web UI."""
-    prefect_port: int = 4200
+    prefect_port: Port = 4200
     """Port of the Prefect server."""
-    prefect_api_url: str = ""
+    prefect_api_url: Annotated[str, AfterValidator(_http_url)] = ""
     """API of the Prefect server to use; empty means the one that `graft up` starts."""
-    prefect_auth: SecretStr = SecretStr("")
+    prefect_auth: Annotated[SecretStr, AfterValidator(_user_and_password)] = SecretStr("")
     """The `user:password` that Prefect's API asks for (basic authentication); empty for the server that `graft up`
     starts, which gets one of its own, kept in the file `prefect-auth` of the home folder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that training computes on; auto takes a GPU when there is one."""
     frozen_cache_mb: int = Field(default=1024, ge=0)
     """Memory in MB for the frozen-activation cache of fine-tuning; 0 turns the cache off."""
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=1024)
     """Threads that training computes with, shared among the processes of a run; 0 leaves the number to OMP_NUM_THREADS
     (`graft up` sets it to 1 unless it is set), or else to the number of cores. The service uses one per worker."""
     required_baselines: Annotated[tuple[Baseline, ...], NoDecode, BeforeValidator(_split)] = (
@@ -94,20 +156,20 @@ class Settings(BaseSettings):
     """Baselines that every launch is compared with, separated by commas; no spec and no launch can leave one out."""
     required_seeds: int = Field(default=3, ge=1, le=20)
     """Number of seeds that a launch fine-tunes and trains its baselines under, at least."""
-    price_per_processor_hour: float = Field(default=0.0, ge=0)
+    price_per_processor_hour: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Price of one processor for an hour, for the costs in reports; 0 when unknown."""
-    currency: str = ""
+    currency: Annotated[str, AfterValidator(_short_text)] = ""
     """Currency of that price, such as EUR."""
-    keep_predictions_days: float = Field(default=30.0, ge=0)
+    keep_predictions_days: float = Field(default=30.0, ge=0, le=36_500)
     """Days that the log of answers and feedback is kept; 0 keeps it for ever."""
     keep_predictions_rows: int = Field(default=20_000_000, ge=0)
     """Rows of that log, one for each of an answer's first 20 positions and for each feedback; beyond it the oldest
     hours go first (20 million take about 6 GB); 0 sets no bound."""
-    keep_runs_days: float = Field(default=30.0, ge=0)
+    keep_runs_days: float = Field(default=30.0, ge=0, le=36_500)
     """Days that the folder of a finished run is kept, and its record unless it is among the newest; 0 keeps all."""
     keep_versions: int = Field(default=10, ge=0)
     """Versions of a domain, and of the shared model, whose files are kept beside those in use; 0 keeps all of them."""
-    keep_audit_days: float = Field(default=1095.0, ge=0)
+    keep_audit_days: float = Field(default=1095.0, ge=0, le=36_500)
     """Days that the audit log is kept; less than a year counts as one, 0 keeps it for ever."""
     log_mb: int = Field(default=20, ge=1)
     """Size in MB at which the log of a server is moved aside."""

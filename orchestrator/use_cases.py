@@ -10,10 +10,11 @@ import contextlib
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
-from domains.errors import Conflict, IllegalTransition, NotEnoughData, Rejected, UnknownVersion
+from domains.errors import Conflict, IllegalTransition, NotEnoughData, Rejected, UnknownDomain, UnknownVersion
 from domains.events import readiness as reading
 from domains.events.domain_data import DomainData
 from domains.events.publishing import copy_whole
@@ -72,8 +73,11 @@ def register(spec: DomainSpec, *, registry: Registry, by: str) -> Domain:
         UnknownDomain: a source that the spec names is not registered.
         DomainAlreadyRegistered: another spec holds the name, or a retired domain does.
     """
-    for source in spec.sources:
-        registry.domain(source)
+    for place, source in enumerate(spec.sources):
+        try:
+            registry.domain(source)
+        except UnknownDomain as unknown:
+            raise UnknownDomain(f"sources: {unknown.message}", field=f"sources.{place}", name=source) from None
     return registry.register_domain(spec, by=by)
 
 
@@ -127,7 +131,9 @@ def ingest_data(
         for published in DomainData(settings.data_dir, name).ingests():
             registry.record_ingest(name, published.ingest_id, published.as_dict(), by=by)
     except BaseException as error:
-        registry.finish_run(run.id, state="failed", error=as_line(error))
+        # Ctrl-C and SIGTERM are no Exceptions: the ingest was stopped; nothing is wrong with it.
+        stopped = not isinstance(error, Exception)
+        registry.finish_run(run.id, state="cancelled" if stopped else "failed", error=as_line(error))
         raise
     registry.finish_run(run.id, state="succeeded", result=report.as_dict())
     return report
@@ -340,13 +346,18 @@ def rank(
     body: dict[str, Any] = {"user_id": user_id, "items": [{"item_id": item} for item in item_ids]}
     body |= {} if top_k is None else {"top_k": top_k}
     try:
-        path, headers = f"/v1/domains/{name}/rank", settings.service_headers
+        path, headers = f"/v1/domains/{quote(name, safe='')}/rank", settings.service_headers
         answer = httpx.post(settings.service_url + path, json=body, timeout=timeout_s, headers=headers)
     except httpx.HTTPError as fault:
         raise Unavailable(
             f"the prediction service at {settings.service_url} does not answer; `graft up` starts it ({fault})"
         ) from fault
-    if answer.status_code >= 400:
-        error = answer.json()["error"]
+    try:
+        said = answer.json()
+        error = said["error"] if answer.status_code >= 400 else None
+    except (ValueError, KeyError, TypeError):
+        place = f"{settings.service_url} answers with {answer.status_code}"
+        raise Unavailable(f"what {place} is not the prediction service (GRAFT_SERVICE_PORT)") from None
+    if error is not None:
         raise Refused(error["message"], code=error["code"], details=error.get("details"), field=error.get("field"))
-    return answer.json()
+    return said

@@ -27,7 +27,7 @@ def rows_of(con: duckdb.DuckDBPyConnection, source: SourceFile) -> Iterator[str]
     Raises:
         InvalidData: the file turns out to be truncated or damaged while it is read.
     """
-    damage: list[InvalidData] = []
+    damage: list[BaseException] = []
     try:
         if source.kind == "parquet":
             yield (
@@ -65,10 +65,10 @@ def _unreadable(source: SourceFile, fault: duckdb.Error) -> InvalidData:
     return InvalidData(f"{source.name}: cannot be read: {engine_reason(source.path, fault)}", file=source.name)
 
 
-def _noting(batches: Iterator[pa.RecordBatch], damage: list[InvalidData]) -> Iterator[pa.RecordBatch]:
+def _noting(batches: Iterator[pa.RecordBatch], damage: list[BaseException]) -> Iterator[pa.RecordBatch]:
     try:
         yield from batches
-    except InvalidData as fault:
+    except (InvalidData, OSError, KeyboardInterrupt) as fault:
         damage.append(fault)
         raise
 

@@ -25,6 +25,7 @@ from domains.events.publishing import flush_folder, flush_tree, only_writer, poi
 from domains.events.vocabulary import Vocabulary
 from domains.ingestion.bounds import name_of
 from domains.ingestion.catalogue import Catalogue, merge_catalogue, write_catalogue
+from domains.ingestion.engine import engine_faults, interruptible
 from domains.ingestion.events_writer import write_events, write_quarantine
 from domains.ingestion.file_rows import raw_parquet_rows, raw_rows
 from domains.ingestion.source_files import SourceFile, content_hash, literal, open_source, parquet
@@ -59,6 +60,7 @@ def ingest(
     Raises:
         InvalidData: a file is unreadable, lacks a column, or has no usable row; nothing is added. ``details`` holds
             ``file``, ``column``, ``reasons`` and ``first_bad`` (line, reason, row) where they are known.
+        OSError: the disk is full or the folder cannot be written; nothing is added.
     """
     if not interactions:
         raise InvalidData(f"{spec.name}: no interactions file was given", domain=spec.name)
@@ -98,7 +100,7 @@ def _scratch(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
-        with duckdb.connect(str(scratch / "work.duckdb")) as con:
+        with engine_faults(folder.root), duckdb.connect(str(scratch / "work.duckdb")) as con, interruptible(con):
             con.execute(f"SET memory_limit = {literal(memory_limit)}")
             con.execute(f"SET temp_directory = {literal(str(scratch / 'spill'))}")
             con.execute("SET preserve_insertion_order = false")

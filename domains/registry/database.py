@@ -152,26 +152,43 @@ def finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else value
 
 
+def check_url(url: str) -> None:
+    """Refuse what a registry that lasts cannot be stored in.
+
+    Raises:
+        ValueError: it is no URL, of another kind of database, or of SQLite's memory; never shows any part of it.
+    """
+    try:
+        parsed = _understood(url)
+    except DomainFault as fault:
+        raise ValueError(fault.message.removeprefix("GRAFT_DATABASE_URL: ")) from None
+    if parsed.get_backend_name() == "sqlite" and not _in_file(parsed):
+        raise ValueError("names no file, so the registry would be gone with this process")
+
+
 def _understood(url: str) -> URL:
     # A password may hold what ends or divides a URL. Parts of it would then pass for a host, a port or a name, and
     # stand in the errors of whoever tries to reach them.
     address = url.partition("://")[2]
     authority = re.split(r"[/?#]", address, maxsplit=1)[0]
     if address.count("@") > 1 or "@" in address[len(authority) :] or re.search(r"%(?![0-9A-Fa-f]{2})", authority):
-        raise DomainFault(
-            "GRAFT_DATABASE_URL: special characters of the user or the password must be encoded (@ is %40, : is %3A, "
-            "/ is %2F, # is %23, ? is %3F, % is %25)",
-            field="GRAFT_DATABASE_URL",
+        raise _wrong_url(
+            "special characters of the user or the password must be encoded (@ is %40, : is %3A, "
+            "/ is %2F, # is %23, ? is %3F, % is %25)"
         )
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):  # SQLAlchemy makes a number of the port, and says what it found there
-        raise DomainFault("the registry's database must be a URL such as sqlite:////path/registry.db") from None
+        raise _wrong_url("must be a URL such as sqlite:////path/registry.db or postgresql://user@host/name") from None
     if parsed.get_backend_name() in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() == "sqlite":
         return parsed.set(drivername="sqlite+pysqlite")
-    raise DomainFault(f"the registry is stored in SQLite or PostgreSQL, not in {parsed.get_backend_name()}")
+    raise _wrong_url(f"the registry is stored in SQLite or PostgreSQL, not in {parsed.get_backend_name()}")
+
+
+def _wrong_url(problem: str) -> DomainFault:
+    return DomainFault(f"GRAFT_DATABASE_URL: {problem}", field="GRAFT_DATABASE_URL")
 
 
 def _json(value: Any) -> str:

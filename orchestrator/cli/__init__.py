@@ -4,13 +4,20 @@ The commands are thin: they parse words, call a use case and print its result. A
 names the field, the file and the line, and exit status 1; ``--traceback`` shows where it was raised.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from orchestrator.cli import interruption
+
+interruption.end_at_once_while_loading()
 
 import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -28,18 +35,52 @@ from orchestrator.settings import Settings
 class OneLineErrors(TyperGroup):
     """Prints an error that a user can correct as one line; a bug in Graft keeps its traceback."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().invoke(ctx)
-        except BrokenPipeError:  # `graft ... | head` has read enough
-            raise
+            return super().make_context(*args, **kwargs)
         except Exception as error:
-            correctable = http_status(error) != 500 or isinstance(error, (OSError, DBAPIError))
-            if not correctable or ctx.obj == SHOW_TRACEBACK:
-                raise
-            line = escape(_database_line(error) if isinstance(error, DBAPIError) else as_line(error))
-            terminal.errors.print(f"[bold red]error:[/bold red] {line}", soft_wrap=True)
-            raise typer.Exit(1) from None
+            _exit_if_misused(error)
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        with interruption.heeded():
+            try:
+                return super().invoke(ctx)
+            except BaseException as error:
+                _exit_if_misused(error)
+                if (number := interruption.met()) is not None:
+                    terminal.errors.print(interruption.LINE[number])
+                    raise typer.Exit(interruption.STATUS[number]) from None
+                # `graft ... | head` has read enough
+                if isinstance(error, BrokenPipeError) or not isinstance(error, Exception):
+                    raise
+                correctable = http_status(error) != 500 or isinstance(error, (OSError, DBAPIError))
+                if not correctable or ctx.obj == SHOW_TRACEBACK:
+                    raise
+                terminal.errors.print(f"[bold red]error:[/bold red] {escape(_line(error))}", soft_wrap=True)
+                raise typer.Exit(1) from None
+
+
+def _exit_if_misused(error: BaseException) -> None:
+    """Say in one line which option or argument of a command is wrong, and how to see what it takes."""
+    message = error.format_message() if hasattr(error, "format_message") else "\n"
+    if not message or "\n" in message:  # the help that a command without arguments shows
+        return
+    command = context.command_path if (context := getattr(error, "ctx", None)) else "graft"
+    line = escape(" ".join(message.split()).rstrip("."))
+    terminal.errors.print(f"[bold red]error:[/bold red] {line}; see {command} --help", soft_wrap=True)
+    raise typer.Exit(2) from None
+
+
+def _line(error: Exception) -> str:
+    """The error, and the setting that names the place where it was met."""
+    if isinstance(error, DBAPIError):
+        return _database_line(error)
+    if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)):
+        home, place = Settings().home.absolute(), Path(os.fsdecode(error.filename)).absolute()
+        if place.is_relative_to(home) or home.is_relative_to(place):
+            return f"GRAFT_HOME: {as_line(error)}"
+    return as_line(error)
 
 
 def _database_line(error: DBAPIError) -> str:

@@ -24,7 +24,7 @@ def simulate(
     out: Annotated[Path, typer.Option(help="Folder to write into.")],
     size: Annotated[str, typer.Option(help="tiny, small, ...; or give --events.")] = "small",
     events: Annotated[int | None, typer.Option(min=1, help="Events of the whole marketplace.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,
 ) -> None:
     """Simulate a marketplace of domains whose click probabilities are known: specs, events, items, users."""
     from domains.simulation import simulator

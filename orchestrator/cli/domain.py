@@ -26,6 +26,8 @@ def register(
     users: Users = None,
 ) -> None:
     """Register a domain; with files, ingest them too."""
+    if not interactions and (items or users):
+        raise typer.BadParameter("items and users are read together with interactions", param_hint="--interactions")
     domain = use_cases.register(DomainSpec.from_yaml(spec), registry=use_cases.open_registry(Settings()), by=os_user())
     say(f"{domain.name} is registered as a {domain.role} domain")
     if interactions:

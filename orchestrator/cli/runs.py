@@ -69,6 +69,8 @@ def list_runs(
     """List the latest runs; one whose process is gone is recorded as failed first."""
     settings = Settings()
     registry = use_cases.open_registry(settings)
+    if name is not None:
+        registry.domain(name)
     runner.close_dead(registry, settings)
     terminal.table(
         "runs, newest first",
@@ -98,6 +100,9 @@ def _recipe(choices: list[str] | None) -> dict[str, Any]:
             near = difflib.get_close_matches(key, Recipe.model_fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(Recipe.model_fields)}"
             raise ValueError(f"the recipe has no choice {key!r}; {hint}")
-        chosen[key] = yaml.safe_load(value)
+        try:
+            chosen[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise typer.BadParameter(f"{choice!r}: the value is not readable", param_hint="--set") from None
     Recipe(**chosen)
     return chosen

@@ -14,7 +14,7 @@ from orchestrator import use_cases
 from orchestrator.cli.options import Ui
 from orchestrator.console import terminal
 from orchestrator.console.terminal import say
-from orchestrator.errors import Unavailable
+from orchestrator.errors import FlowsUnavailable, Unavailable
 from orchestrator.settings import Settings
 
 
@@ -94,9 +94,12 @@ def upkeep(
 
 def deploy() -> None:
     """Write flows and schedules to the Prefect server; `graft up` does so by itself."""
-    from orchestrator import flows
+    from orchestrator import flows, prefect_client
 
-    for name in flows.deploy(Settings()):
+    settings = Settings()
+    if not prefect_client.healthy(settings.prefect_api):  # Prefect's own client would start a server for the moment
+        raise FlowsUnavailable(f"the Prefect server does not answer at {settings.prefect_url}; `graft up` starts it")
+    for name in flows.deploy(settings):
         say(f"deployed {name}")
 
 

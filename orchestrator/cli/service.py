@@ -36,7 +36,7 @@ def rank(
 def prune(
     *,
     days: Annotated[
-        float | None, typer.Option(min=0, help="Days to keep; by default GRAFT_KEEP_PREDICTIONS_DAYS.")
+        float | None, typer.Option(min=0, max=36_500, help="Days to keep; by default GRAFT_KEEP_PREDICTIONS_DAYS.")
     ] = None,
 ) -> None:
     """Delete old answers and feedback now; `graft up` and `graft upkeep` do so every hour."""

@@ -229,7 +229,7 @@ class TestExplained:
             (PAGE.replace('"0 3 * * *"', "* * * * *"), 19, "put text that begins with * in quotes"),
             ("a: &x [1]\nb: *x\n", 2, "aliases are not read"),
             ("a: !!python/object/apply:os.getcwd []\n", 1, "could not determine a constructor"),
-            ("a: !!int five\n", None, "invalid literal"),
+            ("a: !!int five\n", 1, "is no number"),
             ("a: 1\nb: \x07\n", 2, "not printable text"),
             ("[" * 5000, None, "nested too deeply"),
         ],
