@@ -178,10 +178,11 @@ def score(
     assert user is not None
     model = domain.model
     item = _items(domain, candidates)
+    codes = _item_codes(domain, candidates, item)
     batch = _batch_builder(domain, user, profile).batch(
         _rows(domain, user, item, context, now_us),
         model.slot,
-        item_codes=_item_codes(domain, candidates, item),
+        item_codes=codes,
     )
     with torch.inference_mode():
         probability = model.ranker.probability(batch, model.stack).double().numpy()
@@ -189,7 +190,7 @@ def score(
         # A version that answers nonsense must not sort a page.
         return prior_scores(domain, candidates, MODEL_FAULT)
     unknown = (item == 0) | (item >= model.items)
-    told = np.fromiter((bool(candidate.features) for candidate in candidates), np.bool_, len(candidates))
+    told = (codes != domain.item_codes[0]).any(axis=1)  # by features whose values the model knows
     return Scores(_not_above_known(probability, (item == 0) & ~told), unknown, model.level, model.version_id, None)
 
 

@@ -140,7 +140,7 @@ def _add_health(app: FastAPI, serving: Callable[[], Serving]) -> None:
     @app.get("/metrics", response_class=PlainTextResponse, responses=_errors(*_ANY), tags=["health"])
     async def metrics() -> Response:
         """What is counted, for Prometheus."""
-        text, kind = exposition()
+        text, kind = exposition(serving().snapshot.domains)
         return Response(text, media_type=kind)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -87,17 +88,38 @@ def release() -> None:
             folder.rmdir()
 
 
-def exposition() -> tuple[bytes, str]:
-    """All counts in Prometheus's text format, and its content type."""
+def exposition(domains: Collection[str]) -> tuple[bytes, str]:
+    """All counts in Prometheus's text format, and its content type.
+
+    Args:
+        domains: that answer now; what was counted for others, such as retired ones, is left out.
+    """
     from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 
     _collectors()
-    registry = REGISTRY
+    counted = REGISTRY
     if _FOLDER in os.environ:
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)
-    return generate_latest(registry), CONTENT_TYPE_LATEST
+        counted = CollectorRegistry()
+        MultiProcessCollector(counted)
+    shown = CollectorRegistry()
+    shown.register(_Known(counted, frozenset(domains)))
+    return generate_latest(shown), CONTENT_TYPE_LATEST
+
+
+class _Known:
+    """What a registry of Prometheus's holds, without domains that answer no more."""
+
+    def __init__(self, counted: Any, domains: frozenset[str]) -> None:
+        self._counted, self._domains = counted, domains
+
+    def describe(self) -> list[Any]:
+        return []
+
+    def collect(self) -> Iterator[Any]:
+        for family in self._counted.collect():
+            family.samples = [one for one in family.samples if one.labels.get("domain") in {None, *self._domains}]
+            yield family
 
 
 @cache

@@ -256,8 +256,12 @@ def test_a_candidate_is_answered_once_and_warnings_are_bounded(shared_market, sh
 def test_items_of_which_nothing_is_known_come_last(shared_market, shared_client, user):
     """By the model and by popularity alike, wherever they stand in the request."""
     known = shared_market.items("live")[:30]
-    answer = ask(shared_client, user or shared_market.user(), ["new-1", *known, "new-2"]).json()
-    assert {item["item_id"] for item in answer["items"][-2:]} == {"new-1", "new-2"}
+    for features in (None, {}, {"minutes": None}, {"misspelt": 1}, {"minutes": "many"}):
+        new = [{"item_id": name} | ({} if features is None else {"features": features}) for name in ("new-1", "new-2")]
+        body = {"user_id": user or shared_market.user()}
+        body["items"] = [new[0], *({"item_id": item} for item in known), new[1]]
+        answer = shared_client.post("/v1/domains/live/rank", json=body).json()
+        assert {item["item_id"] for item in answer["items"][-2:]} == {"new-1", "new-2"}, features
 
 
 def test_spaces_around_an_id_do_not_count(shared_client):

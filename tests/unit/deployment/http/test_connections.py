@@ -34,6 +34,7 @@ class Fake:
     overloaded = False
     registry = "up"
     features = "up"
+    snapshot = SimpleNamespace(domains={})
     slow_s = 0.0
     fault: Exception | None = None
 
@@ -303,7 +304,7 @@ def test_every_status_that_is_declared_is_seen(server, monkeypatch):
     for path, operations in create_app(lambda: fake).openapi()["paths"].items():
         for name, operation in operations.items():
             ask = partial(seen, name.upper(), path.replace("{domain}", "live"))
-            monkeypatch.setattr(api, "exposition", lambda: fake.fail() or (b"", "text/plain"))
+            monkeypatch.setattr(api, "exposition", lambda _: fake.fail() or (b"", "text/plain"))
             how = {
                 200: partial(ask),
                 400: partial(ask, more="host: y"),

@@ -122,3 +122,14 @@ def test_counts_lie_in_memory(monkeypatch, tmp_path, workers, shared):
         assert [dead.exists(), own.stat().st_blocks * 512] == [False, 1 << 20]
         metrics.release()
         assert not metrics.Path(folder).exists()
+
+
+def test_domains_that_answer_no_more_leave_the_metrics():
+    """What else is counted stays."""
+    counted = metrics.Metrics()
+    for domain in ("here", "retired"):
+        counted.answered(domain, "prior", None)
+    text = metrics.exposition(["here"])[0].decode()
+    assert 'graft_answers_total{domain="here"' in text
+    assert "retired" not in text
+    assert "graft_requests_total" in text
