@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from orchestrator.cli import COMMANDS
+from orchestrator.hosts import is_loopback
 from orchestrator.servers import plan
 from orchestrator.settings import Settings
 
@@ -123,3 +124,39 @@ def test_whatever_a_pod_refers_to_is_there():
     assert set(hosts) <= of_kind("Service").keys()
     depended = {name for one in COMPOSE["services"].values() for name in one.get("depends_on", {})}
     assert depended <= COMPOSE["services"].keys()
+
+
+SECRET = re.compile(r"PASSWORD|AUTH|SECRET|DATABASE_URL|STORE_ADDRESS|API_KEY")
+
+
+def test_no_secret_stands_in_a_file_or_an_argument():
+    """Compose takes them from its environment and refuses to start without; pods take them from a Secret."""
+    for name, one in COMPOSE["services"].items():
+        for variable, value in one.get("environment", {}).items():
+            if SECRET.search(variable):
+                assert re.search(r"\$\{[A-Z_]+:\?", value), (name, variable)
+        assert not re.search(r"(?<!\$)\$\{|--requirepass", " ".join(one.get("command", []))), name
+    for found in of_kind("ConfigMap").values():
+        assert [variable for variable in found["data"] if SECRET.search(variable)] == []
+    for name, container in containers().items():
+        for variable in container["env"]:
+            if SECRET.search(variable["name"]):
+                assert "secretKeyRef" in variable.get("valueFrom", {}), (name, variable["name"])
+    assert of_kind("Secret") == {}
+
+
+def test_every_server_knows_who_asks():
+    """Prefect's API has a password and allows no other site; the service and the pages know that others reach them."""
+    prefect = COMPOSE["services"]["prefect"]["environment"]
+    assert prefect.keys() >= {"PREFECT_SERVER_API_AUTH_STRING", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"}
+    [pod] = [one for name, one in containers().items() if name == "graft-prefect"]
+    assert "PREFECT_SERVER_API_AUTH_STRING" in {variable["name"] for variable in pod["env"]}
+    assert of_kind("ConfigMap")["graft-flows"]["data"]["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] != "*"
+    for name in ("service", "ui"):
+        assert not is_loopback(COMPOSE["services"][name]["environment"]["GRAFT_BIND_HOST"])
+    told = {variable["name"]: variable.get("value") for variable in containers()["graft-service"]["env"]}
+    assert not is_loopback(told["GRAFT_BIND_HOST"])
+    for name, one in COMPOSE["services"].items():
+        assert all(port.startswith("127.0.0.1:") for port in one.get("ports", [])), name
+    [script] = [word for word in COMPOSE["services"]["ui"]["command"] if word.endswith(".py")]
+    assert script == "ui/door.py", "the pages without their door show nobody a way in"
