@@ -184,11 +184,12 @@ def disk(stack: Stack, seconds: float) -> Measured:
             with _load(service) as quiet:
                 time.sleep(seconds / 4)
             ballast = _fill(folder)
-            with _load(service) as log:
+            with _load(service) as full:
                 time.sleep(seconds / 2)
-                refused = _feedback(service)
+            with _load(service) as log:
+                # What was free inside the registry's own files takes some of it.
+                refused = next((status for status in (_feedback(service) for _ in range(2000)) if status != 200), 200)
                 ingest = _ingest(stack, settings)
-                answered = len(log.failed) == 0
                 if worker := service.worker():
                     worker.kill()
                     wait_for(service.ready, 60, "ready service")
@@ -202,10 +203,11 @@ def disk(stack: Stack, seconds: float) -> Measured:
     lines = ingest.stderr.strip().splitlines()
     one_line = ingest.returncode == 1 and "Traceback" not in ingest.stderr and 0 < len(lines) <= 2
     return Measured(
-        f"full: {len(log.answers)} answers, {len(log.failed)} failed (the worker was killed once), p99 "
-        f"{log.took_ms(99):.0f} ms ({quiet.took_ms(99):.0f} quiet); feedback {refused}; ingest says "
-        f"{lines[-1][:80] if lines else 'nothing'!r}; feedback again {healed_s:.1f} s after there was space",
-        answered and refused == 503 and one_line and len(log.failed) <= 8,
+        f"full: {len(full.answers)} answers, {len(full.failed)} failed, p99 {full.took_ms(99):.0f} ms "
+        f"({quiet.took_ms(99):.0f} quiet); {len(log.failed)} failed of {len(log.answers)} while the worker was killed; "
+        f"feedback {refused}; ingest says {lines[-1][:80] if lines else 'nothing'!r}; feedback again {healed_s:.1f} s "
+        "after there was space",
+        not full.failed and refused == 503 and one_line and len(log.failed) <= 8,
         {"failed": log.failed, "ingest": ingest.stderr[-500:]},
     )
 

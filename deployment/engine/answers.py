@@ -18,21 +18,36 @@ LOGGED_POSITIONS = 20
 """Positions of each answer that the prediction log keeps: what a user could have seen without scrolling far."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer that went out, to whom and when."""
+    """What the prediction log keeps of an answer that went out.
 
-    answer: RankAnswer
-    user_id: str
-    at: datetime
+    Thousands of them wait while the registry is away, so they hold no more than that.
+    """
+
+    same: dict[str, Any]
+    """Columns that are the same for all its rows."""
+    items: tuple[tuple[str, float], ...]
+    """The first positions: item and score."""
+
+    @classmethod
+    def of(cls, answer: RankAnswer, user_id: str, at: datetime) -> Answered:
+        """To whom an answer went, and when."""
+        same = {
+            "request_id": answer.request_id,
+            "domain": answer.domain,
+            "model_version": answer.model_version,
+            "served_by": answer.served_by,
+            "user_id": user_id,
+            "at": at,
+        }
+        return cls(same, tuple((item.item_id, item.score) for item in answer.items[:LOGGED_POSITIONS]))
 
     def log_rows(self) -> list[dict[str, Any]]:
         """Its first positions as rows of the prediction log."""
-        same = self.answer.model_dump(include={"request_id", "domain", "model_version", "served_by"})
-        same |= {"user_id": self.user_id, "at": self.at}
         return [
-            {**same, "item_id": item.item_id, "score": item.score, "position": position}
-            for position, item in enumerate(self.answer.items[:LOGGED_POSITIONS])
+            {**self.same, "item_id": item, "score": score, "position": position}
+            for position, (item, score) in enumerate(self.items)
         ]
 
 

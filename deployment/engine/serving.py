@@ -214,7 +214,7 @@ class Serving:
         self._metrics.answered(domain.name, answer.served_by, answer.reason)
         if request.request_id is None:
             self._feedback.remember(answer.request_id, user_id=request.user_id, domain=domain.name)
-        self._predictions.put(Answered(answer, request.user_id, datetime.now(UTC)))
+        self._predictions.put(Answered.of(answer, request.user_id, datetime.now(UTC)))
         return Ranking(answer, queue_ms=(began - queued) * 1e3, features_ms=0.0, model_ms=took_s * 1e3)
 
     async def _user(self, domain: LiveDomain, user_id: str) -> tuple[UserFeatures | None, str | None]:

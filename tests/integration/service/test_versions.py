@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import shutil
 
 import pytest
@@ -61,3 +63,30 @@ def test_a_swap_shares_what_did_not_change(market, serving):
     assert after["grocery"].model is before["grocery"].model
     assert after["live"].model.ranker.head is after["grocery"].model.ranker.head
     assert len(before["live"].model.ranker.domains) == len(after["live"].model.ranker.domains)
+
+
+def test_promotions_leave_no_file_open(market, serving, client):
+    """Twenty flips, without the help of the garbage collector, which a service hardly ever runs."""
+    user, items, versions, registry = market.user(), market.items("live"), market.versions(), market.registry
+
+    def flip(turn: int) -> None:
+        wanted = versions["adapter" if turn % 2 else "zero_shot"]
+        live = registry.live("live")
+        if live.version_id != wanted:
+            registry.promote("live", wanted, expect=live.version_id, who="tests", why="a flip")
+        eventually(lambda: ask(client, user, items).json()["model_version"] == wanted)
+
+    def open_files() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    for turn in range(4):
+        flip(turn)
+    gc.collect()
+    gc.disable()
+    try:
+        before = open_files()
+        for turn in range(20):
+            flip(turn)
+        assert open_files() <= before + 4
+    finally:
+        gc.enable()

@@ -70,10 +70,17 @@ def test_a_field_that_is_declared_is_sent_or_missed(monkeypatch):
 def test_the_log_gets_the_first_positions_as_they_were_sent():
     """No more than a user could have seen."""
     answer, at = an_answer([1 - at / 100 for at in range(LOGGED_POSITIONS + 5)]), datetime.now(UTC)
-    rows = Answered(answer, "ann", at).log_rows()
+    rows = Answered.of(answer, "ann", at).log_rows()
     assert [row["position"] for row in rows] == list(range(LOGGED_POSITIONS))
     assert [(row["item_id"], row["score"]) for row in rows] == [
         (item.item_id, item.score) for item in answer.items[:LOGGED_POSITIONS]
     ]
     same = {"request_id": answer.request_id, "domain": "live", "user_id": "ann", "model_version": "v1", "at": at}
     assert all(same.items() <= row.items() and row["served_by"] == "adapter" for row in rows)
+
+
+def test_what_waits_for_the_log_holds_no_more_than_the_log_keeps():
+    """Of an answer with more items the first twenty, as plain values."""
+    kept = Answered.of(an_answer([0.5] * 26), "ann", datetime.now(UTC))
+    assert len(kept.items) == LOGGED_POSITIONS
+    assert {type(value) for pair in kept.items for value in pair} == {str, float}
