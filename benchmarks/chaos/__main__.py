@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos import contract, kills, overload, promotions, stores
+from benchmarks.chaos import contract, doors, kills, overload, promotions, stores
 from benchmarks.chaos.rows import Measured, Row
 from benchmarks.chaos.stack import Stack
 
-ROWS: tuple[Row, ...] = (*promotions.ROWS, *overload.ROWS, *stores.ROWS, *contract.ROWS, *kills.ROWS)
+ROWS: tuple[Row, ...] = (
+    *(*promotions.ROWS, *overload.ROWS, *stores.ROWS, *contract.ROWS, *kills.ROWS),
+    *doors.ROWS,  # last: from its keys and users on, everybody is asked
+)
 
 
 def run(rows: list[Row], seconds: float | None) -> list[dict[str, Any]]:
