@@ -35,6 +35,9 @@ CHUNK_ROWS = 5_000
 CHUNK_EVENTS = 1_000_000
 """A chunk ends at either bound, so its memory does not grow with the number or the activity of users."""
 
+CHUNK_BYTES = 32 * CHUNK_EVENTS
+"""Of several row groups together, as they lie in memory."""
+
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 _EVENT_TYPES = {name: pa.float64() if name == "value" else pa.int64() for name in EVENT_FIELDS}
 _TIMELESS = 0
@@ -263,9 +266,19 @@ def _write_parquet(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) ->
 
 
 def _chunks(path: Path) -> Iterator[pd.DataFrame]:
+    """The rows of a file, as many small row groups at once as stay within the bounds: each write has its own cost, and
+    every domain has a row group of its own."""
     with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            yield file.read_row_group(group).to_pandas()
+        groups: list[int] = []
+        rows = size = 0
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            if groups and (rows + group.num_rows > CHUNK_ROWS or size + group.total_byte_size > CHUNK_BYTES):
+                yield file.read_row_groups(groups).to_pandas()
+                groups, rows, size = [], 0, 0
+            groups, rows, size = [*groups, number], rows + group.num_rows, size + group.total_byte_size
+        if groups:
+            yield file.read_row_groups(groups).to_pandas()
 
 
 def _timestamps(time_us: np.ndarray) -> pa.Array:

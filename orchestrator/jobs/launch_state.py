@@ -164,7 +164,7 @@ class LaunchState:
             raise InvalidData(f"data of {self.name!r} changed while this launch ran; start a new one", domain=self.name)
         others = attach_live(self.context, ranker, self.backbone.id, leave_out=self.name) if beside_live else {}
         slot = zero_shot_slot(ranker, self.workspace, encoder, self.name, others)
-        names = [domain.name for domain in self.workspace.domains]
+        names = [self.name, *(source.domain for source in encoder.sources), *others]
         return FreshSlot(ranker, encoder, self.workspace.batch_builder(encoder, names), rows, slot, others)
 
     @cached_property

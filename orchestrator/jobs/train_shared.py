@@ -157,9 +157,16 @@ def publish(context: RunContext) -> None:
         config=recipe.model_dump(mode="json"),
     )
     set_live(context, None, backbone_id, why="shared training finished")
-    for domain in registry.domains():
+    domains = tuple(registry.domains())
+    shared: dict[str, Any] = {
+        "workspace": Workspace(context.settings, domains),
+        "ranker": ranker,
+        "encoder": encoder,
+        "backbone_id": backbone_id,
+    }
+    for domain in domains:
         if domain.role == "target" and domain.state is not State.RETIRED:
-            offer_zero_shot(context, domain, ranker=ranker, encoder=encoder, backbone_id=backbone_id)
+            offer_zero_shot(context, domain, **shared)
     context.write(RESULT, results.SharedTraining(version=backbone_id, domains=list(slots)))
 
 

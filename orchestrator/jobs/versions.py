@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from domains.lifecycle import State
 from domains.registry.records import VersionKind
 from domains.registry.registry import Version
 from models.ranker import adapters, checkpoint
@@ -35,14 +36,18 @@ def publish_version(context: RunContext, folder: Path, version_id: str, *, kind:
 def attach_live(
     context: RunContext, ranker: Ranker, backbone_id: str, *, leave_out: str | None = None
 ) -> dict[str, int]:
-    """Attach every target's live adapter that was trained on this backbone; returns their slots by name."""
+    """Attach every target's live adapter that was trained on this backbone; returns their slots by name.
+
+    A retired target answers nothing, so nothing about it has to stay as it is.
+    """
     store = Artifacts(context.settings.artifacts_dir)
+    open_ones = {domain.name for domain in context.registry.domains() if domain.state is not State.RETIRED}
     slots = {}
     for live in context.registry.lives():
-        if live.domain is None or live.domain == leave_out:
+        if live.domain not in open_ones or live.domain == leave_out or live.level != "adapter":
             continue
         version = context.registry.version(live.version_id)
-        if version.kind == "adapter" and version.level == "adapter" and version.backbone_id == backbone_id:
+        if version.backbone_id == backbone_id:
             adapter = checkpoint.load_adapter(store.path(version.artifact))
             slots[live.domain] = adapters.attach(ranker, adapter, backbone=backbone_id)
     return slots

@@ -25,7 +25,13 @@ POPULARITY = "popularity"
 
 
 def offer_zero_shot(
-    context: RunContext, domain: Domain, *, ranker: Ranker, encoder: FeatureEncoder, backbone_id: str
+    context: RunContext,
+    domain: Domain,
+    *,
+    workspace: Workspace,
+    ranker: Ranker,
+    encoder: FeatureEncoder,
+    backbone_id: str,
 ) -> None:
     """Record a domain's zero-shot version with its judgement; only one that passed answers.
 
@@ -37,7 +43,6 @@ def offer_zero_shot(
         return
     if any(ColdStartReport.of(version) for version in registry.versions(domain.name, "adapter")):
         return
-    workspace = Workspace(context.settings, tuple(registry.domains()))
     slot = zero_shot_slot(ranker, workspace, encoder, domain.name, attach_live(context, ranker, backbone_id))
     folder = context.folder / f"zero-shot-{domain.name}"
     if not folder.is_dir():
@@ -89,9 +94,8 @@ def judge(workspace: Workspace, ranker: Ranker, encoder: FeatureEncoder, slot: i
     if not cold.enough:
         why = f"{len(test)} rows of cold users are too few to judge on, or all have one label"
         return _held(gate.metric, baseline, users, len(test), why)
-    names = [other.name for other in workspace.domains]
     scores = plain_rows(task, train, test, (baseline,))
-    scores["shared"] = score_rows(ranker, workspace.batch_builder(encoder, names), test, slot)
+    scores["shared"] = score_rows(ranker, workspace.batch_builder(encoder, [domain.name]), test, slot)
     gain = cold.gain(gate.metric, scores["shared"], scores[baseline])
     measured = f"{gain.value:+.4f}, 95% interval {gain.low:+.4f} to {gain.high:+.4f}"
     if gain.low > 0:

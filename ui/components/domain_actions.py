@@ -99,9 +99,11 @@ def _promotable(domain: Domain, live: Version | None) -> list[Version]:
 
 
 def _refused(domain: Domain, live: Version | None) -> list[Version]:
-    """Versions that only a person's forced decision can set live; newest first."""
-    versions = session.registry().versions(domain.name, "adapter")
-    return [version for version in versions if _held_back(version) and (live is None or version.id != live.id)]
+    """Versions that only a person's forced decision lets answer, also one that is live without it; newest first."""
+    registry = session.registry()
+    answered_for = set(registry.forced(domain.name)) & ({live.id} if live else set())
+    versions = registry.versions(domain.name, "adapter")
+    return [version for version in versions if _held_back(version) and version.id not in answered_for]
 
 
 def _held_back(version: Version) -> bool:
