@@ -8,7 +8,7 @@ from datetime import UTC
 from pathlib import Path
 
 import pytest
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, make_url, text
 
 from domains.errors import (
     DomainFault,
@@ -32,6 +32,29 @@ class TestMigrations:
                 migrations.downgrade(connection, "base")
                 assert set(inspect(connection).get_table_names()) <= {migrations.VERSION_TABLE}
         database.engine.dispose()
+
+    @pytest.mark.servers
+    def test_a_password_of_any_characters(self, postgres_url: str) -> None:
+        """Encoded in the URL, it reaches the server whole; no text of the database or its address shows it."""
+        password = "p@ss:w#rd/%?' sEcreT"
+        admin = Database(postgres_url)
+        with admin.read() as connection:
+            secret = password.replace("'", "''")
+            connection.execute(text(f"CREATE ROLE odd SUPERUSER LOGIN PASSWORD '{secret}'".replace(":", r"\:")))
+        url = make_url(postgres_url).set(username="odd", password=password)
+        registry = Registry(url.render_as_string(hide_password=False))
+        try:
+            registry.migrate()
+            registry.register_domain(spec("odd"), by="ann")
+            assert registry.domain("odd").name == "odd"
+            database = Database(url.render_as_string(hide_password=False))
+            assert "sEcreT" not in f"{url} {database.url!r} {database.engine!r}"
+        finally:
+            registry.close()
+            with admin.read() as connection:
+                connection.execute(text("DROP OWNED BY odd CASCADE"))
+                connection.execute(text("DROP ROLE odd"))
+            admin.engine.dispose()
 
     def test_many_may_migrate_at_once(self, url: str) -> None:
         """Every service migrates as it starts, and they start together."""
