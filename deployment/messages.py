@@ -186,6 +186,15 @@ class DomainStatus(Message):
     """Why a person set this version live against the gate; absent where the gate let it pass."""
 
 
+class OutboxStatus(Message):
+    """Feedback on its way to the users' online histories."""
+
+    events: int
+    """Events that wait; from 50,000 on feedback is turned away."""
+    oldest_s: float
+    """How long the oldest has waited."""
+
+
 class DomainsAnswer(Message):
     """Every domain that answers, and how the process is."""
 
@@ -197,6 +206,8 @@ class DomainsAnswer(Message):
     """up, or why the feature store does not answer."""
     lost_records: int
     """Predictions and pushes that could not be kept since the process started."""
+    outbox: OutboxStatus
+    """Feedback that has been acknowledged and that rankings do not know yet, of all processes."""
     domains: list[DomainStatus]
 
 

@@ -104,7 +104,13 @@ class Push:
 
 
 def push_events(repo: FeatureRepo, store: FeatureStore, pushes: Sequence[Push]) -> int:
-    """Add events to users' online histories at once, each history written once; what is there already stays as it is.
+    """Add events to users' online histories at once, as the only writer. See ``add_events``."""
+    with repo.online.writing():
+        return add_events(store, pushes)
+
+
+def add_events(store: FeatureStore, pushes: Sequence[Push]) -> int:
+    """Add events, each history written once; what is there already stays as it is. Other writers must be held back.
 
     Returns how many were new.
 
@@ -119,28 +125,25 @@ def push_events(repo: FeatureRepo, store: FeatureStore, pushes: Sequence[Push]) 
                 key = (push.event.user_id,) if push.target is None else (push.event.user_id, push.target)
                 mine.setdefault(key, []).append(push)
         if mine:
-            added += _push_to(repo, store, view, mine)
+            added += _push_to(store, view, mine)
     return added
 
 
-def _push_to(
-    repo: FeatureRepo, store: FeatureStore, view: str, pushes: Mapping[tuple[str, ...], Sequence[Push]]
-) -> int:
+def _push_to(store: FeatureStore, view: str, pushes: Mapping[tuple[str, ...], Sequence[Push]]) -> int:
     """Add events to one view, by the keys of its rows."""
     keys = [dict(zip(_keys(view), key, strict=True)) for key in pushes]
     rows, added = [], 0
-    with repo.online.writing():
-        for key, before, some in zip(keys, read_events(store, view, keys), pushes.values(), strict=True):
-            held = before
-            for push in some:
-                if push.may_displace or len(held) < HISTORY_EVENTS:
-                    more = held.with_event(push.event, most=HISTORY_EVENTS)
-                    added, held = added + (more is not held), more
-            if held is not before:
-                rows.append(key | {name: getattr(held, name) for name in EVENT_VIEWS[view]})
-        if rows:
-            frame = pd.DataFrame([row | {"event_timestamp": datetime.now(UTC)} for row in rows])
-            store.push(f"{view}_pushed", frame, to=PushMode.ONLINE)
+    for key, before, some in zip(keys, read_events(store, view, keys), pushes.values(), strict=True):
+        held = before
+        for push in some:
+            if push.may_displace or len(held) < HISTORY_EVENTS:
+                more = held.with_event(push.event, most=HISTORY_EVENTS)
+                added, held = added + (more is not held), more
+        if held is not before:
+            rows.append(key | {name: getattr(held, name) for name in EVENT_VIEWS[view]})
+    if rows:
+        frame = pd.DataFrame([row | {"event_timestamp": datetime.now(UTC)} for row in rows])
+        store.push(f"{view}_pushed", frame, to=PushMode.ONLINE)
     return added
 
 

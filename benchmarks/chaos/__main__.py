@@ -8,19 +8,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos import contract, doors, kills, overload, promotions, stores
+from benchmarks.chaos import contract, doors, kills, overload, promotions, pushes, stores
 from benchmarks.chaos.rows import Measured, Row
 from benchmarks.chaos.stack import Stack
 
 ROWS: tuple[Row, ...] = (
-    *(*promotions.ROWS, *overload.ROWS, *stores.ROWS, *contract.ROWS, *kills.ROWS),
+    *(*promotions.ROWS, *overload.ROWS, *stores.ROWS, *pushes.ROWS, *contract.ROWS, *kills.ROWS),
     *doors.ROWS,  # last: from its keys and users on, everybody is asked
 )
 
 
-def run(rows: list[Row], seconds: float | None) -> list[dict[str, Any]]:
+def run(rows: list[Row], seconds: float | None, *, redis: bool = False) -> list[dict[str, Any]]:
     """Prepare a stack, do one row after the other on it; one that fails as a whole is a row that is not reached."""
-    stack, results = Stack(), []
+    stack, results = Stack(redis=redis), []
     try:
         stack.prepare()
         stack.up()
@@ -60,8 +60,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="ROW", help=", ".join(names))
     parser.add_argument("--seconds", type=float, help="how long each row lasts, instead of its own time")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--redis", action="store_true", help="keep the histories in a Redis (needs redis-server)")
     options = parser.parse_args()
-    results = run([row for row in ROWS if row.name in options.only], options.seconds)
+    results = run([row for row in ROWS if row.name in options.only], options.seconds, redis=options.redis)
     print(table(results))
     if options.json is not None:
         options.json.write_text(json.dumps(results, indent=2, default=str) + "\n")

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 import uuid
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,18 @@ class Log:
         """The longest time without an answer between two moments."""
         inside = sorted(at for at, _ in self.answers if since <= at <= until)
         return float(np.max(np.diff([since, *inside, until])))
+
+    def gap_after(self, at: float, within_s: float = 2.0) -> float:
+        """The longest time between two answers that begins soon after a moment; to the last answer of all, else."""
+        answers = np.sort([answered for answered, _ in self.answers])
+        first = max(0, int(np.searchsorted(answers, at)) - 1)
+        began = answers[first:-1]
+        gaps = np.diff(answers[first:])[began <= at + within_s]
+        return float(np.max(gaps)) if len(gaps) else 0.0
+
+    def failures(self) -> dict[str, int]:
+        """How often rankings failed in which way."""
+        return dict(Counter(how for _, how in self.failed).most_common(20))
 
 
 class Load:

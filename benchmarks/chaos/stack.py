@@ -30,16 +30,39 @@ TARGET = "live"
 """The domain that answers from an adapter, and whose versions are set live in turns."""
 
 
-class Stack:
-    """A trained marketplace and its servers; ``close`` ends them and removes the folder."""
+class Redis:
+    """A Redis that writes what it is given into files of a folder (its append-only file), as one in service should."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path, port: int) -> None:
+        folder.mkdir()
+        self._words = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+        self.address = f"127.0.0.1:{port}"
+        self.process = self._started()
+
+    def keep_going(self) -> None:
+        """Start it again, where it does not run."""
+        if self.process.poll() is not None:
+            self.process = self._started()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*self._words, "--appendonly", "yes"], stdout=subprocess.DEVNULL)
+
+
+class Stack:
+    """A trained marketplace and its servers; ``close`` ends them and removes the folder.
+
+    Args:
+        redis: keep the histories in a Redis of its own instead of SQLite.
+    """
+
+    def __init__(self, *, redis: bool = False) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="graft-chaos-"))
         with ExitStack() as held:
-            probes = [held.enter_context(socket.socket()) for _ in range(3)]
+            probes = [held.enter_context(socket.socket()) for _ in range(4)]
             for probe in probes:
                 probe.bind(("127.0.0.1", 0))
-            service, prefect, ui = (probe.getsockname()[1] for probe in probes)
+            service, prefect, ui, store = (probe.getsockname()[1] for probe in probes)
+        self.redis = Redis(self.folder / "redis", store) if redis else None
         self.settings = Settings(
             home=self.folder / "home",
             service_port=service,
@@ -48,6 +71,8 @@ class Stack:
             required_seeds=1,
             required_baselines=("popularity",),
             threads=1,
+            online_store="redis" if self.redis else "sqlite",
+            online_store_address=self.redis.address if self.redis else "",
         )
         self.registry: Registry = use_cases.open_registry(self.settings)
 
@@ -128,7 +153,10 @@ class Stack:
 
     def settle(self, within_s: float = 180) -> None:
         """Wait until every server answers again."""
-        wait_for(lambda: all(state.health(self.settings).values()) and self._ready(), within_s, "healthy servers")
+        try:
+            wait_for(lambda: all(state.health(self.settings).values()) and self._ready(), within_s, "healthy servers")
+        except TimeoutError as late:
+            raise TimeoutError(f"{late}: {state.health(self.settings)}, ready {self._ready()}") from None
 
     def _ready(self) -> bool:
         try:
@@ -157,6 +185,9 @@ class Stack:
     def close(self) -> None:
         """End the servers and remove the folder; with GRAFT_CHAOS_KEEP set the folder stays."""
         self.command("down")
+        if self.redis is not None:
+            self.redis.process.kill()
+            self.redis.process.wait()
         if not os.environ.get("GRAFT_CHAOS_KEEP"):
             shutil.rmtree(self.folder, ignore_errors=True)
 

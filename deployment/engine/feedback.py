@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from deployment.engine.scorer import LiveDomain
 from deployment.messages import FeedbackAnswer, FeedbackEvent, FeedbackRequest
 from domains.errors import KeyRefused, Rejected, UnknownDomain
-from domains.events.histories import action_code
+from domains.events.histories import ACTIONS, action_code
 from domains.registry.key_verbs import ApiKey
-from domains.registry.prediction_log import Asked, FeedbackConflict
+from domains.registry.prediction_log import FeedbackConflict
 from domains.registry.registry import Registry
+from domains.registry.request_ids import Asked
 from orchestrator.errors import Overloaded, Unavailable
 
 REMEMBERED_REQUESTS = 50_000
@@ -93,11 +94,10 @@ class Feedback:
         """Whether this process remembers the ranking."""
         return self._requests.get(request_id) is not None
 
-    def on_record(self, request_id: str) -> None:
-        """Remember what the log says of a request that another process, or this one before it died, answered."""
-        found = self._registry.answered({request_id}).get(request_id)
-        if found is not None:
-            self._requests.claim(request_id, found)
+    def claim(self, request_id: str, *, user_id: str, domain: str) -> None:
+        """Hold the id in the registry, against every other process, and remember whose it is."""
+        asked = Asked(domain, user_id, datetime.now(UTC))
+        self._requests.claim(request_id, self._registry.claim_request(request_id, asked))
 
     def remember(self, request_id: str, *, user_id: str, domain: str) -> None:
         """Note who asks, in which domain and when, for the feedback that answers.
@@ -132,11 +132,13 @@ class Feedback:
         times = [
             _time(event, at, asked, now) for at, event in enumerate(request.events) if _plausible(event, at, domain)
         ]
-        if self._registry.unpushed() + len(times) > MOST_UNPUSHED:
+        if self._registry.unpushed(MOST_UNPUSHED) + len(times) > MOST_UNPUSHED:
             raise Overloaded("too many events wait for the online store; try again shortly")
         new = self._registry.log_feedback(
             [
                 event.model_dump(exclude={"time_us"})
+                # Under one name: a retry that calls it otherwise is the same event.
+                | {"action": ACTIONS[action_code(event.action)]}
                 | {"request_id": request.request_id, "user_id": user_id, "domain": domain.name, "at": time}
                 | {"ranked": asked is not None}
                 for event, time in zip(request.events, times, strict=True)

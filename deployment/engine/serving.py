@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from sqlalchemy.exc import OperationalError
 
 from deployment.engine import scorer
 from deployment.engine.answers import Answered, rank_answer
@@ -35,6 +36,7 @@ from deployment.messages import (
     DomainStatus,
     FeedbackAnswer,
     FeedbackRequest,
+    OutboxStatus,
     RankAnswer,
     RankRequest,
 )
@@ -42,6 +44,7 @@ from deployment.records.journal import Background
 from deployment.records.metrics import Metrics
 from domains.errors import UnknownDomain
 from domains.registry.key_verbs import ApiKey
+from domains.registry.outbox import OutboxSize
 from domains.registry.registry import Registry
 from feature_repo.online import FeatureStoreDown, OnlineFeatures, UserFeatures
 from models.training.allocator import keep_freed_memory
@@ -61,8 +64,10 @@ FEEDBACK_S = 1.7
 """How long feedback waits for the registry before it is turned away."""
 LOG_LAG_S = 0.6
 """How long feedback waits for the record of the request that it answers, which another worker may be writing."""
-LOG_LOOKUP_S = 0.1
-"""How long a ranking with an id of its own waits for the log to say whether the id is free."""
+CLAIM_S = 0.25
+"""How long an answer under an id of the caller's, once scored, waits for the registry to say that the id is free."""
+CLAIMS_REST_S = 5.0
+"""How long no answer waits, after one did in vain."""
 
 T = TypeVar("T")
 
@@ -104,14 +109,19 @@ class Serving:
         self._scoring = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
         self._waiting = 0
         self._pace_s = 0.0
-        self._predictions: Background[Answered] = Background("predictions", self._log_predictions)
+        self._predictions: Background[Answered] = Background(
+            "predictions", self._log_predictions, away=(OperationalError,)
+        )
         impatient = Registry(settings.registry_url, wait_s=1.0)
-        self._pusher = Pusher(registry=impatient, repo=repo, find_domain=self._find_domain)
+        self._pusher = Pusher(
+            registry=impatient, repo=repo, domains=lambda: self.snapshot.domains, on_look=self._outbox_seen
+        )
         self._feedback = Feedback(registry=impatient, find_domain=self._find_domain, on_kept=self._pusher.wake)
         self._taking = ThreadPoolExecutor(max_workers=4, thread_name_prefix="feedback")
+        self._claiming = ThreadPoolExecutor(max_workers=2, thread_name_prefix="claims")
         self._untaken = 0
         self._metrics = Metrics()
-        self._log_rests_until = 0.0
+        self._claims_rest_until = 0.0
         self._started = False
 
     @property
@@ -168,6 +178,7 @@ class Serving:
         self._features.close()
         self._scoring.shutdown(wait=True)
         self._predictions.close()
+        self._claiming.shutdown(wait=True, cancel_futures=True)
         self._taking.shutdown(wait=True, cancel_futures=True)
         self._pusher.close()
 
@@ -183,8 +194,7 @@ class Serving:
         domain = self._domain(name)
         if self.overloaded:
             raise Overloaded(f"{self._waiting} requests are waiting; try again shortly")
-        if request.request_id is not None:
-            await self._claim(request.request_id, request.user_id, domain.name)
+        claim = self._begin_claim(request, domain)
         self._waiting += 1
         try:
             began = time.perf_counter()
@@ -192,9 +202,11 @@ class Serving:
             read = time.perf_counter()
             scoring = partial(self._rank, domain, request, user, down, read)
             ranking = await asyncio.get_running_loop().run_in_executor(self._scoring, scoring)
-            return replace(ranking, features_ms=(read - began) * 1e3)
+            ranking = replace(ranking, features_ms=(read - began) * 1e3)
         finally:
             self._waiting -= 1
+        await self._end_claim(claim, request, domain)
+        return ranking
 
     def _rank(
         self, domain: LiveDomain, request: RankRequest, user: UserFeatures | None, down: str | None, queued: float
@@ -241,15 +253,38 @@ class Serving:
             logger.exception("scoring failed", extra={"domain": domain.name})
             return scorer.prior_scores(domain, request.items, scorer.MODEL_FAULT)
 
-    async def _claim(self, request_id: str, user_id: str, domain: str) -> None:
-        """Make sure that the id names one ranking alone, as far as this process and the log know."""
-        if not self._feedback.knows(request_id) and time.monotonic() >= self._log_rests_until:
+    def _begin_claim(self, request: RankRequest, domain: LiveDomain) -> asyncio.Future[None] | None:
+        """Begin to hold the caller's id in the registry, against every other process; the scoring goes on meanwhile.
+
+        Raises:
+            RequestIdTaken: this process knows already that the id is another's.
+        """
+        name = request.request_id
+        if name is None or self._feedback.knows(name):
+            self._know(request, domain)
+            return None
+        if time.monotonic() < self._claims_rest_until:
+            return None
+        claim = partial(self._feedback.claim, name, user_id=request.user_id, domain=domain.name)
+        return asyncio.get_running_loop().run_in_executor(self._claiming, claim)
+
+    async def _end_claim(self, claim: asyncio.Future[None] | None, request: RankRequest, domain: LiveDomain) -> None:
+        """Make sure that the id names one ranking alone, in all processes; while the registry is away, in this one.
+
+        Raises:
+            RequestIdTaken: the id is another's.
+        """
+        if claim is not None:
             try:
-                await self._take(self._feedback.on_record, request_id, within_s=LOG_LOOKUP_S)
+                await asyncio.wait_for(claim, CLAIM_S)
             except Exception:
                 # No answer waits for the registry: the log keeps the first ranking of an id whatever is answered.
-                self._log_rests_until = time.monotonic() + 5.0
-        self._feedback.remember(request_id, user_id=user_id, domain=domain)
+                self._claims_rest_until = time.monotonic() + CLAIMS_REST_S
+        self._know(request, domain)
+
+    def _know(self, request: RankRequest, domain: LiveDomain) -> None:
+        if request.request_id is not None:
+            self._feedback.remember(request.request_id, user_id=request.user_id, domain=domain.name)
 
     async def feedback(self, request: FeedbackRequest, key: ApiKey | None = None) -> FeedbackAnswer:
         """Keep feedback; the outbox brings it into the user's online history. It never waits ``FEEDBACK_S`` or more.
@@ -310,6 +345,7 @@ class Serving:
             registry=self.registry,
             features=self.features,
             lost_records=self.lost_records,
+            outbox=OutboxStatus(events=self._pusher.size.events, oldest_s=round(self._pusher.size.oldest_s, 1)),
             domains=domains,
         )
 
@@ -328,6 +364,10 @@ class Serving:
 
     def _log_predictions(self, answered: Sequence[Answered]) -> None:
         self._registry.log_predictions([row for one in answered for row in one.log_rows()])
+        self._metrics.lost(self.lost_records)
+
+    def _outbox_seen(self, size: OutboxSize) -> None:
+        self._metrics.outbox(size.events, size.oldest_s)
         self._metrics.lost(self.lost_records)
 
     def _swapped(self, snapshot: Snapshot) -> None:

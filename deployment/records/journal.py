@@ -12,15 +12,18 @@ from typing import Any, Generic, TypeVar
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_LONGEST_PAUSE_S = 2.0
 
 
 class Background(Generic[T]):
     """A bounded queue with one thread that hands its content on in batches.
 
-    A full queue or a batch that fails twice loses what it held, and counts it: no request waits for its own record.
+    No request waits for its own record. While whoever takes the batches is away, they wait here, and what finds no room
+    any more is lost; so is a batch that fails twice for another reason. Both are counted.
 
     Args:
         handle: takes a batch, oldest first.
+        away: the exceptions that say that it cannot take anything now.
         linger_s: how long a batch waits for more entries.
     """
 
@@ -29,12 +32,14 @@ class Background(Generic[T]):
         name: str,
         handle: Callable[[Sequence[T]], Any],
         *,
+        away: tuple[type[Exception], ...] = (),
         capacity: int = 20_000,
         batch: int = 500,
         linger_s: float = 0.2,
     ) -> None:
         self._name = name
         self._handle = handle
+        self._away = away
         self._queue: queue.Queue[T] = queue.Queue(maxsize=capacity)
         self._batch = batch
         self._linger_s = linger_s
@@ -79,15 +84,18 @@ class Background(Generic[T]):
             self._hand_on(held)
 
     def _hand_on(self, held: Sequence[T]) -> None:
-        for attempt in (1, 2):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 self._handle(held)
                 return
             except Exception as error:
-                if attempt == 2:
+                waits = isinstance(error, self._away) and not self._closing.is_set()
+                if attempt > 1 and not waits:
                     self._lose(len(held), f"{type(error).__name__}: {error}")
-                else:
-                    time.sleep(0.5)
+                    return
+            self._closing.wait(min(_LONGEST_PAUSE_S, 0.25 * 2**attempt))
 
     def _lose(self, count: int, reason: str) -> None:
         with self._lock:

@@ -30,6 +30,7 @@ class Metrics:
         collectors = _collectors()
         self._answers, self._faults = collectors["answers"], collectors["faults"]
         self._generation, self._lost = collectors["generation"], collectors["lost"]
+        self._waiting, self._waited = collectors["waiting"], collectors["waited"]
 
     def answered(self, domain: str, served_by: str, reason: str | None) -> None:
         """Count an answer by its fallback level."""
@@ -43,6 +44,11 @@ class Metrics:
     def lost(self, records: int) -> None:
         """Say how many predictions and pushes could not be kept so far."""
         self._lost.set(records)
+
+    def outbox(self, events: int, oldest_s: float) -> None:
+        """Say how much feedback waits for the online store, and for how long."""
+        self._waiting.set(events)
+        self._waited.set(oldest_s)
 
     @staticmethod
     def requested(path: str, method: str, status: int, seconds: float) -> None:
@@ -135,5 +141,11 @@ def _collectors() -> dict[str, Any]:
         "answers": Counter("graft_answers", "Rank answers by fallback level", ["domain", "served_by", "reason"]),
         "faults": Gauge("graft_version_faults", "Domains whose live version does not load", multiprocess_mode="max"),
         "generation": Gauge("graft_generation", "Registry generation that is loaded", multiprocess_mode="min"),
+        "waiting": Gauge(
+            "graft_outbox_events", "Feedback that waits for the online store", multiprocess_mode="mostrecent"
+        ),
+        "waited": Gauge(
+            "graft_outbox_oldest_seconds", "How long the oldest feedback has waited", multiprocess_mode="mostrecent"
+        ),
         "lost": Gauge("graft_lost_records", "Predictions and pushes not kept", multiprocess_mode="sum"),
     }

@@ -72,6 +72,7 @@ class Database:
         self.engine = _postgresql(self.url, wait_s) if self.is_postgresql else _sqlite(self.url, wait_s)
         _ENGINES.add(self.engine)
         self._writer = self.engine.execution_options(graft_writes=True)
+        self._hasty_writer = self.engine.execution_options(graft_writes=True, graft_hasty=True)
         # No read needs a snapshot: on PostgreSQL a transaction around it would be two more trips to the server.
         self._reader = (
             self.engine.execution_options(isolation_level="AUTOCOMMIT") if self.is_postgresql else self.engine
@@ -96,15 +97,21 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self, lock: Counter = "generation") -> Iterator[Connection]:
+    def write(self, lock: Counter | None = "generation", *, durable: bool = True) -> Iterator[Connection]:
         """One transaction, alone among those with the same lock; committed at the end, undone by an exception.
+
+        Args:
+            lock: None takes no turns, which on SQLite all writers do nevertheless.
+            durable: wait until the disk holds it; otherwise a power cut may lose it, but not the death of a process.
 
         Raises:
             RoleRefused: this is a view for reading.
         """
         self._refuse_if_read_only()
-        with self._writer.begin() as connection:
-            if self.is_postgresql:
+        with (self._writer if durable else self._hasty_writer).begin() as connection:
+            if self.is_postgresql and not durable:
+                connection.execute(text("SET LOCAL synchronous_commit = off"))
+            if self.is_postgresql and lock is not None:
                 connection.execute(text("SELECT value FROM counters WHERE name = :name FOR UPDATE"), {"name": lock})
             yield connection
             # What would go into a file that was replaced meanwhile must not be acknowledged.
@@ -264,16 +271,21 @@ def _sqlite(url: URL, wait_s: float) -> Engine:
         connection.isolation_level = None  # the driver must not begin transactions on its own: see `begin`
         connection.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
         _write_ahead(connection, wait_s)
-        connection.execute("PRAGMA synchronous = FULL")  # what was acknowledged survives a power cut too
         connection.execute("PRAGMA foreign_keys = ON")
 
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        # A deferred transaction that reads first and writes later fails at once when another wrote in between.
-        writes = connection.get_execution_options().get("graft_writes")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
+    event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    if not options.get("graft_writes"):
+        connection.exec_driver_sql("BEGIN")
+        return
+    # With FULL, what was acknowledged survives a power cut too.
+    connection.exec_driver_sql(f"PRAGMA synchronous = {'NORMAL' if options.get('graft_hasty') else 'FULL'}")
+    # A deferred transaction that reads first and writes later fails at once when another wrote in between.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _in_file(url: URL) -> bool:

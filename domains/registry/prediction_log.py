@@ -8,7 +8,6 @@ is taken.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,22 +16,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from domains.errors import Conflict, InvalidData
 from domains.registry.database import Verbs, advance, finite, in_utc, now
+from domains.registry.request_ids import Asked, asked_under, holders, portions, told_under
 from domains.registry.tables import domains, feedback, outbox, predictions
-
-_ROWS_PER_LOOKUP = 500
+from domains.registry.tables import request_ids as claims
 
 
 class FeedbackConflict(Conflict):
     """It contradicts what the log holds; ``details["field"]`` names the field of the request."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Who asked for a ranking, in which domain and when."""
-
-    domain: str
-    user_id: str
-    at: datetime
 
 
 class PredictionLog(Verbs):
@@ -52,7 +42,7 @@ class PredictionLog(Verbs):
             checked = _checked(rows, predictions, ("request_id", "domain", "user_id", "item_id"))
             with self._database.write(lock="feedback") as connection:
                 first = {
-                    name: (one.domain, one.user_id) for name, one in _answered(connection, _requests(checked)).items()
+                    name: (one.domain, one.user_id) for name, one in holders(connection, _requests(checked)).items()
                 }
                 for row in checked:
                     first.setdefault(row["request_id"], (row["domain"], row["user_id"]))
@@ -60,6 +50,8 @@ class PredictionLog(Verbs):
                 if checked:
                     _insert_new(connection, predictions, checked)
                     _release_waiting(connection, checked)
+                    for some in portions(_requests(checked)):
+                        connection.execute(delete(claims).where(claims.c.request_id.in_(some)))
 
     def log_feedback(self, rows: Sequence[Mapping[str, Any]], *, push: bool = False) -> int:
         """Add feedback that is new by (request_id, item_id, action) and count the new rows.
@@ -87,9 +79,10 @@ class PredictionLog(Verbs):
         ]
         checked = _checked(named, feedback, ("request_id", "item_id", "action"))
         with self._database.write(lock="feedback") as connection:
-            known = _answered(connection, _requests(checked))
+            known = asked_under(connection, _requests(checked))
+            held_by = told_under(connection, _requests(checked)) | known
             for row in checked:
-                _join(row, known.get(row["request_id"]))
+                _join(row, held_by.get(row["request_id"]))
             last = advance(connection, "feedback", by=len(checked))
             for position, row in enumerate(checked):
                 # Taken under the lock that is held until the commit, so ids become visible in their order.
@@ -111,23 +104,18 @@ class PredictionLog(Verbs):
                 connection.execute(
                     insert(outbox),
                     [
-                        {name: row[name] for name in ("domain", "user_id", "item_id", "action", "value", "at")}
-                        | {"ranked": bool(rows[position].get("ranked")) or row["request_id"] in known}
+                        {name: row[name] for name in ("id", "domain", "user_id", "item_id", "action", "value", "at")}
+                        | {"ranked": bool(rows[position].get("ranked")) or row["request_id"] in known, "since": now()}
                         for position, row in zip(new, added, strict=True)
                     ],
                 )
             return len(added)
 
-    def answered(self, request_ids: set[str]) -> dict[str, Asked]:
-        """The domain, the user and the time of each of these requests that the log holds."""
-        with self._database.read() as connection:
-            return _answered(connection, request_ids)
-
     def feedback(self, domain: str, after_id: int = 0, limit: int = 10_000) -> list[dict[str, Any]]:
         """Feedback of a domain with the score, position, model_version and served_by of its prediction, oldest first,
         from after ``after_id``: page with the last ``id``."""
         columns = [predictions.c[name] for name in ("score", "position", "model_version", "served_by")]
-        same = and_(feedback.c.request_id == predictions.c.request_id, feedback.c.item_id == predictions.c.item_id)
+        same = and_(*(feedback.c[name] == predictions.c[name] for name in ("request_id", "item_id", "user_id")))
         chosen = select(feedback, *columns).select_from(feedback.outerjoin(predictions, same))
         chosen = chosen.where(feedback.c.domain == domain, feedback.c.id > after_id)
         with self._database.read() as connection:
@@ -226,7 +214,7 @@ def _release_waiting(connection: Connection, answers: list[dict[str, Any]]) -> N
 def _waiting(connection: Connection, request_ids: set[str]) -> list[Row[Any]]:
     """Feedback to these requests that has no id yet."""
     rows: list[Row[Any]] = []
-    for some in _portions(request_ids):
+    for some in portions(request_ids):
         waits = feedback.c.request_id.in_(some) & feedback.c.id.is_(None)
         rows += connection.execute(select(feedback).where(waits)).all()
     return rows
@@ -245,7 +233,7 @@ def _join(row: dict[str, Any], asked: Asked | None) -> None:
     for name in ("user_id", "domain") if asked is not None else ():
         mine = getattr(asked, name)
         if row[name] is not None and row[name] != mine:
-            raise FeedbackConflict(f"{name}: the ranking {row['request_id']!r} has another {name}", field=name)
+            raise FeedbackConflict(f"{name}: the request {row['request_id']!r} has another {name}", field=name)
         row[name] = mine
 
 
@@ -258,21 +246,6 @@ def _held_values(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> d
         for held in connection.execute(select(*key, feedback.c.value).where(tuple_(*key).in_(some))):
             found[(held.request_id, held.item_id, held.action)] = held.value
     return found
-
-
-def _answered(connection: Connection, request_ids: set[str]) -> dict[str, Asked]:
-    columns = (predictions.c.request_id, predictions.c.domain, predictions.c.user_id, predictions.c.at)
-    found: dict[str, Asked] = {}
-    for some in _portions(request_ids):
-        chosen = select(*columns).where(predictions.c.request_id.in_(some)).distinct()
-        for row in connection.execute(chosen):
-            found[row.request_id] = Asked(row.domain, row.user_id, row.at)
-    return found
-
-
-def _portions(request_ids: set[str]) -> Iterable[list[str]]:
-    ordered = sorted(request_ids)
-    return (ordered[start : start + _ROWS_PER_LOOKUP] for start in range(0, len(ordered), _ROWS_PER_LOOKUP))
 
 
 def _delete_older(connection: Connection, domain: str | None, before: datetime, *, limit: int) -> int:

@@ -19,6 +19,7 @@ from domains.registry.key_verbs import KeyVerbs
 from domains.registry.outbox import Outbox
 from domains.registry.prediction_log import PredictionLog
 from domains.registry.records import Domain, Live, Promotion, Run, Version, note
+from domains.registry.request_ids import RequestIds
 from domains.registry.retention_verbs import RetentionVerbs
 from domains.registry.run_verbs import RunVerbs
 from domains.registry.tables import audit
@@ -30,7 +31,9 @@ __all__ = ["Domain", "Live", "Promotion", "Registry", "Run", "Version"]
 _GENERATION = text("SELECT value FROM counters WHERE name = 'generation'")
 
 
-class Registry(DomainVerbs, RunVerbs, VersionVerbs, KeyVerbs, UserVerbs, PredictionLog, Outbox, RetentionVerbs):
+class Registry(
+    DomainVerbs, RunVerbs, VersionVerbs, KeyVerbs, UserVerbs, PredictionLog, RequestIds, Outbox, RetentionVerbs
+):
     """The registry in the database at ``url``; threads may share one, processes each build their own.
 
     Args:

@@ -210,11 +210,22 @@ feedback = Table(
     Index("ix_feedback_domain_id", "domain", "id"),
 )
 
+# Who asks under an id that the caller chose, until the predictions of the request are written down.
+request_ids = Table(
+    "request_ids",
+    METADATA,
+    Column("request_id", String(200), primary_key=True),
+    Column("domain", String(48), nullable=False),
+    Column("user_id", String(400), nullable=False),
+    Column("at", UtcTime, nullable=False, index=True),
+)
+
 # Written in the transaction that keeps the feedback, deleted once the online store holds the event: short at all times.
 outbox = Table(
     "outbox",
     METADATA,
-    Column("id", RowNumber, primary_key=True, autoincrement=True),
+    # Of the feedback; so what is below the lowest id has reached the online store.
+    Column("id", RowNumber, primary_key=True),
     Column("domain", String(48), nullable=False),
     Column("user_id", String(400), nullable=False),
     Column("item_id", String(400), nullable=False),
@@ -223,6 +234,5 @@ outbox = Table(
     Column("at", UtcTime, nullable=False),
     # Whether a ranking of this user is on record that the event answers.
     Column("ranked", Boolean, nullable=False),
-    # Until then one process is at it; a process that died leaves it to the others.
-    Column("claimed_until", UtcTime, nullable=True),
+    Column("since", UtcTime, nullable=False),
 )

@@ -22,6 +22,7 @@ WAIT_S = 2.0
 LITTLE_ROOM = 0.05
 """Share of the disk under which its room is a fault."""
 WAITING_MANY = 1_000
+WAITING_LONG_S = 60.0
 COLLECTED_WITHIN_S = 3 * 3600.0
 
 
@@ -58,7 +59,7 @@ def _registry(settings: Settings) -> Iterator[Part]:
     try:
         domains, runs = registry.domains(), registry.unfinished_runs()
         live = {pointer.domain for pointer in registry.lives()}
-        waiting = registry.unpushed()
+        outbox = registry.outbox_size()
     except (SQLAlchemyError, OSError) as fault:
         yield Part("registry", _database_line(fault), well=False)
         return
@@ -72,7 +73,9 @@ def _registry(settings: Settings) -> Iterator[Part]:
         registry.close()
     answering = sum(domain.name in live for domain in domains)
     yield Part("domains", f"{len(domains)} domains, {answering} with a live version, {len(runs)} runs in progress")
-    yield Part("outbox", f"{waiting:,} events of feedback wait for the online store", well=waiting < WAITING_MANY)
+    says = f"{outbox.events:,} events of feedback wait for the online store"
+    says += f", the oldest for {outbox.oldest_s:.0f} s" if outbox.events else ""
+    yield Part("outbox", says, well=outbox.events < WAITING_MANY and outbox.oldest_s < WAITING_LONG_S)
 
 
 def _service(settings: Settings) -> Iterator[Part]:
