@@ -20,18 +20,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic import model_validator as rule
 
 from domains.errors import InvalidSpec
+from domains.spec_features import Place, feature_problems, vouched_problems
 from domains.spec_yaml import Lines, dump_yaml, parse_yaml, read_page, sentence
 
 NAME = re.compile(r"[a-z][a-z0-9-]{1,47}")
 RESERVED_NAMES = frozenset({"all", "backbone", "default", "items", "new", "none", "null", "unknown", "users"})
 """Names that mean something else in addresses, folders or commands."""
-RESERVED_FEATURES = frozenset(
-    {
-        *("user_id", "item_id", "user", "item", "time_us", "label", "raw_label"),
-        *("action", "domain", "event_timestamp", "created"),
-    }
-)
-"""Columns that validated events and the feature store own; a feature of the same name would overwrite one."""
 LONGEST_HISTORY = 2000
 MOST_PROBLEMS = 20
 """Problems of one spec that are told at once."""
@@ -77,8 +71,6 @@ def _cron(expression: str) -> str:
     return expression
 
 
-Place = tuple[str | int, ...]
-"""Where a field is: keys and list positions from the top."""
 Text = Annotated[str, AfterValidator(_printable)]
 Name = Annotated[str, AfterValidator(_domain_name)]
 Whole = Annotated[int, Strict()]
@@ -169,6 +161,10 @@ class Gate(_Declared):
     |predicted / clicks - 1|, for ratings |bias| over their standard deviation."""
     cold_share: Number = Field(default=0.2, gt=0, lt=1)
     """Share of the users with source history that is held out as cold."""
+    known_at_request: dict[Text, Text] = Field(default_factory=dict)
+    """Features that tell the label beyond what is plausible and yet are known when a request comes, and how somebody
+    knows that: name (of another domain's users file ``DOMAIN.NAME``, of histories ``source history``) -> reason. Such
+    a feature holds every launch until it stands here."""
 
 
 class DomainSpec(_Declared):
@@ -332,23 +328,13 @@ def _column_problems(spec: DomainSpec) -> Iterator[tuple[Place, str]]:
         roles.setdefault(column.lower(), role)
     if columns.time is None and columns.time_unit != "auto":
         yield ("interactions", "time_unit"), "says how to read a time column, and none is named"
-    yield from _feature_problems(("interactions", "context"), columns.context, roles)
+    entities = [entity.features for entity in (spec.items, spec.users) if entity is not None]
+    features = {name for named in (*entities, columns.context) for name in named}
+    yield from vouched_problems(spec.gate.known_at_request, features)
+    yield from feature_problems(("interactions", "context"), columns.context, roles)
     for table, declared in (("items", spec.items), ("users", spec.users)):
         if declared is not None:
-            yield from _feature_problems((table, "features"), declared.features, {declared.id.lower(): "id"})
-
-
-def _feature_problems(place: Place, features: Features, roles: Mapping[str, str]) -> Iterator[tuple[Place, str]]:
-    seen: dict[str, str] = {}
-    for name in features:
-        folded = name.lower()
-        if folded in roles:
-            yield (*place, name), f"is the {roles[folded]} column, so it cannot also be a feature"
-        elif folded in RESERVED_FEATURES:
-            yield (*place, name), "is a column that Graft writes itself; rename the feature"
-        if folded in seen:
-            yield (*place, name), f"differs from {seen[folded]!r} only in case"
-        seen[folded] = name
+            yield from feature_problems((table, "features"), declared.features, {declared.id.lower(): "id"})
 
 
 def _explained(fault: ValidationError) -> Iterator[tuple[Place, str]]:

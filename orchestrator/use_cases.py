@@ -81,6 +81,21 @@ def register(spec: DomainSpec, *, registry: Registry, by: str) -> Domain:
     return registry.register_domain(spec, by=by)
 
 
+def vouch(name: str, feature: str, *, why: str, registry: Registry, by: str) -> Domain:
+    """Say that a feature which tells the label too well is known when a request comes; the next launch takes it.
+
+    The words stand in the domain's spec (``gate.known_at_request``), and who said them in the audit log.
+
+    Raises:
+        UnknownDomain: no such domain.
+        InvalidSpec: the domain has no such feature, or ``why`` is empty.
+    """
+    declared = registry.domain(name).spec.model_dump(mode="json", exclude_unset=True)
+    gate = declared.setdefault("gate", {})
+    gate["known_at_request"] = {**gate.get("known_at_request", {}), feature: why}
+    return registry.update_spec(DomainSpec.from_mapping(declared), by=by)
+
+
 def ingest_data(
     name: str,
     *,

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from domains.events.domain_data import DomainData
+from domains.events.rehearsal import Rehearsal, rehearse
 from domains.spec import DomainSpec
 
 DAY_US = 86_400_000_000
@@ -86,7 +87,8 @@ class Readiness:
 
     ``missing`` says what blocks a launch and ``notes`` what a person should know, each a sentence.
     ``users_with_history`` are the target's users with source events before their first in the target: those that can
-    be held out as cold. ``waiting_users`` have source events and none in the target: they are cold today.
+    be held out as cold; ``judging_users`` are those whom the launch's own split will judge on. ``waiting_users`` have
+    source events and none in the target: they are cold today.
     ``history_quantiles`` is how many source events all of these bring, keyed "10%" to "90%".
     """
 
@@ -101,6 +103,7 @@ class Readiness:
     waiting_users: int
     history_quantiles: dict[str, float]
     sources: list[SourceReadiness] = field(default_factory=list)
+    judging_users: int | None = None
 
     @property
     def ready(self) -> bool:
@@ -125,11 +128,19 @@ def assess(spec: DomainSpec, data_dir: Path, *, sources: Sequence[str] | None = 
     first_us = np.full(users, np.iinfo(np.int64).max)
     target = _observe(own, users, first_us, keep_first=True)
     observed = {name: _observe(data, users, first_us) for name, data in others.items()}
-    return judge(spec, target, observed)
+    if spec.role == "source" or not any(source.events for source in observed.values()):
+        return judge(spec, target, observed)
+    return judge(spec, target, observed, rehearsal=_rehearsed(spec, own, list(others.values()), users))
 
 
-def judge(spec: DomainSpec, target: Observed, sources: Mapping[str, Observed]) -> Readiness:
-    """The rule, on what was observed; every user array must have the same length."""
+def judge(
+    spec: DomainSpec, target: Observed, sources: Mapping[str, Observed], *, rehearsal: Rehearsal | None = None
+) -> Readiness:
+    """The rule, on what was observed; every user array must have the same length.
+
+    Args:
+        rehearsal: what a launch would find in the target's rows; without it the users with history are counted.
+    """
     filled = {name: source for name, source in sources.items() if source.events}
     prior = sum((source.prior_events for source in filled.values()), np.zeros_like(target.events_of_user))
     here, has_history = target.events_of_user > 0, prior > 0
@@ -139,9 +150,16 @@ def judge(spec: DomainSpec, target: Observed, sources: Mapping[str, Observed]) -
     assessed = [_source(name, source, target, here) for name, source in sources.items()]
 
     missing = [*_missing_labels(spec, target), *_missing_items(spec, target)]
-    if spec.role == "target":
+    if spec.role == "target" and rehearsal is None:
         missing += _missing_history(spec, filled, int(here.sum()), with_history)
-    notes = [*_data_notes(spec, target, int(here.sum())), *_history_notes(brought, waiting)]
+    # What holds of all rows is not said again of a part of them.
+    elif rehearsal is not None and rehearsal.missing and not missing:
+        missing += _missing_history(spec, filled, int(here.sum()), with_history) or rehearsal.missing
+    notes = [
+        *(rehearsal.notes if rehearsal else ()),
+        *_data_notes(spec, target, int(here.sum())),
+        *_history_notes(brought, waiting),
+    ]
     for source in assessed:
         notes += _source_notes(spec, source, target, sources[source.name])
     return Readiness(
@@ -161,6 +179,7 @@ def judge(spec: DomainSpec, target: Observed, sources: Mapping[str, Observed]) -
         if len(brought)
         else {},
         sources=assessed,
+        judging_users=None if rehearsal is None else rehearsal.cold_users,
     )
 
 
@@ -177,6 +196,10 @@ def stability_index(expected: np.ndarray, actual: np.ndarray) -> float:
 def _missing_labels(spec: DomainSpec, target: Observed) -> list[str]:
     if not target.events:
         return ["there are no interactions yet; ingest some"]
+    if spec.interactions.label is None and spec.role == "target":
+        return [
+            "each event is a positive, and a launch needs both labels; add rows of what was not chosen, and a label"
+        ]
     if spec.interactions.label is not None and np.count_nonzero(target.label_events) < 2:
         what = "ratings are the same" if spec.task == "rating" else "events have the same label"
         return [f"all {target.events:,} {what}, so there is nothing to tell apart"]
@@ -277,7 +300,7 @@ def _data_notes(spec: DomainSpec, target: Observed, users: int) -> Iterator[str]
             f"items, mean label {target.label_mean:.3f}"
         )
         if spec.interactions.label is None:
-            yield "each event is a positive; what was not chosen has to be drawn"
+            yield "each event is a positive"
     if spec.users is not None and spec.users.features and target.user_features is None:
         yield f"no users file was given, so the profile ({', '.join(spec.users.features)}) stays unknown"
     if spec.items is None:
@@ -313,6 +336,21 @@ def _source_notes(spec: DomainSpec, source: SourceReadiness, target: Observed, o
         days = (target.first_us - observed.last_us) // DAY_US
         notes.append(f"{source.name}: its last event is {days} days older than this domain's first")
     return notes
+
+
+def _rehearsed(spec: DomainSpec, own: DomainData, sources: Sequence[DomainData], users: int) -> Rehearsal:
+    """The target's rows are read whole, as its launch does; of the sources only each user's first time is kept."""
+    first_source_us = np.full(users, np.iinfo(np.int64).max)
+    for data in sources:
+        for batch in data.event_batches(["user", "time_us"]):
+            user, time_us = batch.column("user").to_numpy(), batch.column("time_us").to_numpy()
+            seen = user < users
+            np.minimum.at(first_source_us, user[seen], time_us[seen])
+    if not own.event_files():
+        return Rehearsal()
+    rows = own.interactions(["user", "time_us", "label"])
+    user, time_us, label = (rows[name].to_numpy() for name in ("user", "time_us", "label"))
+    return rehearse(spec, user=user, time_us=time_us, label=label, first_source_us=first_source_us)
 
 
 def _observe(data: DomainData, users: int, first_us: np.ndarray, *, keep_first: bool = False) -> Observed:

@@ -14,11 +14,14 @@ import numpy as np
 
 from domains.errors import NotEnoughData
 from domains.events.histories import HistoryStore, LeakedFuture, splitmix64
+from domains.spec import DomainSpec
 
+SPLIT_SEED = 20_260_101
+"""One seed for every split of a domain: a user who is held out once is held out from every later version."""
+VALIDATION_SHARE = 0.1
+"""Share of a target's users, beside the cold ones, that is held out for choosing settings."""
 CUT_SHARE = 0.2
 """Share of a domain's rows, the latest, on which cold users are tested."""
-TELLING = 0.99
-"""A feature that orders labels this well (AUC), or explains this share of their variance, knows them."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ def time_forward(time_us: np.ndarray, *, validation_share: float, test_share: fl
     parts = (time_us < begin, (time_us >= begin) & (time_us < cut), time_us >= cut)
     train, validation, test = (np.flatnonzero(part) for part in parts)
     none = np.zeros(0, np.int64)
-    return _filled(Split(train, validation, test, none, int(cut)))
+    why = "all rows have one time" if np.ptp(time_us) == 0 else "too many rows have one time"
+    return _filled(Split(train, validation, test, none, int(cut)), train=why, validation=why, test=why)
 
 
 def cold_users(
@@ -93,12 +97,50 @@ def cold_users(
     cut: int | None = None
     before = after = np.ones(len(user), bool)
     if time_us is not None and len(user) and np.ptp(time_us) > 0:
-        cut = int(_cut(np.asarray(time_us, np.int64), CUT_SHARE))
+        time_us = np.asarray(time_us, np.int64)
+        cut = _cut(time_us, CUT_SHARE)
+        if cut == time_us.min():  # most rows have the first time of all: what comes after it is later
+            cut = int(time_us[time_us > cut].min())
         after = np.asarray(time_us) >= cut
         before = ~after
     train = np.flatnonzero(~np.isin(user, never_trained) & before)
     validation, test = np.flatnonzero(np.isin(user, held) & before), np.flatnonzero(np.isin(user, cold) & after)
-    return _filled(Split(train, validation, test, cold, cut, held))
+    earlier, later = (
+        ("", "") if cut is None else (" before the last fifth of the time", " in the last fifth of the time")
+    )
+    return _filled(
+        Split(train, validation, test, cold, cut, held),
+        train=f"no user who is not held out has one{earlier}",
+        validation=f"none of the {len(held)} users with source history who are held out to choose by has one{earlier}",
+        test=f"none of the {len(cold)} cold users, who have source history, has one{later}",
+    )
+
+
+def launch_split(
+    spec: DomainSpec,
+    *,
+    user: np.ndarray,
+    time_us: np.ndarray,
+    has_source_history: np.ndarray,
+    share: float | None = None,
+    seed: int = SPLIT_SEED,
+) -> Split:
+    """The split of a target that its launch uses and its readiness rehearses; arguments as of ``cold_users``.
+
+    Args:
+        share: overrides the gate's share of cold users.
+
+    Raises:
+        NotEnoughData: a part would be empty.
+    """
+    return cold_users(
+        user,
+        has_source_history,
+        time_us if spec.interactions.time is not None else None,
+        share=share or spec.gate.cold_share,
+        validation_share=VALIDATION_SHARE,
+        seed=seed,
+    )
 
 
 def scan_for_leaks(
@@ -107,8 +149,6 @@ def scan_for_leaks(
     item: np.ndarray,
     time_us: np.ndarray | None = None,
     *,
-    label: np.ndarray | None = None,
-    features: Mapping[str, np.ndarray] | None = None,
     now_us: int | None = None,
     histories: Mapping[str, tuple[HistoryStore, np.ndarray, np.ndarray]] | None = None,
     new_items: np.ndarray | None = None,
@@ -116,8 +156,7 @@ def scan_for_leaks(
     """Look for ways in which a test row could be known in training. Returns a sentence for each; empty is clean.
 
     Shapes:
-        user, item, time_us, label: (N,) over all rows that the split numbers
-        features:  name -> (N,) numbers or category codes, compared with ``label``
+        user, item, time_us: (N,) over all rows that the split numbers
         histories: name -> (store, start, stop), the windows that the rows read, each (N,); needs ``time_us``
         new_items: items of which it is said that training never saw them
     """
@@ -134,12 +173,6 @@ def scan_for_leaks(
                 store.check_windows(start, stop, time_us)
             except LeakedFuture as leak:
                 found.append(f"history {name!r}: {leak}")
-    if label is not None:
-        found += [
-            f"feature {name!r} knows the label: alone it tells {how}"
-            for name, values in (features or {}).items()
-            if (how := _tells(np.asarray(values), np.asarray(label)))
-        ]
     return found
 
 
@@ -182,34 +215,6 @@ def _time_leaks(split: Split, time_us: np.ndarray, now_us: int | None) -> list[s
     return found
 
 
-def _tells(values: np.ndarray, label: np.ndarray) -> str | None:
-    """How well a feature alone gives the label, where that is too well."""
-    filled = np.isfinite(values) if values.dtype.kind == "f" else np.ones(len(values), bool)
-    values, label = values[filled], np.asarray(label, np.float64)[filled]
-    if len(values) < 20 or np.ptp(label) == 0:
-        return None
-    codes, counts = np.unique(values, return_inverse=True, return_counts=True)[1:]
-    codes = codes.ravel()
-    # Small groups explain labels by chance: the share is corrected for their number.
-    if 1 < len(counts) < len(values) / 2:
-        means = np.bincount(codes, label) / counts
-        left = ((label - means[codes]) ** 2).sum() / (len(label) - len(counts))
-        explained = 1 - left / label.var(ddof=1)
-        if explained > TELLING:
-            return f"{explained:.1%} of the labels' variance"
-    if values.dtype.kind in "fiu":
-        ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
-        rank_sums = np.bincount(codes, ranks) / counts
-        ranked = rank_sums[codes]
-        high = label > np.median(label) if len(np.unique(label)) > 2 else label == label.max()
-        positives, negatives = int(high.sum()), int((~high).sum())
-        if positives and negatives:
-            area = (ranked[high].sum() - positives * (positives - 1) / 2) / (positives * negatives)
-            if max(area, 1 - area) > TELLING:
-                return f"positives from negatives with AUC {max(area, 1 - area):.3f}"
-    return None
-
-
 def _cut(time_us: np.ndarray, share: float) -> int:
     """The time from which on about ``share`` of the rows lie."""
     if not len(time_us):
@@ -228,8 +233,8 @@ def _check_shares(*shares: float) -> None:
         raise ValueError(f"shares must lie between 0 and 1 and leave rows to train on, not {shares}")
 
 
-def _filled(split: Split) -> Split:
+def _filled(split: Split, **why: str) -> Split:
     for name, rows in (("train", split.train), ("validation", split.validation), ("test", split.test)):
         if not len(rows):
-            raise NotEnoughData(f"the split leaves no rows for {name}", part=name)
+            raise NotEnoughData(f"the split leaves no rows for {name}: {why[name]}", part=name)
     return split

@@ -149,6 +149,7 @@ DOMAINS_COMMANDS: dict[str, Callable[..., None]] = {
     "pause": domain.pause,
     "resume": domain.resume,
     "retire": domain.retire,
+    "vouch": domain.vouch,
 }
 KEYS_COMMANDS: dict[str, Callable[..., None]] = {
     "add": keys.add,

@@ -13,14 +13,11 @@ import pyarrow.parquet as pq
 from domains.errors import NotEnoughData
 from domains.events.domain_data import DomainData
 from domains.events.histories import Histories
-from domains.events.splits import Split, cold_users, time_forward
+from domains.events.splits import SPLIT_SEED, Split, launch_split, time_forward
 from domains.registry.registry import Domain, Registry
 from orchestrator.data.batches import BatchBuilder, EventSource, Examples
 from orchestrator.data.encoding import FeatureEncoder, SourceRange, fit_domain_fields, fit_fields
 from orchestrator.settings import Settings
-
-SPLIT_SEED = 20_260_101
-"""One seed for every split of a domain: a user who is held out once is held out from every later version."""
 
 
 def has_data(domain: Domain) -> bool:
@@ -220,12 +217,12 @@ class Workspace:
         spec = self.domain(rows.domain).spec
         timed = spec.interactions.time is not None
         if spec.role == "target":
-            return cold_users(
-                rows.user,
-                self.history_length(rows, 1) > 0,
-                rows.time_us if timed else None,
-                share=self.cold_share or spec.gate.cold_share,
-                validation_share=0.1,
+            return launch_split(
+                spec,
+                user=rows.user,
+                time_us=rows.time_us,
+                has_source_history=self.history_length(rows, 1) > 0,
+                share=self.cold_share,
                 seed=self.split_seed,
             )
         if timed:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from domains.spec import Gate
-from orchestrator.evaluation.report import Comparison, Decision
+from orchestrator.evaluation.report import Comparison, Decision, Suspect
 from orchestrator.evaluation.rows import FREE, ROWS, Role, label
 
 STRONGEST = "strongest"
@@ -64,13 +64,18 @@ def decide(report: Comparison, gate: Gate) -> Decision:
         f"95% interval {gain.low:+.4f} to {gain.high:+.4f}"
     )
     stronger = [f"{label(name)}, {ROWS[name].remark}, would be better still {by}" for name, by in networks.items()]
-    return Decision(promote=True, verdict="ship", reasons=[won, *stronger])
+    vouched = [
+        f"{suspect.feature!r} tells the label, and is vouched for: {gate.known_at_request[suspect.feature]}"
+        for suspect in report.suspects
+    ]
+    return Decision(promote=True, verdict="ship", reasons=[won, *stronger, *vouched])
 
 
 def _evidence_faults(report: Comparison, gate: Gate) -> Iterator[str]:
     """Why the report cannot be trusted to decide."""
     if report.leaks:
         yield "the evaluation leaks: " + "; ".join(report.leaks)
+    yield from unvouched(report.suspects, gate)
     if report.cold_users < gate.minimum_cold_users:
         yield f"only {report.cold_users} cold users to judge on; the gate asks for {gate.minimum_cold_users}"
     if not report.certificate_ok:
@@ -78,6 +83,16 @@ def _evidence_faults(report: Comparison, gate: Gate) -> Iterator[str]:
     required = {baseline_of(report, gate), *report.required.baselines}
     for name in sorted(required - report.gain.keys()):
         yield f"the report has no row for the baseline {label(name)!r}"
+
+
+def unvouched(suspects: list[Suspect], gate: Gate) -> Iterator[str]:
+    """Features that tell the label beyond what is plausible and that nobody vouches for, each as a reason to wait."""
+    for suspect in suspects:
+        if suspect.feature not in gate.known_at_request:
+            yield (
+                f"feature {suspect.feature!r}: {suspect.why}; if it is known when a request comes, say how under "
+                "gate.known_at_request (graft domains vouch), else leave it out"
+            )
 
 
 def _gain_faults(report: Comparison, gate: Gate) -> Iterator[str]:

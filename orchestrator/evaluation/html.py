@@ -49,6 +49,7 @@ def render(version: Version, gate: Gate, forced: Promotion | None = None) -> str
         .render(
             version=version,
             report=report,
+            gate=gate,
             forced=forced,
             certificate=Certificate.of(version),
             verdict=VERDICTS[report.decision.verdict],

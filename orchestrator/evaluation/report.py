@@ -139,6 +139,13 @@ class Decision(Value):
     reasons: list[str]
 
 
+class Suspect(Value):
+    """A feature that tells the label beyond what is plausible, and how; ``feature`` is what one vouches for it by."""
+
+    feature: str
+    why: str
+
+
 class Comparison(Value):
     """A version against its baselines on users whom training never saw: all that the gate looks at.
 
@@ -164,6 +171,7 @@ class Comparison(Value):
     reliability: list[ReliabilityBin] | None
     leaks: list[str]
     leak_scan: list[str]
+    suspects: list[Suspect] = Field(default_factory=list)
     required: ComparisonPolicy
     seeds: dict[str, SeedInterval] = Field(default_factory=dict)
     baselines_over_seeds: dict[str, dict[str, SeedInterval]] = Field(default_factory=dict)

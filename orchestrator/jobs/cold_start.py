@@ -88,7 +88,7 @@ def compare_on_cold_users(launch: LaunchState) -> Comparison:
     cold, own = EvaluationRows.of(task, test), scores[SUBJECT]
     warm = EvaluationRows.of(task, rows.take(split.warm))
     masks = _segment_masks(launch, rows, test)
-    leaks, asked = leak_scan(launch, fresh.encoder, rows, new_items=test.item[masks["cold_item"]])
+    scanned = leak_scan(launch, fresh.encoder, rows, new_items=test.item[masks["cold_item"]])
     table, users, clicks = cold.table(scores), len(np.unique(test.user)), task == "ctr"
     segments = {
         "cold_user": Segment(examples=len(test), users=users, rows=table),
@@ -112,8 +112,9 @@ def compare_on_cold_users(launch: LaunchState) -> Comparison:
         pcoc=metrics.pcoc(test.label, own) if clicks else None,
         ece=metrics.ece(test.label, own) if clicks else None,
         reliability=reliability(test.label, own) if clicks else None,
-        leaks=leaks,
-        leak_scan=asked,
+        leaks=scanned.leaks,
+        leak_scan=scanned.asked,
+        suspects=scanned.suspects,
         required=launch.policy,
         **_over_seeds(launch, cold, scores),
         certificate_ok=certificate.ok,

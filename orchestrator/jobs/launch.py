@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from domains.errors import NoLiveVersion, NotEnoughData
+from domains.events.rehearsal import FEWEST_TRAINING_ROWS, too_little_to_learn
 from domains.events.splits import Split
 from domains.registry.registry import Domain, Version
 from models.ranker import adapters, checkpoint
@@ -48,7 +49,6 @@ from orchestrator.training.recipe import Recipe
 RETRAIN = "retrain"
 PROBE_ROWS = 256
 """Rows of each other domain whose predictions must stay bit-equal through a launch."""
-FEWEST_TRAINING_ROWS = 50
 
 
 def open_launch(context: RunContext) -> None:
@@ -285,7 +285,7 @@ def _recipe(context: RunContext, domain: Domain, backbone: Version, encoder: Fea
 
 def _check_training_rows(rows: Examples, split: Split, task: str) -> None:
     label = rows.label[split.train]
-    if len(label) < FEWEST_TRAINING_ROWS or (task == "ctr" and not 0 < label.mean() < 1):
+    if too_little_to_learn(task, label):
         raise NotEnoughData(
             f"domain {rows.domain!r} has {len(label)} training rows "
             f"with mean label {label.mean() if len(label) else float('nan'):.3f}; "

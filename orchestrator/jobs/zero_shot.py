@@ -13,10 +13,11 @@ from models.ranker.network import Ranker
 from orchestrator.data.dataset import Workspace, has_data
 from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.data.scoring import score_rows
-from orchestrator.evaluation.gate import row_of
+from orchestrator.evaluation.gate import row_of, unvouched
 from orchestrator.evaluation.measure import EvaluationRows
 from orchestrator.evaluation.plain_rows import plain_rows
 from orchestrator.evaluation.report import ColdStartReport, Decision, ZeroShotReport
+from orchestrator.jobs.leak_scan import declared_features, suspects
 from orchestrator.jobs.runner import RunContext
 from orchestrator.jobs.versions import attach_live, publish_version, set_live, zero_shot_slot
 from orchestrator.training.fit import EVALUATED_ROWS, sample
@@ -94,6 +95,9 @@ def judge(workspace: Workspace, ranker: Ranker, encoder: FeatureEncoder, slot: i
     if not cold.enough:
         why = f"{len(test)} rows of cold users are too few to judge on, or all have one label"
         return _held(gate.metric, baseline, users, len(test), why)
+    told = suspects(workspace, rows, split, list(declared_features(workspace, encoder, rows)))
+    if waiting := list(unvouched(told, gate)):
+        return _held(gate.metric, baseline, users, len(test), "; ".join(waiting))
     scores = plain_rows(task, train, test, (baseline,))
     scores["shared"] = score_rows(ranker, workspace.batch_builder(encoder, [domain.name]), test, slot)
     gain = cold.gain(gate.metric, scores["shared"], scores[baseline])

@@ -135,7 +135,8 @@ def scanned(market, launched):
         fresh, split = launch.fresh_slot(), vars(launch.split).copy()
         change(fresh.rows, split)
         launch.__dict__["split"] = LaunchSplit(**split)
-        return leak_scan(launch, fresh.encoder, fresh.rows, new_items=np.asarray(new_items, np.int64))[0]
+        found = leak_scan(launch, fresh.encoder, fresh.rows, new_items=np.asarray(new_items, np.int64))
+        return [*found.leaks, *(f"feature {suspect.feature!r}: {suspect.why}" for suspect in found.suspects)]
 
     return scan
 
@@ -156,11 +157,6 @@ def learn_from_after_the_cut(rows, split):
     split["train"] = np.r_[split["train"], split["warm"][:1]]
 
 
-def give_the_label_away(rows, split):
-    """A context feature that is the label in other words."""
-    rows.context[:, 0] = 1 + (rows.label > 0)
-
-
 def come_from_the_future(rows, split):
     """An event of the day after tomorrow."""
     rows.time_us[split["test"][-1]] = 4_000_000_000_000_000
@@ -172,7 +168,6 @@ def come_from_the_future(rows, split):
         (learn_from_the_test, "2 rows are in both train and test"),
         (learn_from_a_cold_user, "1 cold users have rows in train"),
         (learn_from_after_the_cut, "1 rows of train are at or after the cut"),
-        (give_the_label_away, "feature 'context device' knows the label"),
         (come_from_the_future, "1 rows lie in the future"),
     ],
 )

@@ -219,9 +219,12 @@ def _quality(report: ColdStartReport) -> None:
 
 
 def _leaks(report: ColdStartReport) -> None:
-    with st.expander(f"Leak scan: {'the evaluation leaks' if report.leaks else 'clean'}"):
+    found = "the evaluation leaks" if report.leaks else "features tell too much" if report.suspects else "clean"
+    with st.expander(f"Leak scan: {found}"):
         for leak in report.leaks:
             st.error(leak)
+        for suspect in report.suspects:
+            st.warning(f"`{suspect.feature}`: {suspect.why}")
         st.markdown("Checked:\n" + "\n".join(f"- {check}" for check in report.leak_scan))
 
 

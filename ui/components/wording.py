@@ -264,6 +264,10 @@ def gate(spec: DomainSpec) -> str:
         f"A version goes live only if its {METRICS[rule.metric].label} on at least {rule.minimum_cold_users} held-out "
         f"cold users beats **{row(rule.baseline)}** with 95% certainty, and its predictions are off by "
         f"at most {rule.maximum_prediction_bias:.0%} on average."
+        + "".join(
+            f"\n\n`{name}` tells the label and is vouched for as known when a request comes: {why}"
+            for name, why in rule.known_at_request.items()
+        )
     )
 
 

@@ -98,6 +98,16 @@ class TestAccepted:
         built = DomainSpec(name="books", role="source", task="rating", owner="us", interactions=rating, gate=Gate())
         assert built.gate.metric == "mae"
 
+    def test_one_vouches_for_features_by_their_names_alone(self) -> None:
+        """Words for a feature that there is not would have no effect; other domains' and histories' are allowed."""
+        gate = {"price": "on the page", "source history": "read before", "shop.age": "asked at sign-up"}
+        declared = DomainSpec.from_yaml(PAGE).model_dump(mode="json", exclude_unset=True)
+        held = DomainSpec.from_mapping({**declared, "gate": {"known_at_request": gate}})
+        assert held.gate.known_at_request == gate
+        with pytest.raises(InvalidSpec, match="no feature that this spec declares") as refused:
+            DomainSpec.from_mapping({**declared, "gate": {"known_at_request": {"prize": "a slip"}}})
+        assert refused.value.details["problems"][0]["field"] == "gate.known_at_request.prize"
+
     def test_clicks_can_be_made_of_ratings(self) -> None:
         spec = DomainSpec.from_yaml(changed("label_range: [0, 1]", "label_range: [1, 5]\n  positive_above: 3"))
         assert spec.interactions.positive_above == 3

@@ -12,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from domains.errors import NotEnoughData
 from domains.events.readiness import Observed, Readiness, assess, judge, stability_index
+from domains.events.rehearsal import rehearse
+from domains.events.splits import SPLIT_SEED, cold_users
 from domains.ingestion.ingest import ingest
 from domains.simulation.simulator import SimulatorConfig, simulate
 from domains.spec import DomainSpec
@@ -116,12 +119,14 @@ def test_ratings_are_judged_as_ratings() -> None:
     assert "all 400 ratings are the same" in _judged(equal, interactions=columns, **rating).missing[0]
 
 
-def test_events_without_labels_are_all_positives_and_do_not_block() -> None:
-    """A log of views has one label by nature; negatives are drawn."""
+def test_events_without_labels_block_a_target_and_not_a_source() -> None:
+    """A log of views has one label by nature: histories are made of it, and nothing to tell apart."""
     all_positive = replace(TARGET, label=np.array([1.0]), label_events=np.array([400]))
-    found = _judged(all_positive, interactions={"user": "user_id", "item": "item_id", "time": "ts"})
+    unlabelled = {"interactions": {"user": "user_id", "item": "item_id", "time": "ts"}}
+    assert "each event is a positive" in _judged(all_positive, **unlabelled).missing[0]
+    found = judge(_spec(role="source", sources=[], gate={}, **unlabelled), all_positive, {})
     assert found.ready
-    assert any("each event is a positive" in note for note in found.notes)
+    assert "each event is a positive" in found.notes
 
 
 def test_a_source_needs_data_but_no_source_of_its_own() -> None:
@@ -217,3 +222,81 @@ def test_a_spec_that_names_no_source_borrows_from_those_there_are(tmp_path: Path
     for spec, expected in ((open_to_all, ["video", "shop"]), (named, ["shop"])):
         found = assess(spec, tmp_path / "data", sources=["video", "shop"])
         assert [source.name for source in found.sources] == expected
+
+
+DAY_US = 86_400_000_000
+
+
+@st.composite
+def _rows(draw: st.DrawFn) -> dict:
+    """Rows of a target and the first times of users in its sources, from sound to hopeless."""
+    random = np.random.default_rng(draw(st.integers(0, 2**31)))
+    users, rows = draw(st.integers(2, 400)), draw(st.integers(1, 1_500))
+    user = random.integers(1, users + 1, rows)
+    days = draw(st.sampled_from([0, 1, 3, 60]))
+    time_us = 1_700_000_000_000_000 + (random.integers(0, days + 1, rows) * DAY_US if days else np.zeros(rows, int))
+    if draw(st.booleans()):  # users come for a while and leave
+        time_us = time_us + user * DAY_US
+    label = (random.random(rows) < draw(st.sampled_from([0.0, 0.02, 0.3, 1.0]))).astype(float)
+    if draw(st.booleans()):  # clicks first, then what was not clicked
+        label = (time_us <= np.quantile(time_us, draw(st.sampled_from([0.5, 0.8])))).astype(float)
+    known = random.random(users + 1) < draw(st.sampled_from([0.0, 0.3, 1.0]))
+    first = np.where(known, draw(st.sampled_from([0, 1_700_000_000_000_000 + 10 * DAY_US])), np.iinfo(np.int64).max)
+    return {"user": user, "time_us": time_us, "label": label, "first_source_us": first}
+
+
+@given(_rows(), st.sampled_from([1, 5, 30]), st.sampled_from([0.1, 0.2, 0.6]), st.booleans())
+def test_what_is_called_ready_can_be_split_taught_and_judged(
+    rows: dict, fewest: int, share: float, timed: bool
+) -> None:
+    """A rehearsal that finds nothing missing is never followed by "only so many cold users", nor by one label."""
+    columns = {"user": "u", "item": "i", "label": "y", **({"time": "t"} if timed else {})}
+    spec = _spec(interactions=columns, gate={"minimum_cold_users": fewest, "cold_share": share})
+    found = rehearse(spec, **rows)
+    try:
+        split = cold_users(
+            rows["user"],
+            rows["first_source_us"][rows["user"]] < rows["time_us"],
+            rows["time_us"] if timed else None,
+            share=share,
+            validation_share=0.1,
+            seed=SPLIT_SEED,
+        )
+    except NotEnoughData as fault:
+        said = str(fault)
+    else:
+        said = None
+    if said is not None:
+        assert found.missing == [said]
+        return
+    judging = np.intersect1d(rows["user"][split.test], split.cold_users)
+    assert found.cold_users == len(judging)
+    launches = len(split.train) >= 50 and np.ptp(rows["label"][split.train]) > 0
+    decides = len(judging) >= fewest and np.ptp(rows["label"][split.test]) > 0
+    assert (found.missing == []) == (launches and decides)
+
+
+def test_a_rehearsal_says_what_is_missing() -> None:
+    """Users who leave before the last fifth of the time, labels in order, one time for all."""
+    random = np.random.default_rng(0)
+    user = np.sort(random.integers(1, 400, 4_000))
+    rows = {
+        "user": user,
+        "time_us": 1_700_000_000_000_000 + np.arange(4_000) * DAY_US,
+        "label": (random.random(4_000) < 0.3).astype(float),
+        "first_source_us": np.zeros(401, np.int64),
+    }
+    leaving = rehearse(_spec(), **rows)
+    assert "cold users would judge" in leaving.missing[0]
+    assert "the gate asks for 30" in leaving.missing[0]
+    ordered = rehearse(_spec(), **{**rows, "user": random.permutation(user), "label": np.repeat([1.0, 0.0], 2_000)})
+    assert any("cold users who would judge have label 0" in sentence for sentence in ordered.missing)
+    at_once = rehearse(_spec(), **{**rows, "time_us": np.full(4_000, 1_700_000_000_000_000)})
+    assert at_once.missing == []
+    assert "one time" in at_once.notes[0]
+    never = rehearse(_spec(), **{**rows, "first_source_us": np.full(401, np.iinfo(np.int64).max)})
+    assert "of the 0 users with source history" in never.missing[0]
+    by_user = _spec(gate={"metric": "gauc"})
+    mixed = random.permutation(user)
+    one_each = rehearse(by_user, **{**rows, "user": mixed, "label": (mixed % 3 == 0).astype(float)})
+    assert any("gauc is not defined" in sentence for sentence in one_each.missing)

@@ -53,6 +53,18 @@ def test_anything_less_is_held_with_its_reason(a_report, change, word):
     assert any(word in reason for reason in decision.reasons)
 
 
+def test_a_feature_that_tells_too_much_holds_until_somebody_vouches_for_it(a_report):
+    """It is named with the field to fill in; what a person says of it stands among the reasons to ship."""
+    report = a_report(suspects=[{"feature": "dwell", "why": "alone it tells positives from negatives with AUC 0.950"}])
+    held = decide(report, POPULARITY)
+    assert held.verdict == "hold"
+    assert any("'dwell'" in reason and "gate.known_at_request" in reason for reason in held.reasons)
+    vouched = POPULARITY.model_copy(update={"known_at_request": {"dwell": "a forecast, made before the page"}})
+    shipped = decide(report, vouched)
+    assert shipped.promote
+    assert any("a forecast, made before the page" in reason for reason in shipped.reasons)
+
+
 def test_all_reasons_are_given_at_once(a_report):
     """A team fixes everything in one go, not one refusal at a time."""
     assert len(decide(a_report(cold_users=1, prediction_bias=2.0), POPULARITY).reasons) == 2
