@@ -60,6 +60,23 @@ def time_forward(time_us: np.ndarray, *, validation_share: float, test_share: fl
     return _filled(Split(train, validation, test, none, int(cut)), train=why, validation=why, test=why)
 
 
+def without_time(user: np.ndarray, item: np.ndarray, *, validation_share: float, test_share: float, seed: int) -> Split:
+    """Rows of a source that knows no time, drawn by who did what, so that rows that are added move no others.
+
+    Raises:
+        NotEnoughData: a part would be empty.
+    """
+    _check_shares(validation_share, test_share)
+    who = splitmix64(np.asarray(user, np.uint64)) ^ np.asarray(item, np.uint64)
+    place = splitmix64(_drawn(who, seed)) / 2.0**64
+    held = validation_share + test_share
+    parts = (place >= held, place < validation_share, (place >= validation_share) & (place < held))
+    train, validation, test = (np.flatnonzero(part) for part in parts)
+    why = "there are too few rows"
+    none = np.zeros(0, np.int64)
+    return _filled(Split(train, validation, test, none, None), train=why, validation=why, test=why)
+
+
 def cold_users(
     user: np.ndarray,
     has_source_history: np.ndarray,
@@ -88,9 +105,7 @@ def cold_users(
     _check_shares(share, validation_share)
     user = np.asarray(user, np.int64)
     everybody = np.unique(user[user > 0])
-    place = _drawn(everybody, seed) / 2.0**64
-    is_hidden = place < share
-    is_kept = ~is_hidden & (place < share + (1 - share) * validation_share)
+    is_hidden, is_kept = held_out(everybody, share=share, validation_share=validation_share, seed=seed)
     has_history = np.isin(everybody, user[np.asarray(has_source_history, bool)])
     cold, held = everybody[is_hidden & has_history], everybody[is_kept & has_history]
     never_trained = everybody[is_hidden | is_kept]
@@ -114,6 +129,13 @@ def cold_users(
         validation=f"none of the {len(held)} users with source history who are held out to choose by has one{earlier}",
         test=f"none of the {len(cold)} cold users, who have source history, has one{later}",
     )
+
+
+def held_out(user: np.ndarray, *, share: float, validation_share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which users, (U,), such a draw hides for the test, and which for choosing settings; (U,) bool each."""
+    place = _drawn(user, seed) / 2.0**64
+    is_hidden = place < share
+    return is_hidden, ~is_hidden & (place < share + (1 - share) * validation_share)
 
 
 def launch_split(

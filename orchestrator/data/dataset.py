@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from domains.errors import NotEnoughData
 from domains.events.domain_data import DomainData
 from domains.events.histories import Histories
-from domains.events.splits import SPLIT_SEED, Split, launch_split, time_forward
+from domains.events.splits import SPLIT_SEED, Split, launch_split, time_forward, without_time
 from domains.registry.registry import Domain, Registry
 from orchestrator.data.batches import BatchBuilder, EventSource, Examples
 from orchestrator.data.encoding import FeatureEncoder, SourceRange, fit_domain_fields, fit_fields
@@ -227,11 +227,4 @@ class Workspace:
             )
         if timed:
             return time_forward(rows.time_us, validation_share=0.05, test_share=0.10)
-        held_out = np.random.default_rng(self.split_seed).random(len(rows))
-        return Split(
-            train=np.flatnonzero(held_out >= 0.15),
-            validation=np.flatnonzero(held_out < 0.05),
-            test=np.flatnonzero((held_out >= 0.05) & (held_out < 0.15)),
-            cold_users=np.zeros(0, np.int64),
-            cut_us=None,
-        )
+        return without_time(rows.user, rows.item, validation_share=0.05, test_share=0.10, seed=self.split_seed)

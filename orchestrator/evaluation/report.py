@@ -146,6 +146,21 @@ class Suspect(Value):
     why: str
 
 
+class SplitDraw(Value):
+    """How the cold users of a launch were drawn, so that later ones can tell who they were.
+
+    ``users`` and ``digest`` are the number of users known then and a hash of their ids in order: a user's number, by
+    which it is drawn, is the place there.
+    """
+
+    seed: int
+    share: float
+    validation_share: float
+    cut_us: int | None
+    users: int
+    digest: str
+
+
 class Comparison(Value):
     """A version against its baselines on users whom training never saw: all that the gate looks at.
 
@@ -172,6 +187,7 @@ class Comparison(Value):
     leaks: list[str]
     leak_scan: list[str]
     suspects: list[Suspect] = Field(default_factory=list)
+    drawn: SplitDraw | None = None
     required: ComparisonPolicy
     seeds: dict[str, SeedInterval] = Field(default_factory=dict)
     baselines_over_seeds: dict[str, dict[str, SeedInterval]] = Field(default_factory=dict)

@@ -32,6 +32,7 @@ from orchestrator.evaluation.report import (
     Segment,
     SharedReport,
 )
+from orchestrator.jobs.across_versions import draw_of
 from orchestrator.jobs.launch_state import (
     CERTIFICATE,
     FINE_TUNED,
@@ -115,6 +116,7 @@ def compare_on_cold_users(launch: LaunchState) -> Comparison:
         leaks=scanned.leaks,
         leak_scan=scanned.asked,
         suspects=scanned.suspects,
+        drawn=draw_of(launch.workspace, launch.name, split.cut_us),
         required=launch.policy,
         **_over_seeds(launch, cold, scores),
         certificate_ok=certificate.ok,

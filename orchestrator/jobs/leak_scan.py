@@ -17,6 +17,7 @@ from orchestrator.data.dataset import Workspace
 from orchestrator.data.encoding import FeatureEncoder
 from orchestrator.evaluation.report import Suspect
 from orchestrator.evaluation.telling import Feature, JudgedRows, suspicions
+from orchestrator.jobs.across_versions import crossings, earlier_draws
 from orchestrator.jobs.launch_state import LaunchState
 from orchestrator.values import Value
 
@@ -49,6 +50,8 @@ def leak_scan(launch: LaunchState, encoder: FeatureEncoder, rows: Examples, *, n
         f"features ({named or 'there are none'}): does one tell the label beyond what is plausible, by its change "
         "since the row before, or as an aggregate that holds the rows it is judged on?",
     ]
+    earlier = earlier_draws(launch.context.registry, launch.name)
+    asked.append(f"{len(earlier)} earlier versions: is a user on whom one was judged trained on now?")
     windows = {}
     if launch.timed:
         windows = _windows(launch.workspace, encoder, rows)
@@ -65,6 +68,7 @@ def leak_scan(launch: LaunchState, encoder: FeatureEncoder, rows: Examples, *, n
         histories=windows,
         new_items=new_items,
     )
+    found += crossings(launch.workspace, rows, split, earlier)
     return LeakScan(leaks=found, suspects=suspects(launch.workspace, rows, split, features), asked=asked)
 
 

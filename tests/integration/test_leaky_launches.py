@@ -116,3 +116,23 @@ def test_an_items_file_with_averages_over_all_rows_holds_the_launch(market, leak
 def test_the_same_domain_without_such_columns_is_not_blamed(market):
     """Neither its own features nor what is read of histories."""
     assert launch(market, "live").suspects == []
+
+
+def test_users_who_were_cold_once_are_not_trained_on_later(market):
+    """A smaller share of cold users makes some of an earlier version's learn: the launch waits and says why."""
+    _, registry = market
+    first = launch(market, "live")
+    assert first.leaks == []
+    spec = registry.domain("live").spec
+    registry.update_spec(changed_gate(spec, cold_share=0.1), by="test")
+    smaller = launch(market, "live")
+    assert any("held out as cold from version" in leak and "gate.cold_share to 0.2" in leak for leak in smaller.leaks)
+    assert smaller.decision.verdict != "ship"
+    registry.update_spec(changed_gate(spec, cold_share=0.3), by="test")
+    assert launch(market, "live").leaks == []
+
+
+def changed_gate(spec, **changes):
+    """The spec with another gate."""
+    declared = spec.model_dump(mode="json", exclude_unset=True)
+    return DomainSpec.from_mapping({**declared, "gate": {**declared["gate"], **changes}})

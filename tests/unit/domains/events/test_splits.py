@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from domains.errors import NotEnoughData
 from domains.events.histories import HistoryStore
-from domains.events.splits import cold_users, scan_for_leaks, time_forward
+from domains.events.splits import cold_users, scan_for_leaks, time_forward, without_time
 
 
 def rows(count=2000, users=100, seed=0):
@@ -150,3 +150,14 @@ def test_a_history_that_holds_the_future_is_named(tmp_path):
         "2000 of 2000 windows"
         in scan_for_leaks(split, user, item, time_us, histories={"source": (store, start, stop + 1)})[0]
     )
+
+
+def test_rows_without_time_keep_their_side_when_others_arrive():
+    """Each is drawn by who did what, not by where it stands."""
+    user, item, *_ = rows()
+    split = without_time(user, item, validation_share=0.05, test_share=0.1, seed=3)
+    held = {(user[row], item[row]) for row in split.test}
+    assert 0.05 < len(split.test) / len(user) < 0.15
+    more, other = np.r_[np.arange(1, 900), user], np.r_[np.arange(1, 900) % 7, item]
+    again = without_time(more, other, validation_share=0.05, test_share=0.1, seed=3)
+    assert not held & {(more[row], other[row]) for row in np.r_[again.train, again.validation]}
