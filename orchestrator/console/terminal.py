@@ -234,7 +234,7 @@ def readiness(domain: str, found: Readiness) -> None:
 def preview(report: PreviewReport) -> None:
     """What a preview found of the sources and of the data still needed."""
     table(
-        f"{report.domain}: drop in {report.metric} that each source brings, on {report.evaluation_users:,} users and "
+        f"{report.domain}: drop in {report.error} that each source brings, on {report.evaluation_users:,} users and "
         f"{report.evaluation_rows:,} rows (95 % intervals over runs and users)",
         ["source", "alone", "beside the others", "verdict"],
         (
@@ -246,7 +246,7 @@ def preview(report: PreviewReport) -> None:
     say(f"all of them together: {_interval(report.together, signed=True)}")
     curve = report.curve
     table(
-        f"{report.metric} on growing shares of its rows",
+        f"{report.error} on growing shares of its rows",
         ["rows", *(row_label(model) for model in curve.errors)],
         (
             [f"{rows:,.0f}", *(_interval(errors[point]) for errors in curve.errors.values())]

@@ -8,16 +8,19 @@ solves for a and b. What the draws disagree about is the interval.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from models.intervals import Interval
+from models.metrics import Metric, under_user_weights
 from orchestrator.evaluation.preview_report import ForecastCheck, RowsNeeded
 
 EXPONENTS = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.25])
 FAR = 100.0
 """Data beyond this multiple of what there is counts as out of reach."""
+DRAWS_AT_ONCE = 100
+"""Draws that are measured together: each holds a number for every row."""
 BOUNDS = (0.025, 0.5, 0.975)
 
 
@@ -39,27 +42,60 @@ def user_weights(fold: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Curves:
-    """Errors of models at growing data.
+class Judged:
+    """Rows that models are measured on by one metric.
 
-    ``rows`` (P,) are training rows, ``sums[model]`` (U, P) summed row losses of each user, ``counts`` (U,) and ``fold``
-    (U,) each user's evaluation rows and fold. ``root`` takes the root of the mean, as RMSE does.
+    Shapes (N rows, U users): ``label`` (N,); ``person`` (N,) each row's user; ``fold`` (U,) each user's fold.
     """
 
-    rows: np.ndarray
-    sums: Mapping[str, np.ndarray]
-    counts: np.ndarray
+    metric: Metric
+    label: np.ndarray
+    person: np.ndarray
     fold: np.ndarray
-    root: bool = False
 
-    def errors(self, model: str, weight: np.ndarray) -> np.ndarray:
-        """Errors in each draw, (draws, P); ``weight`` (draws, U)."""
-        mean = (weight @ self.sums[model]) / (weight @ self.counts)[:, None]
-        return np.sqrt(mean) if self.root else mean
+    def errors(self, score: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """The metric of each column of ``score`` (N, P) under user weights (draws, U), as (draws, P); lower is better.
+
+        A metric of which more is better is taken from 1. It is one of order, and each fold was scored by a network of
+        its own: rows are put in order within a fold, and folds count by their rows.
+        """
+        if not self.metric.greater_is_better:
+            return self._values(score, weight, np.arange(len(self.fold)))[0]
+        parts = [self._values(score, weight, np.flatnonzero(self.fold == number)) for number in np.unique(self.fold)]
+        known = [np.isfinite(value) * rows[:, None] for value, rows in parts]
+        total = sum(np.nan_to_num(value) * rows for (value, _), rows in zip(parts, known, strict=True))
+        return 1 - np.divide(total, sum(known), out=np.full(np.shape(total), np.nan), where=np.asarray(sum(known)) > 0)
+
+    def _values(self, score: np.ndarray, weight: np.ndarray, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The metric of some users' rows, (draws, P), and how many rows each draw has of them, (draws,)."""
+        at = np.isin(self.person, users)
+        code, weight = np.searchsorted(users, self.person[at]), weight[:, users]
+        columns = [under_user_weights(self.metric, self.label[at], column[at], code) for column in score.T]
+        begin = range(0, len(weight), DRAWS_AT_ONCE)
+        values = [np.stack([column(weight[first : first + DRAWS_AT_ONCE]) for column in columns], 1) for first in begin]
+        return np.concatenate(values), weight @ np.bincount(code, minlength=len(users))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Scores of models at growing data: ``rows`` (P,) are training rows, ``scores[model]`` (N, P)."""
+
+    rows: np.ndarray
+    scores: Mapping[str, np.ndarray]
+    judged: Judged
+    _drawn: dict[tuple[str, int, int], np.ndarray] = field(default_factory=dict, compare=False)
+
+    def errors(self, model: str, *, draws: int, seed: int) -> np.ndarray:
+        """Errors in each draw of users, (draws, P)."""
+        key = (model, draws, seed)
+        if key not in self._drawn:
+            weight = user_weights(self.judged.fold, draws=draws, seed=seed)
+            self._drawn[key] = self.judged.errors(self.scores[model], weight)
+        return self._drawn[key]
 
     def over_all(self, model: str) -> np.ndarray:
         """Errors over all users, (P,)."""
-        return self.errors(model, np.ones((1, len(self.counts))))[0]
+        return self.judged.errors(self.scores[model], np.ones((1, len(self.judged.fold))))[0]
 
 
 def power_laws(rows: np.ndarray, errors: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -91,11 +127,12 @@ def gains(
 
     ``points`` fits only the first so many, as if the rest were still to come.
     """
-    weight = user_weights(curves.fold, draws=draws, seed=seed)
     points = len(curves.rows) if points is None else points
     forecast = []
     for number, name in enumerate((baseline, model)):
-        a, b, c = power_laws(curves.rows[:points], curves.errors(name, weight)[:, :points], seed=seed + number)
+        a, b, c = power_laws(
+            curves.rows[:points], curves.errors(name, draws=draws, seed=seed)[:, :points], seed=seed + number
+        )
         forecast.append(a[:, None] + b[:, None] * np.asarray(at, np.float64)[None] ** -c[:, None])
     return forecast[0] - forecast[1]
 

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from domains.registry.records import Run
 from models.intervals import Interval
+from models.metrics import METRICS
 from orchestrator.values import Value
 
 Verdict = Literal["borrow", "do not borrow", "no clear gain"]
@@ -84,9 +85,16 @@ class PreviewReport(SourceValues, DataForecast):
     data: str
     made_at: str
     run: str
+    """What the domain's gate measures by; errors are those of it that are lower where the model is better."""
     evaluation_rows: int
     evaluation_users: int
     folds: int
+
+    @property
+    def error(self) -> str:
+        """The error in words: the metric, or 1 less it where more of it is better."""
+        metric = METRICS[self.metric]
+        return f"1 - {metric.label}" if metric.greater_is_better else metric.label
 
     @classmethod
     def of(cls, run: Run) -> Self:

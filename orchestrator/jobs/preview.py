@@ -25,6 +25,7 @@ from orchestrator.evaluation.preview_report import (
     SourceValues,
     Verdict,
 )
+from orchestrator.evaluation.rows import FREE
 from orchestrator.jobs.data_steps import GATHER
 from orchestrator.jobs.runner import RESULT, RunContext, Step
 from orchestrator.jobs.short_runs import OnShare, ShortRuns, Size
@@ -50,7 +51,7 @@ def forecast_data(context: RunContext) -> None:
         **dict(context.result_of(FORECAST, DataForecast)),
         domain=runs.name,
         task=runs.task,
-        metric="rmse" if runs.task == "rating" else "logloss",
+        metric=runs.judged.metric.name,
         data=DomainData(context.settings.data_dir, runs.name).version,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         run=context.run_id,
@@ -74,17 +75,20 @@ def source_values(runs: ShortRuns, *, on_progress: OnShare) -> SourceValues:
     wanted = {frozenset(), everyone} | {frozenset([name]) for name in runs.sources}
     wanted |= {everyone - {name} for name in runs.sources}
     sets = sorted(wanted, key=lambda chosen: (len(chosen), sorted(chosen)))
-    losses = runs.losses_with(sets, on_progress)
-    weight = user_weights(runs.fold_of_users, draws=DRAWS, seed=runs.size.seed)
+    scores = np.stack(list(runs.scores_with(sets, on_progress).values()), 1)
+    judged = runs.judged
+    weight = user_weights(judged.fold, draws=DRAWS, seed=runs.size.seed)
+    over_all = dict(zip(sets, judged.errors(scores, np.ones((1, len(judged.fold))))[0], strict=True))
+    drawn = dict(zip(sets, judged.errors(scores, weight).T, strict=True))
 
     def gain(without: frozenset[str], with_it: frozenset[str]) -> Interval:
-        return _difference(runs, losses[without], losses[with_it], weight)
+        return _interval(over_all[without] - over_all[with_it], drawn[without] - drawn[with_it])
 
     sources = []
     for name in runs.sources:
         alone, beside = gain(frozenset(), frozenset([name])), gain(everyone - {name}, everyone)
         sources.append(PreviewedSource(name=name, alone=alone, beside=beside, verdict=verdict(alone, beside)))
-    best = min(sets, key=lambda chosen: float(losses[chosen].mean()))
+    best = min(sets, key=lambda chosen: over_all[chosen])
     return SourceValues(sources=sources, together=gain(frozenset(), everyone), best=sorted(best))
 
 
@@ -92,15 +96,16 @@ def data_forecast(runs: ShortRuns, *, on_progress: OnShare) -> DataForecast:
     """Errors of adapter and plain rows on growing shares of the data, and how much more is needed."""
     sources = [name for name in runs.workspace.domain(runs.name).spec.sources if name in runs.sources]
     sources = sources or list(runs.sources)
-    plain = ["item_mean"] if runs.task == "rating" else ["popularity", "item_mean"]
+    plain = [*([] if runs.task == "rating" else ["popularity"]), *FREE]
     curves = runs.learning_curves(sources, plain, on_progress)
-    weight = user_weights(curves.fold, draws=DRAWS, seed=runs.size.seed)
     errors = {
         model: [
             _interval(value, drawn)
-            for value, drawn in zip(curves.over_all(model), curves.errors(model, weight).T, strict=True)
+            for value, drawn in zip(
+                curves.over_all(model), curves.errors(model, draws=DRAWS, seed=runs.size.seed).T, strict=True
+            )
         ]
-        for model in curves.sums
+        for model in curves.scores
     }
     checks = backtest(curves, "adapter", plain)
     return DataForecast(
@@ -138,16 +143,7 @@ def _short_runs(context: RunContext) -> ShortRuns:
     return ShortRuns(workspace, context.domain, sources, Size(**context.params))
 
 
-def _difference(runs: ShortRuns, without: np.ndarray, with_it: np.ndarray, weight: np.ndarray) -> Interval:
-    """Error without less error with, over all rows, and its interval over folds and users."""
-    sums = runs.by_user(np.stack([without, with_it], 1))
-    mean = (weight @ sums) / (weight @ np.bincount(runs.person, minlength=len(runs.users)))[:, None]
-    value = np.array([without.mean(), with_it.mean()])
-    if runs.task == "rating":
-        mean, value = np.sqrt(mean), np.sqrt(value)
-    return _interval(value[0] - value[1], mean[:, 0] - mean[:, 1])
-
-
 def _interval(value: float, drawn: np.ndarray) -> Interval:
-    low, high = np.quantile(drawn, (BOUNDS[0], BOUNDS[-1]))
+    known = drawn[np.isfinite(drawn)]
+    low, high = np.quantile(known, (BOUNDS[0], BOUNDS[-1])) if len(known) else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
 from domains.errors import NotEnoughData
-from models.metrics import row_losses
+from domains.events.splits import Split
+from models.metrics import METRICS
 from models.ranker.network import Ranker
 from models.ranker.wide_part import RatingWide
 from models.training import loop
@@ -20,8 +22,9 @@ from orchestrator.data.batches import BatchBuilder, DomainBatchSampler, EventSou
 from orchestrator.data.dataset import Workspace
 from orchestrator.data.scoring import score_rows
 from orchestrator.data.target_encoding import fit_target_encoding, leave_one_out
-from orchestrator.evaluation.learning_curve import Curves
-from orchestrator.evaluation.plain_rows import PLAIN_ROWS
+from orchestrator.evaluation.declared import declared_columns, regression
+from orchestrator.evaluation.learning_curve import Curves, Judged
+from orchestrator.evaluation.plain_rows import item_user_bias, plain_rows
 from orchestrator.training.fine_tune import fit_adapter
 from orchestrator.training.fit import (
     add_domain,
@@ -96,7 +99,8 @@ class ShortRuns:
         everything = workspace.examples(self.encoder, name)
         split = workspace.split(everything)
         learnable = np.sort(np.r_[split.train, split.validation])
-        self.rows = _sample(everything.take(learnable), size.target_rows, size.seed)
+        self._place = learnable[_sampled(len(learnable), size.target_rows, size.seed)]
+        self.rows = everything.take(self._place)
         self.users, self.person = np.unique(self.rows.user, return_inverse=True)
         if len(self.rows) < FEWEST_ROWS or len(self.users) < FEWEST_USERS:
             raise NotEnoughData(
@@ -109,73 +113,82 @@ class ShortRuns:
         self._user_codes = workspace.user_codes(self.encoder)
         self._item_codes = {slot: workspace.item_codes(self.encoder, slot) for slot in slots}
 
-    @property
-    def fold_of_users(self) -> np.ndarray:
-        """Each user's fold, (U,)."""
+    @cached_property
+    def judged(self) -> Judged:
+        """The rows with the metric of the domain's gate."""
         fold = np.zeros(len(self.users), np.int64)
         fold[self.person] = self.fold
-        return fold
+        metric = METRICS[self.workspace.domain(self.name).spec.gate.metric]
+        return Judged(metric, self.rows.label.astype(np.float64), self.person, fold)
 
-    def by_user(self, losses: np.ndarray) -> np.ndarray:
-        """Sums of row losses (N, P) by user, (U, P)."""
-        return np.stack([np.bincount(self.person, column, minlength=len(self.users)) for column in losses.T], 1)
-
-    def losses_with(self, sets: list[frozenset[str]], on_progress: OnShare) -> dict[frozenset[str], np.ndarray]:
-        """Losses of all rows, (N,), of networks that learn from the domain and from each set of sources."""
-        losses = {chosen: np.zeros(len(self.rows)) for chosen in sets}
+    def scores_with(self, sets: list[frozenset[str]], on_progress: OnShare) -> dict[frozenset[str], np.ndarray]:
+        """Scores of all rows, (N,), by networks that learn from the domain and from each set of sources."""
+        scores = {chosen: np.zeros(len(self.rows)) for chosen in sets}
         done = 0
         for fold in range(self.size.folds):
             train, choosing, held = self._parts(fold)
+            own = self.rows.take(train), self.rows.take(choosing)
             for chosen in sets:
-                ranker, batch_builder = self._run(chosen, fold, (train, choosing))
-                losses[chosen][held] = self._losses(ranker, batch_builder, self.rows.take(held), self._slot(self.name))
+                ranker, batch_builder = self._run(chosen, fold, own)
+                slot = self._slot(self.name)
+                scores[chosen][held] = score_rows(ranker, batch_builder, self.rows.take(held), slot)
                 done += 1
                 on_progress(done / (len(sets) * self.size.folds))
-        return losses
+        return scores
 
     def learning_curves(self, chosen: list[str], plain: list[str], on_progress: OnShare) -> Curves:
-        """Losses of adapters and plain rows that learn from growing shares of the domain's users."""
+        """Scores of adapters and plain rows that learn from growing shares of the domain's users."""
         shares = [share for share in SHARES if share * len(self.rows) / 2 >= FEWEST_IN_A_SHARE]
-        losses = {model: np.zeros((len(self.rows), len(shares))) for model in ("adapter", *plain)}
+        scores = {model: np.zeros((len(self.rows), len(shares))) for model in ("adapter", *plain)}
         learned = np.zeros((self.size.folds, len(shares)))
         for fold in range(self.size.folds):
             train, choosing, held = self._parts(fold)
             rows = self.rows.take(held)
             ranker, batch_builder = self._run(chosen, fold)
             for point, share in enumerate(shares):
-                some, some_choosing = self._share_of(train, share), self._share_of(choosing, share)
+                part = Split(self._share_of(train, share), self._share_of(choosing, share), held, self.users[:0], None)
+                some, stopping = self.rows.take(part.train), self.rows.take(part.validation)
                 learned[fold, point] = len(some)
                 slot = add_domain(ranker, self.workspace, self.encoder, self.name)
-                fit_adapter(ranker, slot, self.size.recipe(self.task), batch_builder, some, validation=some_choosing)
-                losses["adapter"][held, point] = self._losses(ranker, batch_builder, rows, slot)
-                # The plain rows need no early stopping, so they learn from those rows as well.
-                item, label = (np.r_[getattr(some, part), getattr(some_choosing, part)] for part in ("item", "label"))
+                fit_adapter(ranker, slot, self.size.recipe(self.task), batch_builder, some, validation=stopping)
+                scores["adapter"][held, point] = score_rows(ranker, batch_builder, rows, slot)
                 for name in plain:
-                    score = PLAIN_ROWS[name](item, label, rows.item)
-                    losses[name][held, point] = row_losses(self.task, rows.label, score)
+                    scores[name][held, point] = self._plain(name, part)
                 on_progress((fold * len(shares) + point + 1) / (self.size.folds * len(shares)))
-        return Curves(
-            rows=learned.mean(0),
-            sums={model: self.by_user(lost) for model, lost in losses.items()},
-            counts=np.bincount(self.person, minlength=len(self.users)).astype(np.float64),
-            fold=self.fold_of_users,
-            root=self.task == "rating",
-        )
+        return Curves(rows=learned.mean(0), scores=scores, judged=self.judged)
+
+    def _plain(self, name: str, part: Split) -> np.ndarray:
+        """What a plain row of a launch's table scores the test rows of a part."""
+        held = self.rows.take(part.test)
+        if name == "declared_columns":
+            return regression(self.task, self._declared, self.rows.label, part)[part.test]
+        # The other plain rows need no early stopping, so they learn from those rows as well.
+        known = self.rows.take(np.r_[part.train, part.validation])
+        if name == "item_user_bias":
+            return item_user_bias(self.task, known, held)
+        return plain_rows(self.task, known, held, (name,))[name]
+
+    @cached_property
+    def _declared(self) -> dict[str, np.ndarray]:
+        """Codes of the declared columns, (N,) each."""
+        columns, _ = declared_columns(self.workspace, self.name)
+        return {name: codes[self._place] for name, codes in columns.items()}
 
     def _slot(self, name: str) -> int:
         return self.encoder.slots.index(name)
 
-    def _parts(self, fold: int) -> tuple[Examples, Examples, np.ndarray]:
-        """Rows to learn from, rows to stop by, and positions of the rows to evaluate; no user is in two of them."""
+    def _parts(self, fold: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Positions of rows to learn from, to stop by and to evaluate; no user is in two of them."""
         rest = self.fold != fold
         choosing = rest & (self._order // self.size.folds % 8 == 0)
-        return self.rows.take(rest & ~choosing), self.rows.take(choosing), np.flatnonzero(~rest)
+        return np.flatnonzero(rest & ~choosing), np.flatnonzero(choosing), np.flatnonzero(~rest)
 
-    def _share_of(self, rows: Examples, share: float) -> Examples:
-        """Rows of a share of the users; a larger share holds every user of a smaller one."""
-        users = np.unique(rows.user)
+    def _share_of(self, place: np.ndarray, share: float) -> np.ndarray:
+        """Those positions that belong to a share of the users; a larger share holds every user of a smaller one."""
+        user = self.rows.user[place]
+        users = np.unique(user)
         order = np.random.default_rng(self.size.seed + 1).permutation(users)
-        return rows.take(np.isin(rows.user, order[: max(2, round(share * len(users)))]))
+        return place[np.isin(user, order[: max(2, round(share * len(users)))])]
 
     def _run(
         self, wanted: Iterable[str], fold: int, own: tuple[Examples, Examples] | None = None
@@ -250,12 +263,12 @@ class ShortRuns:
     def _items(self, name: str) -> int:
         return len(self.workspace.data(name).item_vocabulary)
 
-    def _losses(self, ranker: Ranker, batch_builder: BatchBuilder, rows: Examples, slot: int) -> np.ndarray:
-        return row_losses(self.task, rows.label, score_rows(ranker, batch_builder, rows, slot))
-
 
 def _sample(rows: Examples, most: int, seed: int) -> Examples:
     """At most so many rows, in their order."""
-    if len(rows) <= most:
-        return rows
-    return rows.take(np.sort(np.random.default_rng(seed).permutation(len(rows))[:most]))
+    return rows.take(_sampled(len(rows), most, seed))
+
+
+def _sampled(rows: int, most: int, seed: int) -> np.ndarray:
+    """Positions of at most so many of the rows, ascending."""
+    return np.arange(rows) if rows <= most else np.sort(np.random.default_rng(seed).permutation(rows)[:most])

@@ -57,8 +57,10 @@ def test_a_preview_values_every_source_and_forecasts_before_anything_is_trained(
             assert gain.low <= gain.high
     rows = found.curve.rows
     assert rows == sorted(rows)
-    assert set(found.curve.errors) == {"adapter", "popularity", "item_mean"}
-    assert set(found.needed) == {"popularity", "item_mean"}
+    plain = {"popularity", "item_mean", "item_user_bias", "declared_columns"}
+    assert found.metric == registry.domain("live").spec.gate.metric
+    assert set(found.curve.errors) == {"adapter", *plain}
+    assert set(found.needed) == plain
     assert found.backtest.held <= found.backtest.of
     assert use_cases.latest_preview("live", registry=registry) == found
     terminal.preview(found)

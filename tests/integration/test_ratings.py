@@ -59,20 +59,21 @@ def market(tmp_path_factory) -> tuple[Settings, Registry]:
     return settings, registry
 
 
-def test_a_preview_of_ratings_values_sources_by_their_rmse_and_says_how_often_it_held(market, capsys):
+def test_a_preview_of_ratings_values_sources_by_the_gates_metric_and_says_how_often_it_held(market, capsys):
     """Users who are generous with books are so with music: the source is worth borrowing from."""
     settings, registry = market
     run = use_cases.run("preview", "music", params=SMALLEST, registry=registry, settings=settings, by="test")
     found = PreviewReport.of(run)
-    assert (found.task, found.metric) == ("rating", "rmse")
+    assert (found.task, found.metric) == ("rating", registry.domain("music").spec.gate.metric)
     (books,) = found.sources
     assert books.alone.value > 0
     assert books.verdict == "borrow"
-    assert set(found.curve.errors) == {"adapter", "item_mean"}
+    plain = {"item_mean", "item_user_bias", "declared_columns"}
+    assert set(found.curve.errors) == {"adapter", *plain}
     for errors in found.curve.errors.values():
         assert all(0.3 < error.value < 1.6 for error in errors)
         assert all(error.low <= error.value <= error.high for error in errors)
-    assert set(found.needed) == {"item_mean"}
+    assert set(found.needed) == plain
     test = found.backtest
     assert test.of == len(test.checks) > 0
     assert test.held == sum(check.held for check in test.checks)

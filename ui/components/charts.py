@@ -15,6 +15,7 @@ from orchestrator.values import Value
 from ui.components.wording import metric_name, row_name
 
 OWN, OTHER, BASELINE, BOUND = "#0f766e", "#94a3b8", "#d97706", "#7c3aed"
+MODELS = [OWN, BASELINE, OTHER, BOUND, "#2563eb"]
 KINDS = {"This version": OWN, "Gate's baseline": BASELINE, "Other baselines": OTHER, "Best reachable": BOUND}
 
 
@@ -80,7 +81,7 @@ def learning_curves(epochs: Sequence[Epoch]) -> list[alt.Chart]:
     return panels
 
 
-def errors_by_rows(curve: LearningCurve, metric: str) -> alt.LayerChart:
+def errors_by_rows(curve: LearningCurve, error: str) -> alt.LayerChart:
     """Errors of the adapter and of baselines on growing shares of the training rows, with intervals as bands."""
     table = pd.DataFrame(
         [
@@ -91,14 +92,14 @@ def errors_by_rows(curve: LearningCurve, metric: str) -> alt.LayerChart:
     )
     colour = alt.Color(
         "model:N",
-        scale=alt.Scale(domain=list(dict.fromkeys(table["model"])), range=[OWN, BASELINE, OTHER]),
+        scale=alt.Scale(domain=list(dict.fromkeys(table["model"])), range=MODELS),
         legend=alt.Legend(title=None, orient="bottom"),
     )
     across = alt.X("rows:Q", title="training rows", scale=alt.Scale(type="log"))
     base = alt.Chart(table).encode(x=across, color=colour)
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", scale=alt.Scale(zero=False)), y2="high:Q")
     line = base.mark_line(point=True).encode(
-        y=alt.Y("value:Q", title=f"{metric_name(metric)} (lower is better)", scale=alt.Scale(zero=False)),
+        y=alt.Y("value:Q", title=f"{error} (lower is better)", scale=alt.Scale(zero=False)),
         tooltip=["model:N", *(alt.Tooltip(f"{part}:Q", format=".4f") for part in ("value", "low", "high"))],
     )
     return (band + line).properties(height=280)

@@ -48,7 +48,7 @@ def _start(domain: Domain) -> None:
 def _summary(report: PreviewReport) -> str:
     return (
         f"Made on {report.made_at[:10]}, on {report.evaluation_users:,} users, each measured by a run that was not "
-        f"trained on them. All sources together lower the {wording.METRICS[report.metric].label} by "
+        f"trained on them. All sources together lower {report.error} by "
         f"**{wording.gain(report.together)}**."
     )
 
@@ -80,7 +80,7 @@ def _data_needed(report: PreviewReport) -> None:
             f"Tested on smaller shares: {test.held} of {test.of} forecast intervals contained what was then measured."
         )
     with st.expander("Error by number of training rows"):
-        st.altair_chart(charts.errors_by_rows(report.curve, report.metric), width="stretch")
+        st.altair_chart(charts.errors_by_rows(report.curve, report.error), width="stretch")
 
 
 def _rows(rows: float | None, fewest: float) -> str:

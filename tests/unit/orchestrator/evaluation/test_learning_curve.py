@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from orchestrator.evaluation.learning_curve import FAR, Curves, backtest, gains, rows_needed, user_weights
+from models.metrics import METRICS
+from orchestrator.evaluation.learning_curve import FAR, Curves, Judged, backtest, gains, rows_needed, user_weights
 
 ROWS = np.array([500.0, 1_000.0, 2_000.0, 3_500.0, 5_000.0])
 
@@ -11,13 +12,15 @@ ROWS = np.array([500.0, 1_000.0, 2_000.0, 3_500.0, 5_000.0])
 def planted(*, adapter=(0.50, 1.5, 0.5), baseline=(0.55, 0.2, 0.5), users=400, noise=0.02, seed=0) -> Curves:
     """Errors a + b n^-c of an adapter and a baseline, seen by users who differ, in four folds."""
     random = np.random.default_rng(seed)
-    counts = random.integers(5, 20, users).astype(float)
+    counts = random.integers(5, 20, users)
     user = random.normal(0, 0.1, (users, 1))
 
-    def sums(a: float, b: float, c: float) -> np.ndarray:
-        return counts[:, None] * (a + b * ROWS**-c + user + random.normal(0, noise, (users, len(ROWS))))
+    def scores(a: float, b: float, c: float) -> np.ndarray:
+        return np.repeat(a + b * ROWS**-c + user + random.normal(0, noise, (users, len(ROWS))), counts, axis=0)
 
-    return Curves(ROWS, {"adapter": sums(*adapter), "baseline": sums(*baseline)}, counts, np.arange(users) % 4)
+    person = np.repeat(np.arange(users), counts)
+    judged = Judged(METRICS["mae"], np.zeros(len(person)), person, np.arange(users) % 4)
+    return Curves(ROWS, {"adapter": scores(*adapter), "baseline": scores(*baseline)}, judged)
 
 
 def test_folds_are_drawn_as_wholes_and_users_within_them():
@@ -68,6 +71,23 @@ def test_forecasts_of_planted_curves_hold_about_as_often_as_they_say():
 
 
 def test_ratings_are_told_by_the_root_of_the_mean():
-    """RMSE, not the mean square."""
-    curves = Curves(ROWS[:1], {"adapter": np.array([[8.0], [8.0]])}, np.array([2.0, 2.0]), np.array([0, 1]), root=True)
-    assert curves.over_all("adapter") == pytest.approx([2.0])
+    """RMSE, not the mean square, where the gate measures by it."""
+    judged = Judged(METRICS["rmse"], np.zeros(4), np.array([0, 0, 1, 1]), np.array([0, 1]))
+    assert Curves(ROWS[:1], {"adapter": np.full((4, 1), 2.0)}, judged).over_all("adapter") == pytest.approx([2.0])
+
+
+@pytest.mark.parametrize("metric", ["auc", "gauc"])
+def test_an_order_is_measured_within_each_fold_and_taken_from_one(metric):
+    """Two folds were scored by networks of their own, one of which scores everything higher."""
+    random = np.random.default_rng(0)
+    label, person = (random.random(4_000) < 0.4).astype(float), random.integers(0, 80, 4_000)
+    fold = np.arange(80) % 2
+    score = label + random.normal(0, 1, 4_000)
+    judged = Judged(METRICS[metric], label, person, fold)
+    (error,) = judged.errors(np.stack([score + 9 * fold[person]], 1), np.ones((1, 80)))[0]
+    parts = [METRICS[metric](label[at], score[at], person[at]) for at in (fold[person] == 0, fold[person] == 1)]
+    assert error == pytest.approx(1 - np.average(parts, weights=np.bincount(fold[person])))
+    drawn = judged.errors(np.stack([score, -score], 1), user_weights(fold, draws=200, seed=0))
+    assert drawn.shape == (200, 2)
+    assert np.quantile(drawn[:, 0], 0.025) < 1 - METRICS[metric](label, score, person) < np.quantile(drawn[:, 0], 0.975)
+    assert (drawn[:, 0] < drawn[:, 1]).all()
