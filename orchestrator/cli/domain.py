@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -179,4 +180,7 @@ def _gate(version: Version, *, forced: bool) -> str:
 
 
 def _metrics(version: Version) -> str:
-    return ", ".join(f"{name} {measured.value:.4f}" for name, measured in metrics_of(version).items())
+    return ", ".join(
+        f"{name} {'not defined' if math.isnan(measured.value) else f'{measured.value:.4f}'}"
+        for name, measured in metrics_of(version).items()
+    )

@@ -83,6 +83,9 @@ def _evidence_faults(report: Comparison, gate: Gate) -> Iterator[str]:
     required = {baseline_of(report, gate), *report.required.baselines}
     for name in sorted(required - report.gain.keys()):
         yield f"the report has no row for the baseline {label(name)!r}"
+    for name in sorted(required & report.gain.keys() - {baseline_of(report, gate)}):
+        if not np.isfinite(report.gain[name].value):
+            yield f"{gate.metric} beside {label(name)}, which is required, is not defined"
 
 
 def unvouched(suspects: list[Suspect], gate: Gate) -> Iterator[str]:
@@ -111,7 +114,9 @@ def _gain_faults(report: Comparison, gate: Gate) -> Iterator[str]:
             f"over {len(seeds.each)} seeds {gate.metric} does not beat {label(baseline)}: mean improvement "
             f"{seeds.value:+.4f}; the seed on offer was lucky"
         )
-    if report.prediction_bias > gate.maximum_prediction_bias:
+    if not np.isfinite(report.prediction_bias):
+        yield "predictions are no numbers, so they are not calibrated"
+    elif report.prediction_bias > gate.maximum_prediction_bias:
         yield (
             f"predictions are off by {report.prediction_bias:.0%} on average; "
             f"the gate allows {gate.maximum_prediction_bias:.0%}"

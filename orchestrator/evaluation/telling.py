@@ -5,8 +5,8 @@ is measured, one feature at a time, in ways that an honest one passes whatever i
 
 * Alone and beside the biases of items and users, it orders held-out labels better than a column that is known
   beforehand does (``too_good``).
-* Its change since the row before, of the same user, item or at all, tells the row's own label: a running count or mean
-  that holds the row itself (``own_row``).
+* Its change since the row before, of the same user, item or at all, or how far it lies from their average or from the
+  row's time, tells the row's own label: a running count that holds the row itself, an average without it (``own_row``).
 * What it leaves unexplained in an item's (or user's) earlier rows is made up for in the later ones
   (``own_rows.holds_own_labels``), or it is their count up to the end of the file (``own_rows.counts_the_future``): an
   aggregate that saw the rows it is judged on.
@@ -41,6 +41,9 @@ MOST_OF_THE_ERROR = 0.2
 """Share of the mean absolute error of item and user biases that one column takes away; known ones came to .10."""
 SURE_VALUES = (0.998, 0.1)
 """Positives among the rows of a column's best values, and the share of all positives that they hold."""
+DAY_US = 86_400_000_000
+A_TIME = 0.99
+"""Correlation with the row's time from which a column counts as a time itself, in whatever unit."""
 MOSTLY_POSITIVE = 0.8
 """Where this share of all rows is positive, values that always come with a positive are no wonder."""
 
@@ -98,16 +101,43 @@ def too_good(ruler: Ruler, codes: np.ndarray) -> str | None:
 
 
 def own_row(rows: JudgedRows, ruler: Ruler, feature: Feature) -> str | None:
-    """Which change since the row before tells the row's own label, where the value itself does not."""
-    if feature.of != "context" or rows.time_us is None or feature.values.dtype.kind == "O":
+    """By what comparison with other rows a column tells its row's own label, where its value alone does not."""
+    if feature.of != "context" or feature.values.dtype.kind == "O":
         return None
-    everybody = np.zeros(len(rows.label), np.int64)
-    for whose, group in (("the user", rows.user), ("the item", rows.item), ("the domain", everybody)):
-        for change in _changes(feature.values, group, rows.time_us):
-            found = ruler.measure(value_codes(change))
-            if found.implausible:
-                return f"what it gains on {whose}'s row before is the row's own label: {found.said}"
+    for what, compared in _compared(rows, feature.values):
+        found = ruler.measure(value_codes(compared))
+        if found.implausible:
+            return f"{what} is the row's own label: {found.said}"
     return None
+
+
+def _compared(rows: JudgedRows, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """A column beside its group's rows and beside the row's time: in words, and (N,) each."""
+    for whose, group in (("the item", rows.item), ("the user", rows.user)):
+        yield f"how far it lies from {whose}'s average", values - _mean_of_group(values, group)
+    if rows.time_us is None:
+        return
+    for whose, group in (
+        ("the user", rows.user),
+        ("the item", rows.item),
+        ("the domain", np.zeros(len(rows.label), np.int64)),
+    ):
+        for change in _changes(values, group, rows.time_us):
+            yield f"what it gains on {whose}'s row before", change
+    filled = np.isfinite(values)
+    if filled.sum() > FEWEST_ROWS and np.ptp(values[filled]) > 0:
+        when = (rows.time_us - rows.time_us.min()) / DAY_US
+        if np.ptp(when[filled]) > 0 and abs(np.corrcoef(values[filled], when[filled])[0, 1]) > A_TIME:
+            slope, start = np.polyfit(when[filled], values[filled], 1)
+            yield "how far it lies from the row's time", values - slope * when - start
+
+
+def _mean_of_group(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    filled = np.isfinite(values)
+    size = int(group.max()) + 1
+    count = np.bincount(group[filled], minlength=size)
+    total = np.bincount(group[filled], values[filled], minlength=size)
+    return np.divide(total, count, out=np.full(size, np.nan), where=count > 0)[group]
 
 
 def value_codes(values: np.ndarray) -> np.ndarray:

@@ -105,6 +105,9 @@ def judge(workspace: Workspace, ranker: Ranker, encoder: FeatureEncoder, slot: i
     if gain.low > 0:
         why = f"{gate.metric} on {users} cold users beats {baseline} by {measured}, before any training here"
         decision = Decision(promote=True, verdict="ship", reasons=[why])
+    elif not np.isfinite(gain.value):
+        why = f"{gate.metric} on {users} cold users is not defined, so it does not beat {baseline}"
+        decision = Decision(promote=False, verdict="hold", reasons=[why])
     else:
         why = f"{gate.metric} on {users} cold users does not beat {baseline} for certain: {measured}"
         decision = Decision(promote=False, verdict="hold", reasons=[why])

@@ -79,7 +79,7 @@ def test_a_preview_of_ratings_values_sources_by_the_gates_metric_and_says_how_of
     assert test.held == sum(check.held for check in test.checks)
     terminal.preview(found)
     shown = capsys.readouterr().out
-    assert "drop in rmse" in shown
+    assert "drop in MAE" in shown
     assert f"the interval held {test.held} of {test.of} times" in shown
 
 

@@ -58,14 +58,15 @@ def test_from_training_to_the_report_every_command_ends_well(graft, registered, 
     """It says "not defined" where it is not; no NaN is shown, and what was published is not hidden by a failure."""
     registered(task, *((0, 1) if task == "ctr" else (1, 5)))
     assert "ready to launch" in graft("readiness", "rooms")
-    trained = graft("train", "--local", *SMALL)
+    trained = graft("train", "--local", *SMALL, "--set", f"task={task}")
     launched = graft("launch", "rooms", "--local", *SMALL)
+    previewed = graft("preview", "rooms", "--local")
     shown = graft("domains", "show", "rooms")
     graft("domains", "list")
     out = tmp_path / "report.html"
     graft("report", "rooms", "--out", out)
     page = re.sub(r"<style.*?</style>", "", out.read_text(), flags=re.S)
-    for text in (trained, launched, shown, page):
+    for text in (trained, launched, previewed, shown, page):
         assert not re.search(r"\bnan\b", text, re.IGNORECASE), text
     if task == "ctr":
         assert "not defined" in launched

@@ -69,7 +69,7 @@ def _metrics(version: Version) -> None:
         for metric, value in measured.rows["shared"].items():
             title = wording.metric_name(metric)
             row[title] = wording.interval(value)
-            row[f"{title} of item mean"] = f"{measured.rows['item_mean'][metric].value:.4f}"
+            row[f"{title} of item mean"] = wording.number(measured.rows["item_mean"][metric].value)
         rows.append(row)
     if rows:
         st.dataframe(rows, hide_index=True)

@@ -203,8 +203,15 @@ def interval(measured: Interval, digits: int = 4) -> str:
     return f"{measured.value:.{digits}f} ({measured.low:.{digits}f} to {measured.high:.{digits}f})"
 
 
+def number(value: float, digits: int = 4) -> str:
+    """``0.7123``, or words where it is not defined."""
+    return "not defined" if math.isnan(value) else f"{value:.{digits}f}"
+
+
 def gain(measured: Interval) -> str:
     """``+0.0123 (+0.0090 to +0.0151)``."""
+    if math.isnan(measured.value):
+        return "not defined"
     return f"{measured.value:+.4f} ({measured.low:+.4f} to {measured.high:+.4f})"
 
 

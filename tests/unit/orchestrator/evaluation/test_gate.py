@@ -1,5 +1,7 @@
 """The go-live rule says yes only to evidence, and says why when it says no."""
 
+from typing import get_args
+
 import pytest
 
 from domains.spec import Gate
@@ -149,3 +151,27 @@ def test_a_version_surely_below_a_required_row_does_not_ship(a_report, network):
     decision = decide(a_report(gain=gain, required=required("popularity", network)), POPULARITY)
     assert not decision.promote
     assert any(reason.startswith(label(network)) for reason in decision.reasons)
+
+
+NAMED = sorted(set(get_args(Gate.model_fields["baseline"].annotation)) - {"strongest", "strongest_plain"})
+
+
+@pytest.mark.parametrize("task", ["ctr", "rating"])
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("value", [-0.03, float("nan")], ids=["below", "undefined"])
+def test_no_version_ships_that_is_surely_below_a_required_row_or_cannot_be_compared_with_it(
+    a_report, task, name, value
+):
+    """Whichever row is required, of clicks or of ratings, and however much is gained over the gate's own baseline."""
+    if task == "rating" and name == "popularity":
+        name = "item_mean"
+    clear = {"value": 0.2, "low": 0.1, "high": 0.3}
+    found = {"value": value, "low": value - 0.01, "high": value + 0.01}
+    gain = {**dict.fromkeys((*FREE, "popularity", "zero_shot", "single_domain"), clear), name: found}
+    metric = "auc" if task == "ctr" else "mae"
+    other = next(row for row in ("single_domain", "item_user_bias") if row != name)
+    report = a_report(task=task, metric=metric, gain=gain, required=required(name))
+    for gate in (Gate(metric=metric, baseline=other), Gate(metric=metric), Gate(metric=metric, baseline="strongest")):
+        decision = decide(report, gate)
+        assert not decision.promote
+        assert any(label(name) in reason for reason in decision.reasons)

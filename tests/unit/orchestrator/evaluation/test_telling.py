@@ -156,6 +156,45 @@ def test_a_running_sum_or_mean_is_named_only_if_it_holds_the_row_itself(rows, wh
 
 
 @pytest.mark.parametrize("rows", [CLICKS, RATINGS, UNTIMED], ids=["clicks", "ratings", "without time"])
+@pytest.mark.parametrize("whose", ["item", "user"])
+def test_an_average_over_the_other_rows_of_the_file_is_named(rows, whose):
+    """Without its own row it is lower where that was high, and it holds the rows to come."""
+    group = getattr(rows, whose)
+    count, total = np.bincount(group)[group], np.bincount(group, rows.label)[group]
+    others = (total - rows.label) / np.maximum(count - 1, 1)
+    assert said(rows, np.where(count > 1, others, np.nan))
+
+
+@pytest.mark.parametrize("unit", [1, 1_000, 1_000_000])
+def test_a_later_time_is_named_in_whatever_unit(unit):
+    """When the page was closed: late after a click."""
+    random = np.random.default_rng(0)
+    seconds = np.where(CLICKS.label > 0, random.gamma(3, 100, 12_000), random.gamma(1, 5, 12_000))
+    closed = CLICKS.time_us / 1e6 + seconds
+    assert "the row's time" in said(CLICKS, np.round(closed * unit))
+    assert said(CLICKS, np.round((CLICKS.time_us / 1e6 + random.gamma(1, 60, 12_000)) * unit)) is None
+
+
+def test_an_average_over_more_rows_than_there_are_here_is_named_too():
+    """Rows of the file that were left out here count in it as well."""
+    everything = made("rating", rows=14_000)
+    here = np.sort(np.random.default_rng(0).permutation(14_000)[:12_000])
+    split = cold_users(
+        everything.user[here], np.ones(12_000, bool), everything.time_us[here], share=0.2, validation_share=0.1, seed=1
+    )
+    rows = JudgedRows(
+        task="rating",
+        user=everything.user[here],
+        item=everything.item[here],
+        label=everything.label[here],
+        time_us=everything.time_us[here],
+        train=np.sort(np.r_[split.train, split.validation]),
+        held=np.flatnonzero(everything.time_us[here] >= split.cut_us),
+    )
+    assert said(rows, mean_of(everything, everything.item)[here], "item")
+
+
+@pytest.mark.parametrize("rows", [CLICKS, RATINGS, UNTIMED], ids=["clicks", "ratings", "without time"])
 def test_honest_columns_are_not_blamed(rows):
     """What is known beforehand passes, also where it says much: the liking of items itself, places, hours, counts."""
     random = np.random.default_rng(0)
