@@ -110,11 +110,11 @@ def vouch(
     feature: Annotated[str, typer.Argument(help="The feature, as the launch's report names it.")],
     *,
     why: Annotated[str, typer.Option("--why", help="How you know; it stands in the spec and in every report.")],
-    by: By = "command line",
 ) -> None:
     """Vouch for a feature that tells the label too well: it is known when a request comes. Then launch again."""
-    use_cases.vouch(name, feature, why=why, registry=use_cases.open_registry(Settings()), by=by)
-    say(f"{name}: {feature} is known when a request comes, says {by}; launch again to have it judged so")
+    who = os_user()
+    use_cases.vouch(name, feature, why=why, registry=use_cases.open_registry(Settings()), by=who)
+    say(f"{name}: {feature} is known when a request comes, says {who}; launch again to have it judged so")
 
 
 def ingest(

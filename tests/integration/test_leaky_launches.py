@@ -10,6 +10,7 @@ from domains.errors import InvalidSpec
 from domains.spec import DomainSpec
 from orchestrator import use_cases
 from orchestrator.cli import app
+from orchestrator.credentials import os_user
 from orchestrator.evaluation.report import ColdStartReport, ZeroShotReport
 
 QUICK = {"epochs": 1, "fine_tune_epochs": 1, "width": 4, "lifelong": 10, "batch_size": 512, "fine_tune_batch_size": 512}
@@ -93,11 +94,11 @@ def test_a_column_that_is_nearly_the_label_waits_for_somebody_who_vouches_for_it
         use_cases.vouch("nearly", "opened_for", why="a slip", registry=registry, by="ann")
     monkeypatch.setenv("GRAFT_HOME", str(settings.home))
     why = "a forecast of the shop, made before the page"
-    done = CliRunner().invoke(app, ["domains", "vouch", "nearly", NEARLY, "--why", why, "--by", "ann"])
+    done = CliRunner().invoke(app, ["domains", "vouch", "nearly", NEARLY, "--why", why])
     assert done.exit_code == 0, done.output
     assert registry.domain("nearly").spec.gate.known_at_request == {NEARLY: why}
     entry = registry.audit("nearly", limit=1)[0]
-    assert (entry["who"], entry["what"]) == ("ann", "update_spec")
+    assert (entry["who"], entry["what"]) == (os_user(), "update_spec")
     assert why in CliRunner().invoke(app, ["domains", "show", "nearly"]).output.replace("\n", " ")
     again = launch(market, "nearly")
     assert [suspect.feature for suspect in again.suspects] == [NEARLY]
