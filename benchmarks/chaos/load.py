@@ -26,6 +26,10 @@ class Told:
     user_id: str
     item_id: str
     time_us: int
+    asked_at: float = 0.0
+    """When it was sent (seconds of the monotonic clock)."""
+    at: float = 0.0
+    """When it was acknowledged."""
 
 
 @dataclass
@@ -38,10 +42,17 @@ class Log:
     failed: list[tuple[float, str]] = field(default_factory=list)
     """When a ranking failed, and how: a status, or the name of the fault of the connection."""
     told: list[Told] = field(default_factory=list)
+    refused: list[tuple[float, float]] = field(default_factory=list)
+    """When feedback was turned away, and after how many seconds."""
 
     def took_ms(self, percentile: float) -> float:
         """What a ranking took; not-a-number before the first."""
         return float(np.percentile([took * 1e3 for _, took in self.answers], percentile)) if self.answers else np.nan
+
+    def took_ms_between(self, percentile: float, since: float, until: float) -> float:
+        """What a ranking took that was answered between two moments; not-a-number without one."""
+        took = [took * 1e3 for at, took in self.answers if since <= at <= until]
+        return float(np.percentile(took, percentile)) if took else np.nan
 
     def gap_s(self, since: float, until: float) -> float:
         """The longest time without an answer between two moments."""
@@ -106,8 +117,11 @@ class Load:
         time_us = time.time_ns() // 1000
         event = {"item_id": items[0], "time_us": time_us}
         body = {"request_id": request_id, "user_id": user, "domain": TARGET, "events": [event]}
+        asked_at = time.monotonic()
         if self._post(client, f"{self._url}/v1/feedback", body) is not None:
-            self.log.told.append(Told(request_id, user, items[0], time_us))
+            self.log.told.append(Told(request_id, user, items[0], time_us, asked_at, time.monotonic()))
+        else:
+            self.log.refused.append((time.monotonic(), time.monotonic() - asked_at))
 
     def _post(self, client: httpx.Client, url: str, body: dict[str, Any]) -> dict[str, Any] | None:
         try:

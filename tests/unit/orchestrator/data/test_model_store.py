@@ -1,5 +1,8 @@
 """The model store: written once, checked file by file, repaired by publishing again."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from orchestrator.data.model_store import Artifacts
@@ -30,6 +33,34 @@ def test_what_was_published_is_found_whole(store, finished):
     folder = store.verified(tag)
     for file in finished.iterdir():
         assert (folder / file.name).read_bytes() == file.read_bytes()
+
+
+def test_every_file_and_folder_is_on_the_disk_before_anybody_can_point_at_it(store, finished, monkeypatch):
+    """Each file is flushed under its hidden name, then renamed, then its folder flushed; the store's folder comes last."""
+    done = []
+    fsync, replace = os.fsync, os.replace
+
+    def flushed(handle: int) -> None:
+        done.append(("fsync", Path(os.readlink(f"/proc/self/fd/{handle}"))))
+        fsync(handle)
+
+    def renamed(source, target) -> None:
+        done.append(("rename", Path(source), Path(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    tag = store.publish("adapter", finished, HASH)
+    folder = store.path(tag)
+    for number, (what, *where) in enumerate(done):
+        if what == "rename":
+            hidden, seen = where
+            assert ("fsync", hidden) in done[:number], "its content first"
+            assert ("fsync", seen.parent) in done[number:], "its name after"
+    flushes = [where[0] for what, *where in done if what == "fsync"]
+    for path in (*folder.iterdir(), folder):
+        assert path in flushes, "in the place where the pointer will find it"
+    assert flushes[-1] == folder.parent, "nothing is flushed after the return, and the folder's own name last"
 
 
 def harm_bytes(file):
