@@ -59,7 +59,7 @@ def prefect(stack: Stack, seconds: float) -> Measured:
     worst_ms, failed = log.took_ms_between(99, *outage), len(log.failed)
     return Measured(
         f"rank p99 {quiet_ms:.0f} ms quiet, {worst_ms:.0f} ms meanwhile, {failed} failed; status says "
-        f"{sum(map(bool, said.values()))} of {len(said)}; the run that was starting {now.state}, {now.progress:.0%} done",
+        f"{sum(map(bool, said.values()))} of {len(said)}; the run is {now.state}, {now.progress:.0%} done",
         worst_ms <= 2 * quiet_ms and not failed and all(said.values()) and goes_on,
         {"quiet_p99_ms": quiet_ms, "p99_ms": worst_ms, "said": said, "run": now.state, "failed": log.failed},
     )

@@ -36,7 +36,7 @@ def test_what_was_published_is_found_whole(store, finished):
 
 
 def test_every_file_and_folder_is_on_the_disk_before_anybody_can_point_at_it(store, finished, monkeypatch):
-    """Each file is flushed under its hidden name, then renamed, then its folder flushed; the store's folder comes last."""
+    """Each file is flushed under its hidden name and renamed, then its folder; the store's folder comes last."""
     done = []
     fsync, replace = os.fsync, os.replace
 
