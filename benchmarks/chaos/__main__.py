@@ -10,20 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from benchmarks.chaos import contract, doors, kills, overload, promotions, pushes, stores
-=======
-from benchmarks.chaos import contract, doors, kills, outages, overload, promotions, stores
->>>>>>> 773f780 (The Prefect server and the registry are taken away and given back under load)
+from benchmarks.chaos import contract, doors, kills, outages, overload, promotions, pushes, stores
 from benchmarks.chaos.rows import Measured, Row
 from benchmarks.chaos.stack import Stack
 
 ROWS: tuple[Row, ...] = (
-<<<<<<< HEAD
-    *(*promotions.ROWS, *overload.ROWS, *stores.ROWS, *pushes.ROWS, *contract.ROWS, *kills.ROWS),
-=======
-    *(*promotions.ROWS, *overload.ROWS, *stores.ROWS, *contract.ROWS, *outages.ROWS, *kills.ROWS),
->>>>>>> 773f780 (The Prefect server and the registry are taken away and given back under load)
+    *(*promotions.ROWS, *overload.ROWS, *stores.ROWS, *pushes.ROWS, *contract.ROWS, *outages.ROWS, *kills.ROWS),
     *doors.ROWS,  # last: from its keys and users on, everybody is asked
 )
 
@@ -72,13 +64,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--redis", action="store_true", help="keep the histories in a Redis (needs redis-server)")
     options = parser.parse_args()
-<<<<<<< HEAD
-    results = run([row for row in ROWS if row.name in options.only], options.seconds, redis=options.redis)
-=======
     # Ended by a time limit it still ends its servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    results = run([row for row in ROWS if row.name in options.only], options.seconds)
->>>>>>> 773f780 (The Prefect server and the registry are taken away and given back under load)
+    results = run([row for row in ROWS if row.name in options.only], options.seconds, redis=options.redis)
     print(table(results))
     if options.json is not None:
         options.json.write_text(json.dumps(results, indent=2, default=str) + "\n")
