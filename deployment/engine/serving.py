@@ -24,6 +24,7 @@ from sqlalchemy.exc import OperationalError
 
 from deployment.engine import scorer
 from deployment.engine.answers import Answered, rank_answer
+from deployment.engine.claims import Claims
 from deployment.engine.features import FeatureReads
 from deployment.engine.feedback import Feedback, RegistryAway, UnknownRequest
 from deployment.engine.prepared import Prepared, warm
@@ -64,10 +65,6 @@ FEEDBACK_S = 1.7
 """How long feedback waits for the registry before it is turned away."""
 LOG_LAG_S = 0.6
 """How long feedback waits for the record of the request that it answers, which another worker may be writing."""
-CLAIM_S = 0.25
-"""How long an answer under an id of the caller's, once scored, waits for the registry to say that the id is free."""
-CLAIMS_REST_S = 5.0
-"""How long no answer waits, after one did in vain."""
 
 T = TypeVar("T")
 
@@ -118,10 +115,9 @@ class Serving:
         )
         self._feedback = Feedback(registry=impatient, find_domain=self._find_domain, on_kept=self._pusher.wake)
         self._taking = ThreadPoolExecutor(max_workers=4, thread_name_prefix="feedback")
-        self._claiming = ThreadPoolExecutor(max_workers=2, thread_name_prefix="claims")
+        self._claims = Claims(self._feedback)
         self._untaken = 0
         self._metrics = Metrics()
-        self._claims_rest_until = 0.0
         self._started = False
 
     @property
@@ -178,7 +174,7 @@ class Serving:
         self._features.close()
         self._scoring.shutdown(wait=True)
         self._predictions.close()
-        self._claiming.shutdown(wait=True, cancel_futures=True)
+        self._claims.close()
         self._taking.shutdown(wait=True, cancel_futures=True)
         self._pusher.close()
 
@@ -194,7 +190,7 @@ class Serving:
         domain = self._domain(name)
         if self.overloaded:
             raise Overloaded(f"{self._waiting} requests are waiting; try again shortly")
-        claim = self._begin_claim(request, domain)
+        claim = self._claims.begin(request, domain.name)
         self._waiting += 1
         try:
             began = time.perf_counter()
@@ -205,7 +201,7 @@ class Serving:
             ranking = replace(ranking, features_ms=(read - began) * 1e3)
         finally:
             self._waiting -= 1
-        await self._end_claim(claim, request, domain)
+        await self._claims.end(claim, request, domain.name)
         return ranking
 
     def _rank(
@@ -252,39 +248,6 @@ class Serving:
             # A page without a ranking is worse than one ranked by popularity; the log says what to repair.
             logger.exception("scoring failed", extra={"domain": domain.name})
             return scorer.prior_scores(domain, request.items, scorer.MODEL_FAULT)
-
-    def _begin_claim(self, request: RankRequest, domain: LiveDomain) -> asyncio.Future[None] | None:
-        """Begin to hold the caller's id in the registry, against every other process; the scoring goes on meanwhile.
-
-        Raises:
-            RequestIdTaken: this process knows already that the id is another's.
-        """
-        name = request.request_id
-        if name is None or self._feedback.knows(name):
-            self._know(request, domain)
-            return None
-        if time.monotonic() < self._claims_rest_until:
-            return None
-        claim = partial(self._feedback.claim, name, user_id=request.user_id, domain=domain.name)
-        return asyncio.get_running_loop().run_in_executor(self._claiming, claim)
-
-    async def _end_claim(self, claim: asyncio.Future[None] | None, request: RankRequest, domain: LiveDomain) -> None:
-        """Make sure that the id names one ranking alone, in all processes; while the registry is away, in this one.
-
-        Raises:
-            RequestIdTaken: the id is another's.
-        """
-        if claim is not None:
-            try:
-                await asyncio.wait_for(claim, CLAIM_S)
-            except Exception:
-                # No answer waits for the registry: the log keeps the first ranking of an id whatever is answered.
-                self._claims_rest_until = time.monotonic() + CLAIMS_REST_S
-        self._know(request, domain)
-
-    def _know(self, request: RankRequest, domain: LiveDomain) -> None:
-        if request.request_id is not None:
-            self._feedback.remember(request.request_id, user_id=request.user_id, domain=domain.name)
 
     async def feedback(self, request: FeedbackRequest, key: ApiKey | None = None) -> FeedbackAnswer:
         """Keep feedback; the outbox brings it into the user's online history. It never waits ``FEEDBACK_S`` or more.
