@@ -72,7 +72,8 @@ def _registry(settings: Settings) -> Iterator[Part]:
     finally:
         registry.close()
     answering = sum(domain.name in live for domain in domains)
-    yield Part("domains", f"{len(domains)} domains, {answering} with a live version, {len(runs)} runs in progress")
+    says = f"{len(domains)} domain{'s' if len(domains) != 1 else ''}, {answering} with a live version of its own"
+    yield Part("domains", f"{says}, {len(runs)} run{'s' if len(runs) != 1 else ''} in progress")
     says = f"{outbox.events:,} events of feedback wait for the online store"
     says += f", the oldest for {outbox.oldest_s:.0f} s" if outbox.events else ""
     yield Part("outbox", says, well=outbox.events < WAITING_MANY and outbox.oldest_s < WAITING_LONG_S)
