@@ -59,8 +59,8 @@ class Log:
         inside = sorted(at for at, _ in self.answers if since <= at <= until)
         return float(np.max(np.diff([since, *inside, until])))
 
-    def gap_after(self, at: float, within_s: float = 2.0) -> float:
-        """The longest time between two answers that begins soon after a moment; to the last answer of all, else."""
+    def gap_after(self, at: float, within_s: float = 20.0) -> float:
+        """The longest time between two answers that begins within so many seconds of a moment."""
         answers = np.sort([answered for answered, _ in self.answers])
         first = max(0, int(np.searchsorted(answers, at)) - 1)
         began = answers[first:-1]

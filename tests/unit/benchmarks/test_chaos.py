@@ -21,3 +21,10 @@ def test_the_table_says_which_goal_is_not_reached():
     """One line a row."""
     rows = [{"row": "kills", "goal": "0 lost", "measured": "2 lost", "ok": False}]
     assert chaos.table(rows).splitlines()[2:] == ["| kills | 0 lost | 2 lost | NO |"]
+
+
+def test_a_gap_that_opens_some_time_after_a_kill_counts():
+    """The workers of a server that was killed answer on for a while; what follows is its gap nevertheless."""
+    log = Log(answers=[(float(at), 0.1) for at in (1, 2, 3, 4, 10, 11)])
+    assert log.gap_after(1.5) == 6.0
+    assert log.gap_after(1.5, within_s=2.0) == 1.0
