@@ -19,7 +19,7 @@ PYTEST_ARGS ?=
 CHAOS_ARGS ?=
 # Tests run in this many processes; those that share a server or an expensive fixture stay together (tests/conftest.py).
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .PHONY: help setup demo fast test tests check lint format types contracts docs docs-reference chaos up down lock clean
 .DEFAULT_GOAL := help

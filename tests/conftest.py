@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # Set before any import of the packages that read them: no test calls out.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -19,17 +20,22 @@ os.environ.setdefault("GRAFT_REQUIRED_BASELINES", "popularity")
 os.environ.setdefault("GRAFT_REQUIRED_SEEDS", "1")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, and those of a folder of integration tests: they share fixtures.
+class Together(LoadScopeScheduling):
+    """Keeps the tests of a file in one process, and those of a folder of integration tests: they share fixtures.
 
-    A file may name a larger group itself.
+    The groups of pytest-xdist itself (``loadgroup``) are written into the ids of tests, which pytest 9.2 does not allow.
     """
-    tests = Path(__file__).parent
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            together = item.path if item.path.parent.parent != tests / "integration" else item.path.parent
-            item.add_marker(pytest.mark.xdist_group(together.relative_to(tests).as_posix()))
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        folder = path.rpartition("/")[0]
+        return folder if folder.startswith("tests/integration/") else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    """Asked for where tests run in several processes."""
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")

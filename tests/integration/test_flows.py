@@ -27,7 +27,7 @@ from orchestrator.jobs.results import SharedTraining
 from orchestrator.jobs.runner import Step
 from orchestrator.settings import Settings
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("prefect")]
+pytestmark = pytest.mark.servers
 
 SPEC = """
 name: {name}

@@ -16,7 +16,7 @@ from orchestrator import use_cases
 from orchestrator.servers import plan, state, supervisor
 from tests.integration.servers.fakes import graft, ready, settings_in, wait_until
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers")]
+pytestmark = pytest.mark.servers
 
 NAMES = {"prefect", "worker", "service", "ui"}
 

@@ -21,7 +21,7 @@ from orchestrator.servers.plan import Server
 from orchestrator.settings import Settings
 from tests.integration.servers.fakes import free_ports, graft, idle, pids, ready, restarts, settings_in, wait_until
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("servers")]
+pytestmark = pytest.mark.servers
 
 
 def test_stopping_ends_every_server_and_forgets_them(supervise):

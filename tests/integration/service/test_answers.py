@@ -20,8 +20,6 @@ from orchestrator.data.model_store import Artifacts
 from tests.integration.service.conftest import client_of, served
 from tests.integration.service.fakes import CONTRACT, ask, assert_is_error, eventually
 
-pytestmark = pytest.mark.xdist_group("service")  # these files share one trained marketplace
-
 
 def test_a_ranking_names_what_it_rests_on(shared_market, shared_client):
     """Sorted scores between 0 and 1, the version, the level, the time, and the request's own id."""

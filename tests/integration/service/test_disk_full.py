@@ -16,7 +16,7 @@ from orchestrator.settings import Settings
 from tests.integration.service.fakes import Market, ask, assert_is_error, eventually
 from tests.integration.service.test_processes import Server
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("service")]
+pytestmark = pytest.mark.servers
 
 
 @pytest.fixture

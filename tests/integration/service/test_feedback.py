@@ -13,8 +13,6 @@ from deployment.http.api import create_app
 from feature_repo import materialise
 from tests.integration.service.fakes import ask, assert_is_error, eventually
 
-pytestmark = pytest.mark.xdist_group("service")  # these files share one trained marketplace
-
 
 def test_feedback_is_joined_counted_once_and_history_at_once(market, serving, client):
     """The next request of the same user sees what they just clicked; sending it again changes nothing."""

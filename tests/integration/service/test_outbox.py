@@ -28,8 +28,6 @@ from orchestrator.data.online import feature_repo, refresh
 from orchestrator.settings import Settings
 from tests.integration.service.fakes import Market, ask, assert_is_error, eventually
 
-pytestmark = pytest.mark.xdist_group("service")  # these files share one trained marketplace
-
 
 def tell(client, request_id, events, **more):
     return client.post("/v1/feedback", json={"request_id": request_id, "events": events, **more})

@@ -19,8 +19,6 @@ from orchestrator.data.model_store import Artifacts
 from orchestrator.servers import plan
 from tests.integration.service.fakes import CONTRACT, Market, ask, assert_is_error, eventually, with_one_bit_turned
 
-pytestmark = pytest.mark.xdist_group("service")  # these files share one trained marketplace
-
 
 class Server:
     """The service as its own processes, on a free port of loopback."""

@@ -12,8 +12,6 @@ import pytest
 from deployment.engine import scorer, serving
 from tests.integration.service.fakes import ask, assert_is_error
 
-pytestmark = pytest.mark.xdist_group("service")  # these files share one trained marketplace
-
 JSON = {"content-type": "application/json"}
 
 

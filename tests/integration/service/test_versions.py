@@ -11,8 +11,6 @@ import pytest
 from orchestrator.data.model_store import Artifacts
 from tests.integration.service.fakes import ask, eventually, with_one_bit_turned
 
-pytestmark = pytest.mark.xdist_group("service")  # these files share one trained marketplace
-
 
 def test_a_promotion_is_picked_up_and_rolled_back_without_a_restart(market, serving, client):
     """The pointer in the registry is all that moves."""
