@@ -23,7 +23,7 @@ os.environ.setdefault("GRAFT_REQUIRED_SEEDS", "1")
 class Together(LoadScopeScheduling):
     """Keeps the tests of a file in one process, and those of a folder of integration tests: they share fixtures.
 
-    The groups of pytest-xdist itself (``loadgroup``) are written into the ids of tests, which pytest 9.2 does not allow.
+    The groups of pytest-xdist itself (``loadgroup``) are written into ids of tests, which pytest 9.2 does not allow.
     """
 
     def _split_scope(self, nodeid: str) -> str:

@@ -188,7 +188,7 @@ class _Demo:
         items = popularity["item_id"].slice(0, CANDIDATES).to_pylist()
         body = json.dumps({"user_id": user, "items": [{"item_id": item} for item in items]})
         url = f"{self._settings.service_url}/v1/domains/{domain}/rank"
-        answer = json.loads(_post_by_curl(url, body))
+        answer = json.loads(self._post(url, body))
         say(_one_item_per_line(answer))
         if live is not None and answer["model_version"] != live.version_id:
             raise Unavailable(
@@ -196,11 +196,30 @@ class _Demo:
                 f"{live.version_id[:12]} is live; see {self._settings.logs_dir / 'service.log'}"
             )
 
+    def _post(self, url: str, body: str) -> str:
+        """Print the request as a curl command and send it; by curl where that needs no key."""
+        command = ["curl", "--silent", "--show-error", url, "--header", "content-type: application/json"]
+        headers = self._settings.service_headers if self._registry.api_keys() else {}
+        shown = shlex.join([*command, "--data", body])
+        if headers:
+            # The key is read where it lies: neither the terminal nor the list of processes shows it.
+            token = f'--header "authorization: Bearer $(cat {shlex.quote(str(self._settings.service_key_file))})"'
+            shown = f"{shlex.join(command)} {token} {shlex.join(['--data', body])}"
+        say(shown)
+        if headers or shutil.which("curl") is None:
+            headers = {"content-type": "application/json", **headers}
+            return httpx.post(url, content=body, headers=headers, timeout=30, trust_env=False).text
+        done = subprocess.run([*command, "--data", body], capture_output=True, text=True, timeout=30, check=False)
+        if done.returncode != 0:
+            raise Unavailable(f"curl failed: {done.stderr.strip()}")
+        return done.stdout
+
     def _await_service(self, domain: str, version_id: str | None) -> None:
         deadline = time.monotonic() + PICK_UP_LIMIT_S
+        url, headers = f"{self._settings.service_url}/v1/domains", self._settings.service_headers
         while time.monotonic() < deadline:
-            served = httpx.get(f"{self._settings.service_url}/v1/domains", timeout=5.0, trust_env=False).text
-            if version_id is None or version_id in served:
+            served = httpx.get(url, headers=headers, timeout=5.0, trust_env=False)
+            if served.is_success and (version_id is None or version_id in served.text):
                 return
             time.sleep(0.2)
         raise Unavailable(f"the service did not pick up version {version_id} of {domain} in {PICK_UP_LIMIT_S} s")
@@ -223,19 +242,6 @@ def _choose(prepared: list[SimulatedDomain] | list[PreparedDomain]) -> tuple[lis
         raise Rejected("the data set has no target domain to launch")
     new = next((domain for domain in targets if domain.spec.name == NEW_SIMULATED_DOMAIN), targets[-1])
     return [domain for domain in prepared if domain is not new and domain.spec.task == new.spec.task], new
-
-
-def _post_by_curl(url: str, body: str) -> str:
-    """Print and run a curl command; the same request without curl where curl is not installed."""
-    header = "content-type: application/json"
-    command = ["curl", "--silent", "--show-error", url, "--header", header, "--data", body]
-    say(shlex.join(command))
-    if shutil.which("curl") is None:
-        return httpx.post(url, content=body, headers={"content-type": "application/json"}, trust_env=False).text
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    if done.returncode != 0:
-        raise Unavailable(f"curl failed: {done.stderr.strip()}")
-    return done.stdout
 
 
 def _one_item_per_line(answer: dict[str, Any]) -> str:
