@@ -41,8 +41,8 @@ def test_an_online_store_is_a_class_in_one_table(monkeypatch: pytest.MonkeyPatch
     """Settings take its name, and Feast's file gets its section."""
 
     class DummyStore(OnlineStore):
-        def feast_settings(self) -> dict[str, Any]:
-            return {"type": "dummy", "at": self.address}
+        def feast_settings(self, *, impatient: bool = False) -> dict[str, Any]:
+            return {"type": "dummy", "at": self.address} | ({"wait": 0} if impatient else {})
 
     monkeypatch.setitem(ONLINE_STORES, "dummy", DummyStore)
     settings = Settings(home=tmp_path, online_store="dummy", online_store_address="here:1")
